@@ -1,0 +1,22 @@
+"""The obvious loop over experts, left to autograd: slow, readable, and what every other backend is held to."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from moekit.kernels.assignments import Assignments
+
+
+def experts(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+    """y_TD: for each token, the sum over its assignments of weight * down(silu(gate(x)) * up(x)).
+
+    gate_up_EGD: gate over up, G = 2 F rows per expert; down_EDF. Tokens without an assignment get zeros.
+    """
+    y_TD = x_TD.new_zeros(x_TD.shape)
+    for expert, (gate_up_GD, down_DF) in enumerate(zip(gate_up_EGD, down_EDF, strict=True)):
+        begin, end = assignments.expert_offsets[expert : expert + 2]
+        token_S = assignments.token_S[begin:end]
+        gate_SF, up_SF = F.linear(x_TD[token_S], gate_up_GD).chunk(2, dim=-1)
+        y_SD = F.linear(F.silu(gate_SF) * up_SF, down_DF)
+        weight_S1 = assignments.weight_S[begin:end, None].to(y_SD.dtype)
+        y_TD = y_TD.index_add(0, token_S, weight_S1 * y_SD)
+    return y_TD
