@@ -19,7 +19,7 @@ class Config(BaseModel):
 
 
 class AttentionConfig(Config):
-    """Grouped-query causal attention with rotary positions (Ainslie et al., arXiv 2305.13245; Su et al., 2104.09864)."""
+    """Grouped-query causal attention with rotary positions (arXiv 2305.13245; arXiv 2104.09864)."""
 
     heads: PositiveInt
     kv_heads: PositiveInt

@@ -151,7 +151,7 @@ class Results(Record):
     moekit: Annotated[str, Field(description="version")]
     created: Annotated[str, Field(description="UTC, ISO 8601")]
     command: Annotated[str, Field(description="that repeats this comparison")]
-    wall_seconds: Annotated[float, Field(description="of the whole comparison, all evaluation included")]
+    wall_seconds: Annotated[float, Field(description="of the sitting that finished it, all measuring included")]
     corpus: CorpusRecord
     machine: Machine
     settings: Settings

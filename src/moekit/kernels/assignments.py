@@ -1,7 +1,11 @@
-"""What the kernels know of routing: a flat list of (token, weight) pairs, grouped by expert."""
+"""What the kernels know of routing: a flat list of (token, weight) pairs, grouped by expert.
 
-from typing import NamedTuple
+Legend: S assignments, T tokens, K experts per token.
+"""
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,14 +33,69 @@ def assign(token_S: Tensor, expert_S: Tensor, weight_S: Tensor, *, tokens: int, 
     token_S, expert_S: int64 ids, in any order; weight_S: weights, gradients flow back to them.
     tokens, experts: how many there are, so that those without an assignment count too.
     """
-    by_token = torch.sort(token_S, stable=True).indices
-    order_S = by_token[torch.sort(expert_S[by_token], stable=True).indices]
-    slot_S = torch.empty_like(order_S)
-    position_S = torch.empty_like(order_S)
-    position_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
-    slot_S = position_S[by_token]
+    by_token_S = _stable_argsort(token_S, below=tokens)
+    order_S = by_token_S[_stable_argsort(expert_S[by_token_S], below=experts)]
     token_counts_T = torch.bincount(token_S, minlength=tokens)
-    offsets = [0, *torch.bincount(expert_S, minlength=experts).cumsum(0).tolist()]
     return Assignments(
-        token_S[order_S], weight_S[order_S], tuple(offsets), slot_S, token_counts_T.cumsum(0) - token_counts_T
+        token_S[order_S],
+        _permute(weight_S, order_S, position_S := _inverse(order_S)),
+        _offsets(expert_S, experts),
+        position_S[by_token_S],
+        token_counts_T.cumsum(0) - token_counts_T,
     )
+
+
+def assign_top_k(expert_TK: Tensor, weight_TK: Tensor, *, experts: int) -> Assignments:
+    """`assign` for K experts for each of T tokens, without the steps that only other lists of assignments need.
+
+    expert_TK: int64 ids; weight_TK: weights, gradients flow back to them; experts: how many there are.
+    """
+    tokens, per_token = expert_TK.shape
+    expert_S = expert_TK.reshape(-1)
+    order_S = _stable_argsort(expert_S, below=experts)
+    slot_S = _inverse(order_S)
+    return Assignments(
+        order_S.div(per_token, rounding_mode="floor") if per_token > 1 else order_S,
+        _permute(weight_TK.reshape(-1), order_S, slot_S),
+        _offsets(expert_S, experts),
+        slot_S,
+        torch.arange(0, tokens * per_token, per_token, device=order_S.device),
+    )
+
+
+class _Permute(torch.autograd.Function):
+    """weight_S[order_S], whose gradient is a permutation too, where that of indexing adds up what may coincide."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_S: Tensor, order_S: Tensor, position_S: Tensor) -> Tensor:
+        ctx.save_for_backward(order_S, position_S)
+        return weight_S.index_select(0, order_S)
+
+    @staticmethod
+    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor, None, None]:
+        order_S, position_S = ctx.saved_tensors
+        return _permute(grad_S, position_S, order_S), None, None
+
+
+def _permute(weight_S: Tensor, order_S: Tensor, position_S: Tensor) -> Tensor:
+    permuted_S: Tensor = _Permute.apply(weight_S, order_S, position_S)  # type: ignore[no-untyped-call]
+    return permuted_S
+
+
+def _stable_argsort(id_S: Tensor, *, below: int) -> Tensor:
+    """The order that sorts ids in 0 … below - 1 and leaves equal ones as they are."""
+    if id_S.is_cpu and below <= 2**16:
+        # numpy sorts integers of 8 and 16 bits by radix: ten times as fast as torch on 10,000 ids
+        narrow_S = id_S.to(torch.uint8 if below <= 2**8 else torch.uint16).numpy()
+        return torch.from_numpy(np.argsort(narrow_S, kind="stable"))
+    return torch.sort(id_S, stable=True).indices
+
+
+def _inverse(order_S: Tensor) -> Tensor:
+    """The permutation that undoes order_S."""
+    arange_S = torch.arange(order_S.numel(), device=order_S.device)
+    return torch.empty_like(order_S).scatter_(0, order_S, arange_S)
+
+
+def _offsets(expert_S: Tensor, experts: int) -> tuple[int, ...]:
+    return (0, *torch.bincount(expert_S, minlength=experts).cumsum(0).tolist())

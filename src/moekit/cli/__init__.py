@@ -1,0 +1,44 @@
+"""The command line: a thin layer over functions that a Python user calls directly.
+
+Nothing here imports torch until a verb starts to work, so that `--help` answers at once.
+"""
+
+import sys
+
+import click
+
+from moekit import __version__
+from moekit.cli.compare import compare
+from moekit.errors import MoekitError
+
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="moekit")
+def moekit() -> None:
+    """Dense, or mixture of experts? moekit trains both on your data and shows what each buys.
+
+    Start with `moekit compare`: it needs no data of yours and takes about ten minutes.
+    """
+
+
+moekit.add_command(compare)
+
+
+def main() -> None:
+    """Run the command line and exit: 0, 1 (it failed), 2 (bad arguments or input), 130 (stopped)."""
+    try:
+        status = moekit(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_INTERRUPTED)
+    except Exception as error:  # the last resort: every failure is one sentence, unless --debug asks for more
+        if "--debug" in sys.argv:
+            raise
+        known = isinstance(error, MoekitError | OSError)
+        click.echo(f"Error: {error}" if known else f"Unexpected error ({type(error).__name__}): {error}", err=True)
+        sys.exit(error.exit_status if isinstance(error, MoekitError) else 1)
+    sys.exit(status or 0)

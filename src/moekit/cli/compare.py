@@ -1,0 +1,136 @@
+"""`moekit compare`."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moekit.errors import MoekitError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from moekit.compare.plan import Folder
+    from moekit.compare.request import Request
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  moekit compare                                    the default set on the embedded corpus, 10 minutes
+  moekit compare --data essays/ --data code/ --budget 2h --size m
+  moekit compare --contestants dense,moe --seeds 1 --tokens 500k
+  moekit compare --contestants mine.yaml            see docs/compare.md
+  moekit compare --resume runs/compare-20260101-120000"""
+)
+@click.option(
+    "--contestants",
+    metavar="FILE|NAMES",
+    help="A YAML file, or names of the default set with commas between: dense, moe, moe-fine, hybrid, dense-large. "
+    "The first is the baseline.  [default: all five]",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="SOURCE",
+    help="A file or folder (text, source code, jsonl, parquet) or a hub id (owner/name); repeatable. A domain is a "
+    "source, its sub-folder, or a --domain-column.  [default: the embedded corpus]",
+)
+@click.option(
+    "--text-column", default="text", show_default=True, help="Where rows (jsonl, parquet, hub) hold their text."
+)
+@click.option("--domain-column", help="Where rows name their domain.")
+@click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 10m]")
+@click.option("--tokens", metavar="N", help="Training tokens of each run, instead of a budget: 500k, 2M.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each contestant.")
+@click.option("--size", default="s", show_default=True, help="Of the models: xs, s, m or l.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for everything.  [default: runs/compare-<time>]")
+@click.option(
+    "--resume", "resume_from", type=click.Path(path_type=Path), help="Go on with a comparison that was stopped."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results.json on standard output.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def compare(
+    contestants: str | None,
+    data: tuple[str, ...],
+    text_column: str,
+    domain_column: str | None,
+    budget: str | None,
+    tokens: str | None,
+    seeds: int,
+    size: str,
+    out: Path | None,
+    resume_from: Path | None,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Train dense and mixture-of-experts models on the same text at the same compute, and report what each buys."""
+    if budget and tokens:
+        raise UsageError("--budget and --tokens exclude each other; give one of them.")
+    if resume_from and (data or contestants or tokens or budget or out):
+        raise UsageError("--resume goes on with what was planned; give it alone.")
+    # Arguments are checked before anything slow is imported.
+    request = None if resume_from else _request(contestants, budget, tokens, seeds, size)
+
+    # torch and rich take seconds to import: only now that the arguments are good.
+    from moekit.cli.display import Display, print_summary
+    from moekit.compare import experiment
+    from moekit.compare.plan import Folder
+    from moekit.data import load_corpus
+
+    root = resume_from or out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
+    folder = Folder(root)
+    with Display() as display:
+        try:
+            if request is None:
+                results = experiment.resume(folder, display)
+            else:
+                _check_new(folder)
+                display.message("Reading the text")
+                corpus = load_corpus(data, text_column=text_column, domain_column=domain_column, say=display.message)
+                results = experiment.start(request, corpus, folder, display)
+        except MoekitError as error:
+            if folder.plan.exists():
+                display.message(f"What was done is kept; go on with: moekit compare --resume {shlex.quote(str(root))}")
+            raise error
+    if as_json:
+        click.echo(folder.results.read_text(encoding="utf-8"))
+    else:
+        print_summary(results)
+    click.echo(f"Report: {folder.report}", err=as_json)
+
+
+def _check_new(folder: "Folder") -> None:
+    if folder.plan.exists():
+        raise UsageError(
+            f"{folder.root} holds a comparison already: go on with it with --resume, or name another --out."
+        )
+
+
+def _request(contestants: str | None, budget: str | None, tokens: str | None, seeds: int, size_name: str) -> "Request":
+    from moekit.compare.contestants import SIZES, check_set, default_contestants, pick_default, read_contestants
+    from moekit.compare.quantities import parse_count, parse_duration
+    from moekit.compare.request import Request
+
+    if size_name not in SIZES:
+        raise UsageError(f"There is no size {size_name!r}: {did_you_mean(size_name, SIZES)}")
+    size = SIZES[size_name]
+    if contestants is None:
+        chosen = list(default_contestants(size).values())
+        baseline = check_set(chosen, None)
+    elif contestants.endswith((".yaml", ".yml")):
+        chosen, baseline = read_contestants(Path(contestants), size)
+    else:
+        chosen = [pick_default(name.strip(), size) for name in contestants.split(",")]
+        baseline = check_set(chosen, None)
+    return Request(
+        contestants=chosen,
+        baseline=baseline,
+        size_name=size_name,
+        size=size,
+        seeds=seeds,
+        command=shlex.join(["moekit", *sys.argv[1:]]),
+        budget_seconds=None if tokens else parse_duration(budget or "10m"),
+        tokens=parse_count(tokens) if tokens else None,
+    )

@@ -1,0 +1,4 @@
+"""`moekit compare`: the experiment, what it measures, and its report.
+
+`experiment.start` and `experiment.resume` are the way in from Python; `results` is the schema of what comes out.
+"""

@@ -1,0 +1,141 @@
+"""Each contestant held against the baseline, in numbers: paired by seed, over the seeds that both finished.
+
+Uncertainty is what `moekit.compare.reach.Estimate` says it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from moekit.compare.reach import AXES, Axis, Estimate, reach_ratios
+from moekit.compare.results import Contestant, Results, Run
+from moekit.config import ModelConfig
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+Kind = Literal["dense", "moe", "hybrid"]
+Pairs = Sequence[tuple[Run, Run]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What it took to reach the baseline's level at `share` of the baseline's tokens, over what the baseline needed.
+
+    ratios: over the seeds that reached it, None where none did. reached, seeds: how many did, of how many pairs.
+    """
+
+    share: float
+    ratios: dict[Axis, Estimate] | None
+    reached: int
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """One contestant against the baseline. Ratios are contestant over baseline, None where one side has no figure.
+
+    difference: final bits per byte, contestant less baseline (negative: better). reach: one entry a share of SHARES.
+    inverse: what the baseline needed for the *contestant's* final level, over what the contestant needed for it.
+    memory: peak in training. weights: as served. seconds: of a whole run. speed: training tokens per second.
+    decode: median time per token. domains: final bits per byte by domain, contestant less baseline.
+    """
+
+    name: str
+    kind: Kind
+    difference: Estimate | None
+    reach: tuple[Reach, ...]
+    inverse: Reach
+    memory: Estimate | None
+    seconds: Estimate | None
+    speed: Estimate | None
+    weights: float
+    flops: float
+    decode: float | None
+    domains: dict[str, Estimate]
+
+    @property
+    def final(self) -> Reach:
+        """The reach of the baseline's final level."""
+        return self.reach[-1]
+
+
+def kind_of(config: ModelConfig) -> Kind:
+    """`dense`, `moe`, or `hybrid` where some layers are a mixture of experts and some are not."""
+    routed = {layer.kind == "moe" for layer in config.layers}
+    return "hybrid" if len(routed) == 2 else "moe" if True in routed else "dense"
+
+
+def finished(contestant: Contestant) -> list[Run]:
+    """The runs that came to their end, by seed."""
+    return sorted((run for run in contestant.runs if run.status == "done"), key=lambda run: run.seed)
+
+
+def find(results: Results, name: str) -> Contestant | None:
+    """The contestant of that name."""
+    return next((contestant for contestant in results.contestants if contestant.name == name), None)
+
+
+def compare(contestant: Contestant, baseline: Contestant) -> Against:
+    """Hold `contestant` against `baseline`."""
+    other = {run.seed: run for run in finished(baseline)}
+    pairs = [(run, other[run.seed]) for run in finished(contestant) if run.seed in other]
+    mine, theirs = contestant.decode_ms_per_token_median, baseline.decode_ms_per_token_median
+    return Against(
+        name=contestant.name,
+        kind=kind_of(contestant.config),
+        difference=Estimate.of([a - b for a, b in _both(pairs, lambda run: run.bits_per_byte)]),
+        reach=tuple(_reach(pairs, share) for share in SHARES),
+        inverse=_reach([(base, run) for run, base in pairs], 1.0),
+        memory=_ratio(pairs, lambda run: run.peak_memory_bytes),
+        seconds=_ratio(pairs, lambda run: run.seconds),
+        speed=_ratio(pairs, lambda run: run.train_tokens_per_second),
+        weights=contestant.weight_bytes / max(1, baseline.weight_bytes),
+        flops=contestant.flops_per_token / max(1.0, baseline.flops_per_token),
+        decode=mine / theirs if mine is not None and theirs else None,
+        domains=_by_domain(pairs),
+    )
+
+
+def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
+    """The contestants from best to worst, for each seed that all contestants with a finished run have finished."""
+    figures = {
+        contestant.name: {run.seed: run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None}
+        for contestant in results.contestants
+    }
+    figures = {name: by_seed for name, by_seed in figures.items() if by_seed}
+    if not figures:
+        return {}
+    common = set.intersection(*(set(by_seed) for by_seed in figures.values()))
+    return {seed: tuple(sorted(figures, key=lambda name: figures[name][seed])) for seed in sorted(common)}
+
+
+def _both(pairs: Pairs, figure: Callable[[Run], float | None]) -> list[tuple[float, float]]:
+    found = [(figure(run), figure(base)) for run, base in pairs]
+    return [(mine, theirs) for mine, theirs in found if mine is not None and theirs is not None]
+
+
+def _ratio(pairs: Pairs, figure: Callable[[Run], float | None]) -> Estimate | None:
+    return Estimate.of_ratios([mine / theirs for mine, theirs in _both(pairs, figure) if theirs])
+
+
+def _reach(pairs: Pairs, share: float) -> Reach:
+    found = [reach_ratios(run.curve, base.curve, share) for run, base in pairs]
+    hits = [ratios for ratios in found if ratios is not None]
+    estimates = {axis: Estimate.of_ratios([ratios[axis] for ratios in hits]) for axis in AXES}
+    ratios = {axis: estimate for axis, estimate in estimates.items() if estimate}
+    return Reach(share=share, ratios=ratios or None, reached=len(hits), seeds=len(pairs))
+
+
+def _by_domain(pairs: Pairs) -> dict[str, Estimate]:
+    names = dict.fromkeys(name for run, _ in pairs for name in run.bits_per_byte_by_domain)
+    differences: dict[str, Estimate] = {}
+    for name in names:
+        estimate = Estimate.of(
+            [
+                run.bits_per_byte_by_domain[name] - base.bits_per_byte_by_domain[name]
+                for run, base in pairs
+                if name in run.bits_per_byte_by_domain and name in base.bits_per_byte_by_domain
+            ]
+        )
+        if estimate:
+            differences[name] = estimate
+    return differences

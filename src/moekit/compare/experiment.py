@@ -1,0 +1,275 @@
+"""The main job: train all contestants on the same data at the same compute, measure them, write the report."""
+
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+import moekit
+from moekit import hardware
+from moekit.compare import process
+from moekit.compare.budget import affordable_steps
+from moekit.compare.plan import (
+    LEARNING_RATE_RULE,
+    Entry,
+    Folder,
+    Plan,
+    learning_rate_for,
+    measured_steps,
+)
+from moekit.compare.report import write_report
+from moekit.compare.request import Request
+from moekit.compare.results import (
+    Contestant as ContestantRecord,
+)
+from moekit.compare.results import (
+    CorpusDomain,
+    CorpusRecord,
+    CurvePoint,
+    Machine,
+    Results,
+    Run,
+    Settings,
+    write_results,
+)
+from moekit.counting import count_parameters, inference_flops_per_token, training_flops_per_token
+from moekit.data import Corpus, check_large_enough
+from moekit.errors import UsageError
+from moekit.training import SCHEDULE_TEXT, StepReport, TrainingConfig
+
+# Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.
+_CURVE_TOKENS = 4096
+_FINAL_TOKENS = 32768
+_WARMUP_STEPS = 50
+
+
+class Listener:
+    """What an experiment tells while it works; a display overrides what it shows."""
+
+    def message(self, text: str) -> None:
+        """Something happened that a user wants to know."""
+
+    def planned(self, plan: Plan, runs: int) -> None:
+        """Training is about to start."""
+
+    def run_started(self, contestant: str, seed: int) -> None:
+        """A run starts or goes on."""
+
+    def step(self, report: StepReport) -> None:
+        """The current run took a step."""
+
+    def run_ended(self, contestant: str, run: Run) -> None:
+        """A run ended, or its result was there already."""
+
+
+def start(request: Request, corpus: Corpus, folder: Folder, listener: Listener) -> Results:
+    """Plan, train, measure and report a new comparison in an empty `folder`.
+
+    Raises UsageError before any training where the corpus or the budget is too small.
+    """
+    began = time.monotonic()
+    training = _training(request)
+    check_large_enough(corpus, sequences=training.sequences, context=training.context)
+    corpus.save(folder.corpus)
+    machine = _machine(training.precision)
+    plan = Plan(
+        moekit=moekit.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        size=request.size_name,
+        budget_seconds=request.budget_seconds,
+        machine=machine,
+        contestants=tuple(
+            Entry(name=each.name, description=each.description, config=each.model(request.size))
+            for each in request.contestants
+        ),
+        baseline=request.baseline,
+        seeds=tuple(range(request.seeds)),
+        training=training,
+        curve_tokens=_CURVE_TOKENS,
+        final_tokens=_FINAL_TOKENS,
+    )
+    if request.budget_seconds is not None:
+        folder.write_plan(plan)
+        plan = _within_budget(plan, folder, listener, began)
+    folder.write_plan(plan)
+    return finish(plan, folder, listener, began)
+
+
+def resume(folder: Folder, listener: Listener) -> Results:
+    """Go on with the comparison in `folder` where it was stopped or killed.
+
+    Raises Interrupted where it was stopped (all state is saved), MoekitError where it cannot go on.
+    """
+    return finish(folder.read_plan(), folder, listener, time.monotonic())
+
+
+def finish(plan: Plan, folder: Folder, listener: Listener, began: float) -> Results:
+    """Do what of the plan is not done yet, then write results and report."""
+    runs: dict[str, list[Run]] = {entry.name: [] for entry in plan.contestants}
+    listener.planned(plan, len(plan.seeds) * len(plan.contestants))
+    # Seed by seed, so that a machine that slows down over the hours slows all contestants alike.
+    for seed in plan.seeds:
+        for entry in plan.contestants:
+            run = _run(folder, entry.name, seed, listener)
+            runs[entry.name].append(run)
+            listener.run_ended(entry.name, run)
+    results = _results(plan, Corpus.open(folder.corpus), runs, wall_seconds=time.monotonic() - began)
+    write_results(results, folder.results)
+    write_report(results, folder.report)
+    return results
+
+
+def _run(folder: Folder, contestant: str, seed: int, listener: Listener) -> Run:
+    result = folder.result(contestant, seed)
+    if result.exists():
+        return Run.model_validate_json(result.read_text(encoding="utf-8"))
+    listener.run_started(contestant, seed)
+    return process.train(folder, contestant, seed, listener.step)
+
+
+def _training(request: Request) -> TrainingConfig:
+    size = request.size
+    step_tokens = size.sequences * size.context
+    steps = max(1, (request.tokens or step_tokens) // step_tokens)
+    return TrainingConfig(
+        steps=steps,
+        sequences=size.sequences,
+        micro_sequences=size.sequences,
+        context=size.context,
+        learning_rate=learning_rate_for(size.width),
+        warmup_steps=_WARMUP_STEPS,
+        precision=hardware.fastest_precision(),
+        evaluate_at=measured_steps(steps),
+    )
+
+
+def _within_budget(plan: Plan, folder: Folder, listener: Listener, began: float) -> Plan:
+    """The plan with as many steps as the budget allows, by what each contestant is measured to cost here."""
+    assert plan.budget_seconds is not None
+    calibrations = []
+    for entry in plan.contestants:
+        listener.message(f"Measuring the speed of {entry.name}")
+        try:
+            calibrations.append(process.calibrate(folder, entry.name, plan.seeds[0]))
+        except process.WorkerDied as death:
+            listener.message(f"{entry.name} could not be measured: {death}")
+    if not calibrations:
+        raise UsageError("No contestant could take a single step here; try a smaller --size.")
+    left = plan.budget_seconds - (time.monotonic() - began)
+    steps = affordable_steps(calibrations, seeds=len(plan.seeds), seconds=left)
+    training = plan.training.model_copy(update={"steps": steps, "evaluate_at": measured_steps(steps)})
+    return plan.model_copy(update={"training": training})
+
+
+def _machine(precision: hardware.Precision) -> Machine:
+    found = hardware.hardware()
+    return Machine(
+        cpu=found.cpu,
+        cores=found.cores,
+        memory_bytes=found.memory_bytes,
+        system=found.system,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        precision=precision,
+    )
+
+
+def _results(plan: Plan, corpus: Corpus, runs: dict[str, list[Run]], wall_seconds: float) -> Results:
+    training = plan.training
+    tokens = training.steps * training.step_tokens
+    return Results(
+        moekit=plan.moekit,
+        created=plan.created,
+        command=plan.command,
+        wall_seconds=wall_seconds,
+        corpus=_corpus_record(corpus, tokens),
+        machine=plan.machine,
+        settings=Settings(
+            size=plan.size,
+            budget_seconds=plan.budget_seconds,
+            tokens=tokens,
+            seeds=list(plan.seeds),
+            batch_tokens=training.step_tokens,
+            context=training.context,
+            learning_rate=training.learning_rate,
+            learning_rate_rule=LEARNING_RATE_RULE,
+            schedule=SCHEDULE_TEXT,
+            optimizer=f"AdamW, betas {training.beta1} and {training.beta2}, weight decay {training.weight_decay}, "
+            f"gradients clipped to norm {training.clip_norm}",
+            held_out_tokens=plan.final_tokens * len(corpus.domains),
+        ),
+        baseline=plan.baseline,
+        contestants=[contestant_record(entry, runs[entry.name], training) for entry in plan.contestants],
+    )
+
+
+def _corpus_record(corpus: Corpus, tokens: int) -> CorpusRecord:
+    domains = [
+        CorpusDomain(
+            name=domain.name,
+            train_bytes=domain.train_bytes,
+            held_out_bytes=domain.held_out_bytes,
+            train_files=domain.train_files,
+            held_out_files=domain.held_out_files,
+            unigram_bits_per_byte=corpus.unigram_bits_per_byte(domain.name),
+            epochs=tokens / len(corpus.domains) / domain.train_bytes,
+        )
+        for domain in corpus.domains
+    ]
+    return CorpusRecord(
+        name=corpus.name,
+        sha256=corpus.sha256,
+        domains=domains,
+        unigram_bits_per_byte=corpus.unigram_bits_per_byte(),
+    )
+
+
+def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -> ContestantRecord:
+    """What the configuration says of a contestant, and means over its finished runs."""
+    done = [run for run in runs if run.status == "done"]
+    parameters = count_parameters(entry.config)
+    decode_ms = [milliseconds for run in done for milliseconds in run.decode_ms]
+    peaks = [run.peak_memory_bytes for run in done if run.peak_memory_bytes is not None]
+    domains = done[0].bits_per_byte_by_domain if done else {}
+    return ContestantRecord(
+        name=entry.name,
+        description=entry.description,
+        config=entry.config,
+        params_total=parameters.total,
+        params_active=parameters.active,
+        params_by_part=parameters.by_part,
+        flops_per_token=training_flops_per_token(entry.config, training.context),
+        inference_flops_per_token=inference_flops_per_token(entry.config, training.context),
+        weight_bytes=2 * parameters.total,
+        train_tokens_per_second=_mean(run.train_tokens_per_second for run in done),
+        seconds=_mean(run.seconds for run in done),
+        peak_memory_bytes=round(statistics.fmean(peaks)) if peaks else None,
+        bits_per_byte=_mean(run.bits_per_byte for run in done),
+        bits_per_byte_by_domain={
+            name: statistics.fmean(run.bits_per_byte_by_domain[name] for run in done) for name in domains
+        },
+        decode_ms_per_token_median=float(np.median(decode_ms)) if decode_ms else None,
+        decode_ms_per_token_p95=float(np.quantile(decode_ms, 0.95)) if decode_ms else None,
+        curve=[_mean_point(points) for points in zip(*(run.curve for run in done), strict=True)],
+        runs=runs,
+    )
+
+
+def _mean_point(points: Sequence[CurvePoint]) -> CurvePoint:
+    first = points[0]
+    return first.model_copy(
+        update={
+            field: statistics.fmean(getattr(point, field) for point in points)
+            for field in ("seconds", "bits_per_byte", "train_loss")
+        }
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

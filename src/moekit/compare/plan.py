@@ -1,0 +1,103 @@
+"""The plan of one comparison: fixed before training starts and kept in its folder, so that resuming repeats it."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from moekit import files
+from moekit.compare.results import Machine
+from moekit.config import Config, ModelConfig
+from moekit.errors import MoekitError
+from moekit.training import TrainingConfig
+
+# Shares of the training at which the held-out text is measured: denser at the start, where curves bend.
+MEASURED_SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
+
+LEARNING_RATE_RULE = (
+    "one fixed rule for every contestant, 0.004 · sqrt(192 / width), chosen on none of them in particular"
+)
+
+
+class Entry(Config):
+    name: str
+    description: str
+    config: ModelConfig
+
+
+class Plan(Config):
+    """Who trains on what for how long. The training's seed is replaced by each of `seeds` in turn.
+
+    curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end.
+    """
+
+    moekit: str
+    created: str
+    command: str
+    size: str
+    budget_seconds: float | None
+    machine: Machine
+    contestants: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    baseline: str
+    seeds: tuple[int, ...]
+    training: TrainingConfig
+    curve_tokens: int
+    final_tokens: int
+    decode_tokens: int = 128
+
+    def entry(self, name: str) -> Entry:
+        """The contestant of that name."""
+        return next(entry for entry in self.contestants if entry.name == name)
+
+    def training_of(self, seed: int) -> TrainingConfig:
+        """The training of one run."""
+        return self.training.model_copy(update={"seed": seed})
+
+
+class Folder:
+    """Where the parts of one comparison lie."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.plan = root / "plan.json"
+        self.corpus = root / "corpus"
+        self.results = root / "results.json"
+        self.report = root / "report.html"
+
+    def run(self, contestant: str, seed: int) -> Path:
+        """The folder of one training run."""
+        return self.root / contestant / f"seed-{seed}"
+
+    def state(self, contestant: str, seed: int) -> Path:
+        return self.run(contestant, seed) / "state.safetensors"
+
+    def result(self, contestant: str, seed: int) -> Path:
+        return self.run(contestant, seed) / "result.json"
+
+    def log(self, contestant: str, seed: int) -> Path:
+        return self.run(contestant, seed) / "log.txt"
+
+    def write_plan(self, plan: Plan) -> None:
+        files.write_text(self.plan, plan.model_dump_json(indent=1))
+
+    def read_plan(self) -> Plan:
+        """Raises MoekitError where there is no plan, or one that this version cannot read."""
+        try:
+            return Plan.model_validate_json(self.plan.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MoekitError(
+                f"{self.root} holds no comparison that could be resumed (no plan.json); start one with --out."
+            ) from None
+        except ValueError as error:
+            raise MoekitError(f"{self.plan} cannot be read: {str(error).splitlines()[0]}.") from error
+
+
+def learning_rate_for(width: int) -> float:
+    """The peak learning rate that LEARNING_RATE_RULE names."""
+    return 0.004 * math.sqrt(192 / width)
+
+
+def measured_steps(steps: int) -> frozenset[int]:
+    """The steps at which the held-out text is measured; the last one always."""
+    return frozenset(max(1, round(share * steps)) for share in MEASURED_SHARES)

@@ -1,0 +1,18 @@
+"""The report of one comparison: a single HTML file that needs neither a network nor a second file.
+
+page: what stands on it. differences: the table of dense against mixture of experts, measured. charts: the figures.
+embed: how text and data that nobody vouches for get into a page without becoming part of its code.
+"""
+
+from pathlib import Path
+
+from moekit import files
+from moekit.compare.report.page import render
+from moekit.compare.results import Results
+
+__all__ = ["render", "write_report"]
+
+
+def write_report(results: Results, path: Path) -> None:
+    """Write the report of `results` to `path`, all of it or nothing; about 5 MB, most of it plotly.js."""
+    files.write_text(path, render(results))

@@ -1,0 +1,48 @@
+"""Putting text and data that nobody vouches for into a page: names, failure messages, the command.
+
+Three places need three treatments: HTML (jinja2 escapes it, and `code_spans` keeps that), JSON inside a script element
+(`script_json`) and plotly's labels, which read a few tags and entities of their own (`plotly_text`). On top of that the
+page's content security policy allows no script but the three that moekit wrote there, by hash, and no network at all.
+"""
+
+import base64
+import hashlib
+import json
+import re
+
+from markupsafe import Markup, escape
+
+_IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def script_json(value: object) -> Markup:
+    """JSON that can stand in a script element: nothing in it can close the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(re.sub("[<>&\u2028\u2029]", lambda match: _IN_SCRIPT[match[0]], text))
+
+
+def plotly_text(text: str) -> str:
+    """`text` for a label of plotly, which otherwise reads tags, entities and %{...} in it."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("%{", "%\u200b{")
+
+
+def code_spans(text: str) -> Markup:
+    """Escape `text`, with what stands between backticks as a code element."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # an odd backtick, from a name: leave the text as it is
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+    )
+
+
+def content_security_policy(scripts: list[str]) -> str:
+    """A policy that lets the browser run exactly `scripts` (the text between the tags) and fetch nothing.
+
+    Styles may be inline because plotly.js makes its own; images may be data because it draws heat maps so.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"

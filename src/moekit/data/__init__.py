@@ -1,0 +1,30 @@
+"""Text in, bytes out: sources, the embedded corpus, the split into train and held-out text, and batches.
+
+The vocabulary is the 256 byte values. Byte 0 separates documents; text that holds it is binary, and is skipped.
+"""
+
+from moekit.data.batches import check_large_enough, held_out_windows, is_scored, training_batch
+from moekit.data.corpus import SEPARATOR, VOCAB_SIZE, Corpus, DomainText, build_corpus, load_corpus
+from moekit.data.documents import MAX_FILE_BYTES, Document, read_sources
+from moekit.data.embedded import embedded_documents
+from moekit.data.split import HELD_OUT_SHARE, Split, split_documents
+
+__all__ = [
+    "HELD_OUT_SHARE",
+    "MAX_FILE_BYTES",
+    "SEPARATOR",
+    "VOCAB_SIZE",
+    "Corpus",
+    "Document",
+    "DomainText",
+    "Split",
+    "build_corpus",
+    "check_large_enough",
+    "embedded_documents",
+    "held_out_windows",
+    "is_scored",
+    "load_corpus",
+    "read_sources",
+    "split_documents",
+    "training_batch",
+]

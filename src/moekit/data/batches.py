@@ -1,0 +1,74 @@
+"""Windows of a corpus as tensors of byte values.
+
+B sequences in a batch, T tokens of context, N windows. A window holds T + 1 bytes: inputs are all but the last,
+targets all but the first.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moekit.data.corpus import SEPARATOR, Bytes, Corpus
+from moekit.errors import UsageError
+
+
+def training_batch(corpus: Corpus, *, step: int, sequences: int, context: int, seed: int) -> Tensor:
+    """The windows that training step `step` sees: int64 [B, T + 1], a pure function of the arguments.
+
+    Each sequence draws its domain uniformly, then its place in that domain's training text, so no state has to
+    be kept to resume. The draws are Philox's raw output (Salmon et al. 2011) under the key (seed, step),
+    which no version of numpy changes. `corpus` must have passed `check_large_enough`.
+    """
+    window = context + 1
+    philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
+    draws = philox.random_raw(2 * sequences).reshape(sequences, 2).tolist()
+    windows_BT = np.empty((sequences, window), dtype=np.int64)
+    for row, (domain_draw, start_draw) in enumerate(draws):
+        text = corpus.domains[domain_draw % len(corpus.domains)].train
+        start = start_draw % (len(text) - window + 1)
+        windows_BT[row] = text[start : start + window]
+    return torch.from_numpy(windows_BT)
+
+
+def held_out_windows(corpus: Corpus, *, context: int, tokens_per_domain: int) -> dict[str, Tensor]:
+    """For each domain windows of its held-out text, int64 [N, T + 1], spread evenly from its start to its end.
+
+    N is `tokens_per_domain` // T, at least 1, or as many as the domain has. No byte is a target twice.
+    `corpus` must have passed `check_large_enough`.
+    """
+    return {
+        domain.name: _spread_windows(domain.held_out, context, max(1, tokens_per_domain // context))
+        for domain in corpus.domains
+    }
+
+
+def is_scored(targets: Tensor) -> Tensor:
+    """Which targets count, as bool of the same shape: separators are ours, not the text's."""
+    return targets != SEPARATOR
+
+
+def check_large_enough(corpus: Corpus, *, context: int, sequences: int) -> None:
+    """Raise UsageError unless each side of each domain fills a window and the training text fills a batch."""
+    window = context + 1
+    for domain in corpus.domains:
+        for side, size in (("training", domain.train_bytes), ("held-out", domain.held_out_bytes)):
+            if size < window:
+                raise UsageError(
+                    f"Domain {domain.name!r} has {size:,} bytes of {side} text, and a context of {context:,} needs "
+                    f"{window:,}: give it more text, leave it out, or use a smaller context."
+                )
+    total, batch = sum(domain.train_bytes for domain in corpus.domains), sequences * window
+    if total < batch:
+        raise UsageError(
+            f"There are {total:,} bytes of training text, and one batch of {sequences:,} sequences needs {batch:,}: "
+            "give more text, or use a smaller batch or context."
+        )
+
+
+def _spread_windows(text: Bytes, context: int, wanted: int) -> Tensor:
+    count = min(wanted, (len(text) - 1) // context)
+    last_start = len(text) - 1 - context
+    # count * context <= len(text) - 1, so starts are at least `context` apart
+    starts = [index * last_start // max(1, count - 1) for index in range(count)]
+    windows_NT = np.stack([text[start : start + context + 1] for start in starts]).astype(np.int64)
+    return torch.from_numpy(windows_NT)

@@ -1,0 +1,1 @@
+"""The obvious loops that every other backend is held to."""

@@ -1,0 +1,1 @@
+"""Fast experts out of torch operations alone."""

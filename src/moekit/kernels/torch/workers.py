@@ -1,0 +1,85 @@
+"""Runs independent jobs on threads that each use one core, where that beats all cores sharing every operation.
+
+A small matrix product or an elementwise pass is too little work to share between cores: the cost of meeting
+after each operation shows, and what one core wrote another must read. Whole jobs in parallel meet once, and each
+job's data stay in the cache of its core. Torch's operations release the GIL, so Python threads are enough.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+
+
+class Workers:
+    """A pool of threads, started when first needed, each of which runs torch's operations on one core."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._start = threading.Barrier(threads + 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="moekit", initializer=self._set_up_thread)
+        # set_num_threads sets the caller's count and also the one that threads yet to be born begin with. So all
+        # workers start here, and the last word is the caller's own count: then it is as if there were no workers.
+        callers_threads = torch.get_num_threads()
+        for _ in range(threads):
+            self._pool.submit(self._start.wait)
+        self._start.wait()
+        torch.set_num_threads(callers_threads)
+
+    @staticmethod
+    def _set_up_thread() -> None:
+        torch.set_num_threads(1)
+
+    def run(self, job: Callable[[int], None], order: Sequence[int]) -> None:
+        """Calls job(i) for every i of `order`, begun in that order, and returns when all are done.
+
+        Jobs write into tensors that the caller made: they run without autograd. The first error is raised here, after
+        every worker has come to rest; jobs not begun by then are dropped.
+        """
+        remaining = iter(order)
+        failed = threading.Event()
+        inference = torch.is_inference_mode_enabled()
+
+        def work() -> None:
+            with torch.inference_mode(inference), torch.no_grad():
+                for index in remaining:  # next() on one iterator is atomic: each index goes to one worker
+                    if failed.is_set():
+                        return
+                    try:
+                        job(index)
+                    except BaseException:
+                        failed.set()
+                        raise
+
+        running: list[Future[None]] = [self._pool.submit(work) for _ in range(min(self.threads, len(order)))]
+        wait(running)
+        for future in running:
+            future.result()
+
+
+_workers: Workers | None = None
+_lock = threading.Lock()
+
+
+def workers() -> Workers:
+    """The process's workers, as many as torch may use threads (`torch.set_num_threads`) at the time of the call."""
+    global _workers
+    threads = torch.get_num_threads()
+    pool = _workers
+    if pool is None or pool.threads != threads:
+        with _lock:
+            if _workers is None or _workers.threads != threads:
+                _workers = Workers(threads)
+            pool = _workers
+    return pool
+
+
+def _forget_after_fork() -> None:
+    """A forked child has none of its parent's threads; it starts its own when it needs them."""
+    global _workers, _lock
+    _workers, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

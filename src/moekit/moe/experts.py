@@ -1,0 +1,23 @@
+"""The experts of one layer: their weights, and the kernel that applies them."""
+
+import torch
+from torch import Tensor, nn
+
+from moekit.kernels import Assignments, Backend, experts_kernel
+
+
+class Experts(nn.Module):
+    """E gated feed-forward networks; `backend` says which kernel computes them (all agree to rounding).
+
+    gate_up_EGD: G = 2 F rows an expert, gate over up. down_EDF. The layout of transformers' stacked experts.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int, backend: Backend = "torch") -> None:
+        super().__init__()
+        self.gate_up_EGD = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down_EDF = nn.Parameter(torch.empty(experts, width, hidden))
+        self.kernel = experts_kernel(backend)
+
+    def forward(self, x_TD: Tensor, assignments: Assignments) -> Tensor:
+        """y_TD: for each token the weighted sum of its experts' outputs; zeros where it has none."""
+        return self.kernel(x_TD, assignments, self.gate_up_EGD, self.down_EDF)

@@ -1,0 +1,40 @@
+"""The mixture-of-experts layer: router, experts, and the dense branch beside them."""
+
+from torch import Tensor, nn
+
+from moekit.config import MoEConfig
+from moekit.kernels import Backend
+from moekit.moe.experts import Experts
+from moekit.moe.router import SoftmaxTopK
+from moekit.moe.routing import Routing
+from moekit.nn import GatedFeedForward
+
+
+class MoELayer(nn.Module):
+    """y = routed(x), plus shared(x), or mixed with a residual branch, as the configuration says.
+
+    residual: c = softmax(W x + b) in two values, y = c_0 · routed(x) + c_1 · branch(x) (Residual-MoE, arXiv 2201.05596,
+    section 4.1.1, as DeepSpeed computes it).
+    """
+
+    def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:
+        super().__init__()
+        self.config = config
+        self.router = SoftmaxTopK(width, config)
+        self.experts = Experts(width, config.expert_width, config.experts, backend)
+        self.branch = GatedFeedForward(width, config.branch_width) if config.branch_width else None
+        self.mixing = nn.Linear(width, 2) if config.branch == "residual" else None
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        """y of the shape of x, and what the router decided for its tokens in row-major order."""
+        x_TD = x_BTD.flatten(0, -2)
+        routing = self.router(x_TD)
+        y_TD = self.experts(x_TD, routing.assignments)
+        if self.branch is not None:
+            branch_TD = self.branch(x_TD)
+            if self.mixing is not None:
+                share_T2 = self.mixing(x_TD).softmax(-1)
+                y_TD = share_T2[:, :1] * y_TD + share_T2[:, 1:] * branch_TD
+            else:
+                y_TD = y_TD + branch_TD
+        return y_TD.view(x_BTD.shape), routing

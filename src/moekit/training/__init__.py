@@ -1,0 +1,26 @@
+"""Training: one loop, one optimiser, a schedule, durable checkpoints."""
+
+from moekit.training.config import TrainingConfig
+from moekit.training.loop import (
+    Interrupted,
+    Progress,
+    StepReport,
+    Trainer,
+    matrix_precision,
+    new_optimizer,
+    training_step,
+)
+from moekit.training.schedule import SCHEDULE_TEXT, learning_rate
+
+__all__ = [
+    "SCHEDULE_TEXT",
+    "Interrupted",
+    "Progress",
+    "StepReport",
+    "Trainer",
+    "TrainingConfig",
+    "learning_rate",
+    "matrix_precision",
+    "new_optimizer",
+    "training_step",
+]

@@ -1,0 +1,197 @@
+"""The training loop: next-token prediction on micro-batches, measured on the way, resumable to the bit."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from moekit.errors import MoekitError, TrainingFailed
+from moekit.models import Decoder
+from moekit.moe import Routing
+from moekit.training.checkpoint import load_state, save_state
+from moekit.training.config import TrainingConfig
+from moekit.training.schedule import learning_rate
+from moekit.training.signals import stop_request
+
+# A spike: this many standard deviations above the mean of the losses in the window before it.
+SPIKE_DEVIATIONS = 5.0
+SPIKE_WINDOW = 50
+
+
+class Interrupted(MoekitError):
+    """Training was asked to stop; its state is saved."""
+
+    exit_status = 130
+
+
+class Point(BaseModel):
+    """One measurement on the way. bits_per_byte: held out; train_loss: bits per token, mean since the last point."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    seconds: float
+    bits_per_byte: float
+    train_loss: float
+
+
+class Progress(BaseModel):
+    """How far a run has come; all of it is in the checkpoint. seconds: in training steps alone."""
+
+    step: int = 0
+    seconds: float = 0.0
+    spikes: int = 0
+    points: list[Point] = []
+    recent_losses: list[float] = []
+    losses_since_point: list[float] = []
+
+
+class StepReport(BaseModel):
+    """What a progress display shows after a step. loss: bits per token; seconds: in training steps so far."""
+
+    step: int
+    loss: float
+    seconds: float
+    bits_per_byte: float | None = None
+
+
+class Trainer:
+    """Trains `model` on `batch(step)`: int64 tokens (sequences, context + 1), a pure function of the step from 1 on.
+
+    evaluate: gives held-out bits per byte of the model. state_path: where the state is kept; if it exists, training
+    goes on from there, and ends with the same bits as a run that was never stopped.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        config: TrainingConfig,
+        batch: Callable[[int], Tensor],
+        evaluate: Callable[[Decoder], float],
+        state_path: Path,
+    ) -> None:
+        self.model, self.config = model, config
+        self.batch, self.evaluate, self.state_path = batch, evaluate, state_path
+        self.optimizer = new_optimizer(model, config)
+        self.progress = Progress()
+        if state_path.exists():
+            self.progress = Progress.model_validate(load_state(state_path, model, self.optimizer))
+
+    def run(self, on_step: Callable[[StepReport], None]) -> Progress:
+        """Train to the last step, calling on_step after each.
+
+        Raises TrainingFailed where the loss is not a number any more, Interrupted (state saved) on SIGINT or SIGTERM,
+        MoekitError where the state cannot be written.
+        """
+        saved = time.monotonic()
+        self.model.train()
+        with stop_request() as stop:
+            while self.progress.step < self.config.steps:
+                on_step(self._step())
+                if stop.is_set() or time.monotonic() - saved >= self.config.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if stop.is_set():
+                    raise Interrupted(f"Stopped after step {self.progress.step}.")
+        self.save()
+        return self.progress
+
+    def save(self) -> None:
+        """Write the state to disk, all of it or nothing."""
+        save_state(self.state_path, self.model, self.optimizer, self.progress.model_dump())
+
+    def _step(self) -> StepReport:
+        progress = self.progress
+        tokens = self.batch(progress.step + 1)
+        begin = time.perf_counter()
+        rate = learning_rate(progress.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
+        loss = training_step(self.model, self.optimizer, tokens, self.config, rate) / math.log(2)
+        progress.seconds += time.perf_counter() - begin
+        progress.step += 1
+        self._record_loss(loss)
+        report = StepReport(step=progress.step, loss=loss, seconds=progress.seconds)
+        if progress.step in self.config.evaluate_at:
+            report.bits_per_byte = self._measure()
+        return report
+
+    def _record_loss(self, loss: float) -> None:
+        progress = self.progress
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"the loss was no longer a number at step {progress.step} of {self.config.steps}")
+        if is_spike(loss, progress.recent_losses):
+            progress.spikes += 1
+        progress.recent_losses = [*progress.recent_losses, loss][-SPIKE_WINDOW:]
+        progress.losses_since_point.append(loss)
+
+    def _measure(self) -> float:
+        progress = self.progress
+        self.model.eval()
+        with torch.no_grad():
+            bits_per_byte = self.evaluate(self.model)
+        self.model.train()
+        progress.points.append(
+            Point(
+                step=progress.step,
+                seconds=progress.seconds,
+                bits_per_byte=bits_per_byte,
+                train_loss=statistics.fmean(progress.losses_since_point),
+            )
+        )
+        progress.losses_since_point = []
+        return bits_per_byte
+
+
+def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); weights that are vectors (norms, biases) do not decay."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def training_step(
+    model: Decoder, optimizer: torch.optim.Optimizer, tokens: Tensor, config: TrainingConfig, rate: float
+) -> float:
+    """One optimiser step on tokens (sequences, context + 1); gives the mean cross entropy in nats without auxiliary losses.
+
+    Where the loss or a gradient is not finite, the weights stay as they were and it gives NaN.
+    """
+    micro_batches = torch.split(tokens, config.micro_sequences)
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for micro_batch in micro_batches:
+        routings: list[Routing] = []
+        with matrix_precision(config.precision):
+            logits_BTV = model(micro_batch[:, :-1], routings=routings)
+        loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), micro_batch[:, 1:].flatten())
+        auxiliary = sum(value for routing in routings for value in routing.losses.values())
+        ((loss + auxiliary) / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+        total += loss.item() / len(micro_batches)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    if not (math.isfinite(total) and math.isfinite(norm.item())):
+        return math.nan
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return total
+
+
+def matrix_precision(precision: str) -> torch.autocast | nullcontext[None]:
+    """A context in which matrix products run in `precision` ("float32" or "bfloat16") on the CPU."""
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def is_spike(loss: float, before: list[float]) -> bool:
+    """Whether `loss` stands SPIKE_DEVIATIONS above the mean of a full window of losses before it."""
+    if len(before) < SPIKE_WINDOW:
+        return False
+    return loss > statistics.fmean(before) + SPIKE_DEVIATIONS * statistics.stdev(before)

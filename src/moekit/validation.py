@@ -1,0 +1,58 @@
+"""From data that a user wrote to a configuration, or to one sentence that says what is wrong with it."""
+
+import typing
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from moekit.errors import UsageError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], data: Any, *, where: str) -> Model:
+    """`data` as a `model`; raises UsageError with `where`, the key's path and, for an unknown key, the nearest valid one."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: expected keys and values ({', '.join(model.model_fields)}), got {data!r}.")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    # A misspelt key is an unknown one and a missing one: the unknown one is what the user typed.
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    path, parent = _follow(model, first["loc"])
+    if first["type"] == "extra_forbidden":
+        problem = f"there is no such key; {did_you_mean(str(first['loc'][-1]), parent.model_fields)}"
+    else:
+        problem = first["msg"].removeprefix("Value error, ").rstrip(".") + "."
+    raise UsageError(": ".join(part for part in (where, path, problem) if part))
+
+
+def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The path in words, `layers[0].router.top_k`, and the model that holds its last key.
+
+    pydantic puts the tags of discriminated unions between the keys: they choose a model and are not part of the path.
+    """
+    path, choices, parent = "", [model], model
+    for part in location:
+        tagged = [choice for choice in choices if _tag(choice) == part]
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif tagged and len(choices) > 1:
+            choices = tagged
+        else:
+            path += f".{part}" if path else part
+            parent = choices[0]
+            field = parent.model_fields.get(part)
+            choices = _models_in(field.annotation) if field else choices
+    return path, parent
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None

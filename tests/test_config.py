@@ -1,0 +1,58 @@
+"""Configurations refuse what cannot be, and say so in words a user understands."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from moekit.config import AttentionConfig, DenseConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.errors import UsageError
+from moekit.validation import validate
+
+
+def test_configurations_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        DenseConfig(width=8).width = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 5}}, "top_k (5) is larger"),
+        ({"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 1}}, "never learns"),
+        ({"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 2}, "branch": "shared"}, "go together"),
+        (
+            {"kind": "moe", "experts": 4, "expert_width": 8, "router": {"topk": 2}},
+            "router.topk: there is no such key; did you mean 'top_k'?",
+        ),
+        ({"kind": "moe", "expert": 4, "expert_width": 8, "router": {"top_k": 2}}, "did you mean 'experts'?"),
+        ({"kind": "moe", "experts": 0, "expert_width": 8, "router": {"top_k": 2}}, "experts: Input should be greater"),
+        ([1], "expected keys and values"),
+    ],
+)
+def test_a_bad_layer_is_one_sentence(data: object, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validate(MoEConfig, data, where="mine.yaml")
+    text = str(caught.value)
+    assert words in text
+    assert text.startswith("mine.yaml: ")
+    assert "\n" not in text
+
+
+def test_heads_must_share_evenly() -> None:
+    with pytest.raises(ValidationError, match="multiple of kv_heads"):
+        AttentionConfig(heads=6, kv_heads=4, head_width=8)
+    with pytest.raises(ValidationError, match="must be even"):
+        AttentionConfig(heads=2, kv_heads=2, head_width=7)
+
+
+def test_renormalised_top_1_is_refused() -> None:
+    with pytest.raises(ValidationError, match="never learns"):
+        SoftmaxTopKConfig(top_k=1, renormalize=True)
+    assert SoftmaxTopKConfig(top_k=1, renormalize=False).top_k == 1
+
+
+def test_help_and_configuration_need_no_torch() -> None:
+    code = "import sys, moekit.cli, moekit.compare.contestants, moekit.counting; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,75 @@
+"""Counts from the configuration against the real module, exactly."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from moekit.config import ModelConfig
+from moekit.counting import count_parameters, inference_flops_per_token, training_flops_per_token
+from moekit.models import Decoder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_parameters_equal_the_modules(any_config: ModelConfig, kv_heads: int, tied: bool) -> None:
+    attention = any_config.attention.model_copy(update={"kv_heads": kv_heads})
+    config = any_config.model_copy(update={"attention": attention, "tie_embeddings": tied})
+    model = Decoder(config)
+    counted = count_parameters(config)
+    assert counted.total == sum(parameter.numel() for parameter in model.parameters())
+    assert counted.total == sum(counted.by_part.values())
+    parts = {"experts": 0, "router": 0, "norm": 0, "attention": 0}
+    for name, parameter in model.named_parameters():
+        for part in parts:
+            if f"{part}." in name or f"{part}_" in name or name.startswith(f"{part}."):
+                parts[part] += parameter.numel()
+                break
+    assert parts["experts"] == counted.by_part["experts"]
+    assert parts["router"] == counted.by_part["router"]
+
+
+def test_active_parameters_are_those_one_token_touches(any_config: ModelConfig) -> None:
+    """One token through the model: experts whose weights get a gradient are the active ones, all others idle."""
+    model = Decoder(any_config, backend="reference")
+    model(torch.tensor([[7]])).sum().backward()
+    touched = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith("_EGD") or name.endswith("_EDF"):
+            assert parameter.grad is not None
+            used = (parameter.grad.flatten(1) != 0).any(1).sum().item()
+            touched += int(used) * parameter[0].numel()
+        else:
+            touched += parameter.numel()
+    assert count_parameters(any_config).active == touched
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_flops_equal_those_of_the_products_that_run(any_config: ModelConfig, backend: str) -> None:
+    model = Decoder(any_config, backend=backend)  # type: ignore[arg-type]
+    batch, context = 2, any_config.context
+    tokens = torch.randint(0, 256, (batch, context))
+    # Plain products: flash attention on a CPU is not counted, and computes its scores anew in the gradient.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        logits = model(tokens)
+    assert forward.get_total_flops() == batch * context * inference_flops_per_token(any_config, context)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as both:
+        model(tokens).sum().backward()
+    assert both.get_total_flops() == batch * context * training_flops_per_token(any_config, context)
+    assert logits.shape == (batch, context, 256)
+
+
+def test_published_totals() -> None:
+    """Mixtral 8x7B: 46.7 B parameters, 12.9 B of them active (arXiv 2401.04088, section 2)."""
+    mixtral = ModelConfig.model_validate(
+        {
+            "vocab_size": 32000,
+            "width": 4096,
+            "context": 32768,
+            "attention": {"heads": 32, "kv_heads": 8, "head_width": 128, "rope_base": 1e6},
+            "layers": [{"kind": "moe", "experts": 8, "expert_width": 14336, "router": {"top_k": 2}}] * 32,
+        }
+    )
+    counted = count_parameters(mixtral)
+    assert round(counted.total / 1e9, 1) == 46.7
+    assert round(counted.active / 1e9, 1) == 12.9

@@ -1,0 +1,48 @@
+"""A file is written whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from moekit import files
+from moekit.errors import MoekitError
+from moekit.formatting import bytes_text, count_text, duration_text
+
+
+def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["b.txt"]
+
+
+def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "b.txt"
+    with pytest.raises(MoekitError, match=r"disk is full while writing .*b\.txt"), files.replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (bytes_text(0), "0 B"),
+        (bytes_text(999), "999 B"),
+        (bytes_text(1_700_000_000), "1.70 GB"),
+        (bytes_text(999_999), "1.00 MB"),
+        (count_text(853_120), "853 k"),
+        (count_text(46.7e9), "46.7 G"),
+        (count_text(12), "12"),
+        (duration_text(0.84), "0.8 s"),
+        (duration_text(59.6), "1 min 0 s"),
+        (duration_text(192), "3 min 12 s"),
+        (duration_text(7500), "2 h 5 min"),
+    ],
+)
+def test_figures_read_well(text: str, expected: str) -> None:
+    assert text == expected
