@@ -35,7 +35,7 @@ def test_active_parameters_are_those_one_token_touches(any_config: ModelConfig) 
     model(torch.tensor([[7]])).sum().backward()
     touched = 0
     for name, parameter in model.named_parameters():
-        if name.endswith("_EGD") or name.endswith("_EDF"):
+        if name.endswith(("_EGD", "_EDF")):
             assert parameter.grad is not None
             used = (parameter.grad.flatten(1) != 0).any(1).sum().item()
             touched += int(used) * parameter[0].numel()

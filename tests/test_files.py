@@ -14,9 +14,8 @@ from moekit.formatting import bytes_text, count_text, duration_text
 def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.txt"
     files.write_text(path, "old")
-    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(TypeError), files.replacing(path) as temporary:
+        temporary.write_text("half", encoding=object())  # type: ignore[call-overload]
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["b.txt"]
 

@@ -11,7 +11,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], data: Any, *, where: str) -> Model:
-    """`data` as a `model`; raises UsageError with `where`, the key's path and, for an unknown key, the nearest valid one."""
+    """`data` as a `model`; raises UsageError with `where`, its key's path and the nearest valid key if unknown."""
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected keys and values ({', '.join(model.model_fields)}), got {data!r}.")
     try:

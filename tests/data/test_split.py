@@ -42,6 +42,7 @@ def test_near_duplicates_are_on_one_side(prose: Prose, seed: int) -> None:
         for original in originals
     ]
     split = split_documents([*originals, *copies], seed=seed)
+    assert split_documents([*reversed(copies), *originals], seed=seed) == split
     sides = [{name.removeprefix("copy of ") for _, name in names(side)} for side in (split.train, split.held_out)]
     assert not sides[0] & sides[1]
     assert sides[1]

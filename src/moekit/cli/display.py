@@ -105,7 +105,7 @@ def print_summary(results: Results) -> None:
     console.print(table)
     verdict = judge(results)
     console.print(verdict.headline, style="bold", markup=False)
-    for sentence in verdict.sentences:
+    for sentence in verdict.sentences.values():
         console.print(f"• {sentence}", markup=False)
     for check in verdict.checks:
         console.print(f"{'✓' if check.good else '!'} {check.text}", markup=False)

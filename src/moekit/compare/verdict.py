@@ -232,6 +232,8 @@ def _about(baseline: str, one: Against) -> str:
         noise = ", which is within the noise between seeds" if unsure else ""
         parts.append(f"It ended {_gap(one.difference)} `{baseline}`{_interval(one.difference)}{noise}.")
     costs = []
+    if abs(one.flops - 1) > 0.05:  # else the contestants match in what they compute for a token, as planned
+        costs.append(_times(one.flops, "the training FLOPs a token"))
     if one.memory:
         costs.append(_times(one.memory.mean, "the memory in training"))
     if one.decode is not None:
@@ -298,8 +300,8 @@ def _seed_check(results: Results) -> Check:
     if count == 1:
         return Check(False, "One seed: there is no uncertainty figure, and another seed may turn the order round.")
     if count == 2:
-        return Check(False, "Two seeds: what stands in brackets are the two values, not an interval.")
-    return Check(True, f"{count} seeds: what stands in brackets is the 95 % t-interval of the mean, paired by seed.")
+        return Check(False, "Two seeds: brackets hold the two values, not an interval.")
+    return Check(True, f"{count} seeds: brackets hold the 95 % t-interval of the mean, paired by seed.")
 
 
 def _order_check(results: Results) -> list[Check]:

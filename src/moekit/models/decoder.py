@@ -80,11 +80,11 @@ class Decoder(nn.Module):
         return [KeyValueCache(batch, attention, context, dtype) for _ in self.layers]
 
     def log_prob(self, tokens_BT: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """log p in nats of each token but the first given those before it: fp32, shape (B, T - 1)."""
-        logits_BTV = self(tokens_BT[:, :-1], routings=routings).float()
-        return -F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none").view(
-            tokens_BT.shape[0], -1
-        )
+        """log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32."""
+        logits_BTV = self(tokens_BT[:, :-1], routings=routings)
+        logits_BTV = logits_BTV.to(torch.promote_types(torch.float32, logits_BTV.dtype))
+        loss_S = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
+        return -loss_S.view(tokens_BT.shape[0], -1)
 
     def _initialize(self) -> None:
         std = self.config.init_std

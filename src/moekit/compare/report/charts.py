@@ -82,7 +82,8 @@ def curves(results: Results) -> Chart | None:
         for axis in AXES
         for view in views
     ]
-    alt = "Line chart: held-out bits per byte of each contestant while it trains."
+    ends = ", ".join(f"{one.name} {one.bits_per_byte:.3f}" for one in results.contestants if one.bits_per_byte)
+    alt = f"Line chart: held-out bits per byte of each contestant while it trains. They end at: {ends}."
     choices = (("Over", tuple(AXIS_NAMES[axis] for axis in AXES)), ("View", views))
     return Chart("curves", alt, choices, tuple(variants))
 
@@ -123,8 +124,9 @@ def _curve_figure(results: Results, axis: Axis, *, whole: bool) -> Figure:
         layout["xaxis"]["dtick"] = "D2"
         layout["yaxis"] = {"type": "log", "tickvals": _LEVELS, "ticktext": [f"{level:g}" for level in _LEVELS]}
         unigram = results.corpus.unigram_bits_per_byte
-        layout["shapes"] = [_level(unigram)]
-        layout["annotations"] = [_level_label(math.log10(unigram), "byte frequencies alone")]
+        if unigram > 0:
+            layout["shapes"] = [_level(unigram)]
+            layout["annotations"] = [_level_label(math.log10(unigram), "byte frequencies alone")]
     return {"data": data, "layout": layout}
 
 
@@ -205,7 +207,7 @@ def domains(results: Results) -> Chart | None:
     layout = {
         "height": 90 + 44 * len(names),
         "xaxis": {"title": {"text": "Held-out bits per byte"}},
-        "yaxis": {"type": "category", "categoryarray": [plotly_text(name) for name in names[::-1]]},
+        "yaxis": {**_names(names), "autorange": "reversed"},
     }
     alt = "Dot chart: held-out bits per byte of each contestant in each domain."
     return Chart("domains", alt, (), (Variant((), {"data": data, "layout": layout}),))
@@ -242,10 +244,15 @@ def decode(results: Results) -> Chart | None:
     layout = {
         "height": 90 + 46 * len(data),
         "xaxis": {"title": {"text": "Milliseconds per token"}, "rangemode": "tozero", "hoverformat": ".3f"},
-        "yaxis": {"type": "category", "autorange": "reversed"},
+        "yaxis": {**_names([one.name for one in results.contestants]), "autorange": "reversed"},
         "hovermode": "closest",
     }
-    alt = "Box chart: time per decoded token of each contestant."
+    ends = ", ".join(
+        f"{one.name} {one.decode_ms_per_token_median:.2f} ms"
+        for one in results.contestants
+        if one.decode_ms_per_token_median is not None
+    )
+    alt = f"Box chart: time per decoded token of each contestant. The medians: {ends}."
     return Chart("decode", alt, (), (Variant((), {"data": data, "layout": layout}),), legend=False)
 
 
@@ -324,7 +331,7 @@ def _heat_map(table: ExpertsByDomain) -> Figure:
     layout = {
         "height": 110 + 38 * len(table.domains),
         "xaxis": {"title": {"text": "Expert"}, "showgrid": False, "dtick": 1 if count <= 16 else 4},
-        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
+        "yaxis": {**_names(table.domains), "autorange": "reversed", "showgrid": False},
         "hovermode": "closest",
     }
     return {"data": [data], "layout": layout}
@@ -352,6 +359,13 @@ def has_routing(contestant: Contestant) -> bool:
     return any(run.routing for run in finished(contestant))
 
 
+def _names(names: Sequence[str]) -> Figure:
+    """An axis of names, in this order, the long ones cut so that they leave room for the chart on a phone."""
+    keys = [plotly_text(name) for name in names]
+    short = [plotly_text(name if len(name) <= 20 else f"{name[:19]}…") for name in names]
+    return {"type": "category", "categoryarray": keys, "tickvals": keys, "ticktext": short}
+
+
 def _level(value: float) -> Figure:
     line = {"color": "var(--muted)", "width": 1, "dash": "dot"}
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
@@ -363,10 +377,10 @@ def _level_label(value: float, text: str) -> Figure:
     return {"text": text, "font": font, **place}
 
 
-def _number(value: float) -> float:
-    return float(f"{value:.5g}")
+def _number(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def _numbers(values: Iterable[float]) -> list[float]:
-    """Five significant digits: more than a screen shows, in a third of the bytes."""
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    """Five significant digits, more than a screen shows; None, a gap in the line, for what is no number."""
     return [_number(value) for value in values]

@@ -69,11 +69,11 @@ def _scalability(results: Results, one: Contestant, against: Against | None) -> 
             gains.append(run.curve[-1].bits_per_byte - half[-1].bits_per_byte)
     if not gains:
         return _unmeasured(one)
-    gain, what = signed(sum(gains) / len(gains)), "bits per byte for the last doubling"
+    gain, what = signed(sum(gains) / len(gains)), "bits per byte, last doubling"
     first, last = (against.reach[0].ratios, against.final.ratios) if against else (None, None)
     if first is None or last is None:
         return Cell(gain, (what,))
-    return Cell(gain, (what, f"FLOPs {first['flops'].mean:.2f}× → {last['flops'].mean:.2f}×"))
+    return Cell(gain, (what, f"FLOPs {first['flops'].mean:.2f} → {last['flops'].mean:.2f}×"))
 
 
 def _tasks(results: Results, one: Contestant, against: Against | None) -> Cell:
@@ -133,8 +133,8 @@ _ROWS: tuple[tuple[str, str, Measure], ...] = (
     ),
     (
         "Scalability",
-        "What the second half of the tokens still brought; and the FLOPs to the baseline's level, over what the baseline "
-        "took, at a quarter of its budget and at all of it.",
+        "What the second half of the tokens still brought; and the FLOPs to the baseline's level over the baseline's "
+        "own, at a quarter of its budget and at all of it.",
         _scalability,
     ),
     (
@@ -144,7 +144,7 @@ _ROWS: tuple[tuple[str, str, Measure], ...] = (
     ),
     (
         "Learning approach",
-        "Bits that a text's domain tells about the expert it is sent to, against shuffled domains; how steady training was.",
+        "Bits that a text's domain tells about the chosen expert, against shuffled domains; how steadily it trained.",
         _learning,
     ),
     (

@@ -28,8 +28,8 @@ def plotly_text(text: str) -> str:
 
 
 def code_spans(text: str) -> Markup:
-    """Escape `text`, with what stands between backticks as a code element."""
-    parts = text.split("`")
+    """Escape `text`, with what stands between backticks as a code element; "95 %" stays on one line."""
+    parts = text.replace(" %", "\u00a0%").split("`")
     if len(parts) % 2 == 0:  # an odd backtick, from a name: leave the text as it is
         return escape(text)
     return Markup("").join(

@@ -205,7 +205,10 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ("Machine", f"{machine.cpu}, {machine.cores} cores, {formatting.bytes_text(machine.memory_bytes)}"),
         ("Software", f"moekit {results.moekit}, torch {machine.torch}, Python {machine.python}, {machine.system}"),
         ("Precision", f"{machine.precision} matrix products in training"),
-        ("Took", f"{formatting.duration_text(results.wall_seconds)} in all, evaluation included"),
+        (
+            "Took",
+            f"{formatting.duration_text(results.wall_seconds)} in the sitting that finished it, all measuring included",
+        ),
         ("Made", results.created),
     ]
 
@@ -221,5 +224,7 @@ def _corpus_table(results: Results) -> Table:
         ]
         for domain in results.corpus.domains
     ]
-    headings = ["Domain", "Training text", "Held-out text", "Times read", "Byte frequencies, bits per byte"]
-    return Table(f"Corpus {results.corpus.name}", headings, rows)
+    headings = ["Domain", "Training text", "Held-out text", "Times read", "Byte frequencies"]
+    return Table(
+        f"Corpus {results.corpus.name}; byte frequencies alone in bits per byte of held-out text", headings, rows
+    )

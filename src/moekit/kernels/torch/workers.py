@@ -30,6 +30,7 @@ class Workers:
 
     @staticmethod
     def _set_up_thread() -> None:
+        torch.get_num_threads()  # a thread takes over the process's count when it first asks: not after the next line
         torch.set_num_threads(1)
 
     def run(self, job: Callable[[int], None], order: Sequence[int]) -> None:
@@ -59,27 +60,25 @@ class Workers:
             future.result()
 
 
-_workers: Workers | None = None
+_workers: dict[int, Workers] = {}
 _lock = threading.Lock()
 
 
 def workers() -> Workers:
-    """The process's workers, as many as torch may use threads (`torch.set_num_threads`) at the time of the call."""
-    global _workers
+    """The process's workers, as many as torch may use threads at the time (`torch.set_num_threads`)."""
     threads = torch.get_num_threads()
-    pool = _workers
-    if pool is None or pool.threads != threads:
+    if threads not in _workers:
         with _lock:
-            if _workers is None or _workers.threads != threads:
-                _workers = Workers(threads)
-            pool = _workers
-    return pool
+            if threads not in _workers:
+                _workers[threads] = Workers(threads)
+    return _workers[threads]
 
 
 def _forget_after_fork() -> None:
     """A forked child has none of its parent's threads; it starts its own when it needs them."""
-    global _workers, _lock
-    _workers, _lock = None, threading.Lock()
+    global _lock
+    _workers.clear()
+    _lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)

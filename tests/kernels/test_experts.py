@@ -1,0 +1,271 @@
+"""Experts: the fast kernel against the reference, output and every gradient.
+
+Legend: T tokens, S assignments, D model width, F expert width, G = 2 F, E experts, K experts per token.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import moekit.kernels.torch.experts as torch_backend
+from moekit.kernels import Assignments, ExpertsKernel, assign, experts_kernel
+
+reference = experts_kernel("reference")
+fast = experts_kernel("torch")
+
+
+class Problem(NamedTuple):
+    x_TD: Tensor
+    weight_S: Tensor
+    gate_up_EGD: Tensor
+    down_EDF: Tensor
+    token_S: Tensor
+    expert_S: Tensor
+    grad_y_TD: Tensor
+
+    def differentiable(self) -> list[Tensor]:
+        return [tensor.clone().requires_grad_() for tensor in self[:4]]
+
+    def assignments(self, weight_S: Tensor) -> Assignments:
+        tokens, experts = self.x_TD.shape[0], self.down_EDF.shape[0]
+        return assign(self.token_S, self.expert_S, weight_S, tokens=tokens, experts=experts)
+
+    def solve(self, kernel: ExpertsKernel) -> list[Tensor]:
+        """y_TD and the gradients of x_TD, weight_S, gate_up_EGD and down_EDF."""
+        x_TD, weight_S, gate_up_EGD, down_EDF = leaves = self.differentiable()
+        y_TD = kernel(x_TD, self.assignments(weight_S), gate_up_EGD, down_EDF)
+        y_TD.backward(self.grad_y_TD)
+        return [y_TD.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def problem(
+    tokens: int = 7,
+    size: int = 20,
+    width: int = 8,
+    hidden: int = 12,
+    experts: int = 4,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    busy: int | None = None,
+) -> Problem:
+    """Unit-scale inputs. Tokens and experts are drawn with replacement: some come twice, some never.
+
+    busy: how many of the experts get any work; all may, if None.
+    """
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, fan_in: int = 1) -> Tensor:
+        return (torch.randn(shape, generator=rng, dtype=torch.float64) * fan_in**-0.5).to(dtype)
+
+    return Problem(
+        x_TD=normal(tokens, width),
+        weight_S=normal(size),
+        gate_up_EGD=normal(experts, 2 * hidden, width, fan_in=width),
+        down_EDF=normal(experts, width, hidden, fan_in=hidden),
+        token_S=torch.randint(tokens, (size,), generator=rng),
+        expert_S=torch.randint(busy or experts, (size,), generator=rng),
+        grad_y_TD=normal(tokens, width),
+    )
+
+
+@contextmanager
+def on_workers(always: bool) -> Iterator[None]:
+    """Workers for every call, however small, or for none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with mock.patch.object(torch_backend, "_WORTH_WAKING_WORKERS", -1 if always else 2**62):
+        yield
+    torch.set_num_threads(before)
+
+
+def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    names = ("y", "grad x", "grad weight", "grad gate_up", "grad down")
+    for name, a, b in zip(names, actual, expected, strict=True):
+        assert a.shape == b.shape, name
+        assert a.dtype == b.dtype, name
+        error = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(1, 40),
+    size=st.integers(0, 120),
+    width=st.integers(1, 24),
+    hidden=st.integers(1, 24),
+    experts=st.integers(1, 9),
+    busy=st.integers(1, 9),
+    workers=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_equals_the_reference(
+    seed: int,
+    tokens: int,
+    size: int,
+    width: int,
+    hidden: int,
+    experts: int,
+    busy: int,
+    workers: bool,
+    dtype: torch.dtype,
+) -> None:
+    task = problem(tokens, size, width, hidden, experts, dtype, seed, min(busy, experts))
+    with on_workers(workers):
+        actual = task.solve(fast)
+    assert_near(actual, task.solve(reference), 1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("workers", [False, True])
+def test_equals_the_reference_at_working_size(dtype: torch.dtype, workers: bool) -> None:
+    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=dtype, busy=5)
+    with on_workers(workers):
+        actual = task.solve(fast)
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    assert_near(actual, task.solve(reference), tolerance)
+
+
+def test_bfloat16_is_as_near_the_truth_as_the_reference() -> None:
+    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=torch.bfloat16)
+    in_double = Problem(*(t.double() if t.is_floating_point() else t for t in task))
+    truth = in_double.solve(reference)
+    for actual, rounded, exact in zip(task.solve(fast), task.solve(reference), truth, strict=True):
+        assert (actual - exact).norm() <= 1.2 * (rounded - exact).norm()
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_gradients_by_finite_differences(workers: bool) -> None:
+    task = problem(tokens=4, size=7, width=3, hidden=5, experts=3)
+
+    def by_weights(x_TD: Tensor, weight_S: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+        return fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+
+    with on_workers(workers):
+        assert torch.autograd.gradcheck(by_weights, task.differentiable())
+
+
+def test_nothing_assigned_is_zeros_with_zero_gradients() -> None:
+    for result in problem(tokens=3, size=0).solve(fast):
+        assert (result == 0).all()
+
+
+def test_no_tokens_at_all() -> None:
+    task = problem(tokens=1, size=0)
+    task = task._replace(x_TD=task.x_TD[:0], grad_y_TD=task.grad_y_TD[:0])
+    y_TD, grad_x_TD, *grads = task.solve(fast)
+    assert y_TD.shape == grad_x_TD.shape == (0, 8)
+    assert all((grad == 0).all() for grad in grads)
+
+
+def test_one_expert_for_every_token_is_the_dense_network() -> None:
+    task = problem(tokens=5, size=5, experts=1)._replace(token_S=torch.arange(5), weight_S=torch.ones(5).double())
+    gate_TF, up_TF = (task.x_TD @ task.gate_up_EGD[0].t()).chunk(2, dim=1)
+    y_TD = (torch.nn.functional.silu(gate_TF) * up_TF) @ task.down_EDF[0].t()
+    torch.testing.assert_close(task.solve(fast)[0], y_TD)
+
+
+@pytest.mark.parametrize("wanted", list(product([False, True], repeat=4)))
+def test_gradients_only_where_they_are_asked_for(wanted: tuple[bool, ...]) -> None:
+    task = problem()
+    expected = task.solve(reference)
+    leaves = [leaf.requires_grad_(asked) for leaf, asked in zip(task.differentiable(), wanted, strict=True)]
+    x_TD, weight_S, gate_up_EGD, down_EDF = leaves
+    y_TD = fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+    assert y_TD.requires_grad == any(wanted)
+    torch.testing.assert_close(y_TD.detach(), expected[0])
+    if any(wanted):
+        y_TD.backward(task.grad_y_TD)
+    for leaf, asked, grad in zip(leaves, wanted, expected[1:], strict=True):
+        if asked:
+            torch.testing.assert_close(leaf.grad, grad)
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("workers", [False, True])
+def test_without_gradients_nothing_is_saved(mode: type[torch.no_grad], workers: bool) -> None:
+    task = problem()
+    x_TD, weight_S, gate_up_EGD, down_EDF = task.differentiable()
+    saved: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with hooks, on_workers(workers):
+        with mode():
+            y_TD = fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+        assert not saved
+        assert y_TD.grad_fn is None
+        fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+        assert saved
+    torch.testing.assert_close(y_TD, task.solve(reference)[0])
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+def test_autocast_multiplies_in_bfloat16_and_returns_gradients_of_the_parameters_dtype(
+    inside: bool, x_dtype: torch.dtype
+) -> None:
+    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=torch.float32)
+    x_TD, weight_S, gate_up_EGD, down_EDF = leaves = task.differentiable()
+    with on_workers(True), torch.autocast("cpu", dtype=torch.bfloat16):
+        y_TD = fast(x_TD.to(x_dtype), task.assignments(weight_S), gate_up_EGD, down_EDF)
+        assert y_TD.dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=inside):
+            y_TD.backward(task.grad_y_TD.bfloat16())
+    assert_near([y_TD.detach().float(), *(leaf.grad for leaf in leaves)], task.solve(reference), 2e-2)
+
+
+def test_router_weights_may_be_more_precise_than_the_rest() -> None:
+    task = problem(tokens=50, size=90, dtype=torch.bfloat16)
+    task = task._replace(weight_S=task.weight_S.float())
+    assert_near(task.solve(fast), task.solve(reference), 1e-2)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant: bool) -> None:
+    task = problem()
+
+    def checkpointed(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+        def recomputed(x_TD: Tensor, weight_S: Tensor) -> Tensor:
+            return fast(x_TD, assignments._replace(weight_S=weight_S), gate_up_EGD, down_EDF)
+
+        return checkpoint(recomputed, x_TD, assignments.weight_S, use_reentrant=reentrant)
+
+    assert_near(task.solve(checkpointed), task.solve(reference), 1e-10)
+
+
+def test_strided_inputs_and_gradients() -> None:
+    task = problem()
+    expanded = task._replace(
+        x_TD=task.x_TD.t().contiguous().t(),
+        gate_up_EGD=task.gate_up_EGD.transpose(1, 2).contiguous().transpose(1, 2),
+        grad_y_TD=torch.ones((), dtype=torch.float64).expand(task.grad_y_TD.shape),
+    )
+    assert_near(expanded.solve(fast), expanded.solve(reference), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_from_run_to_run(dtype: torch.dtype) -> None:
+    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=dtype)
+    with on_workers(True):
+        first = task.solve(fast)
+        for _ in range(5):
+            assert all(torch.equal(a, b) for a, b in zip(task.solve(fast), first, strict=True))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    task = problem()
+    x_TD, weight_S, gate_up_EGD, down_EDF = task.differentiable()
+    y_TD = fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+    (grad_x_TD,) = torch.autograd.grad(y_TD, x_TD, task.grad_y_TD.requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_x_TD.sum().backward()
