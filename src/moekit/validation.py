@@ -31,7 +31,7 @@ def validate(model: type[Model], data: Any, *, where: str) -> Model:
 def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
     """The path in words, `layers[0].router.top_k`, and the model that holds its last key.
 
-    pydantic puts the tags of discriminated unions between the keys: they choose a model and are not part of the path.
+    pydantic puts the members of unions between the keys: they choose a model and are not part of the path.
     """
     path, choices, parent = "", [model], model
     for part in location:
@@ -40,7 +40,7 @@ def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
             path += f"[{part}]"
         elif tagged and len(choices) > 1:
             choices = tagged
-        else:
+        elif choices:
             path += f".{part}" if path else part
             parent = choices[0]
             field = parent.model_fields.get(part)

@@ -82,7 +82,7 @@ def on_workers(always: bool) -> Iterator[None]:
     """Workers for every call, however small, or for none."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with mock.patch.object(torch_backend, "_WORTH_WAKING_WORKERS", -1 if always else 2**62):
+    with mock.patch.object(torch_backend, "_worth_waking_workers", return_value=always):
         yield
     torch.set_num_threads(before)
 

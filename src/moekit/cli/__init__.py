@@ -3,6 +3,7 @@
 Nothing here imports torch until a verb starts to work, so that `--help` answers at once.
 """
 
+import signal
 import sys
 
 import click
@@ -28,6 +29,8 @@ moekit.add_command(compare)
 
 def main() -> None:
     """Run the command line and exit: 0, 1 (it failed), 2 (bad arguments or input), 130 (stopped)."""
+    # A scheduler's polite stop is a stop like Ctrl-C: what is running saves its state.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = moekit(standalone_mode=False)
     except click.ClickException as error:

@@ -72,17 +72,30 @@ def start(request: Request, corpus: Corpus, folder: Folder, listener: Listener) 
     Raises UsageError before any training where the corpus or the budget is too small.
     """
     began = time.monotonic()
-    training = _training(request)
-    check_large_enough(corpus, sequences=training.sequences, context=training.context)
+    plan = new_plan(request)
+    check_large_enough(corpus, sequences=plan.training.sequences, context=plan.training.context)
     corpus.save(folder.corpus)
-    machine = _machine(training.precision)
-    plan = Plan(
+    folder.write_plan(plan)
+    if plan.budget_seconds is not None:
+        try:
+            plan = _within_budget(plan, folder, listener, plan.budget_seconds - (time.monotonic() - began))
+        except UsageError:
+            folder.plan.unlink()  # nothing was trained: there is nothing to resume
+            raise
+        folder.write_plan(plan)
+    return finish(plan, folder, listener, began)
+
+
+def new_plan(request: Request) -> Plan:
+    """What is known before the speed of this machine is: with a budget, the number of steps comes later."""
+    training = _training(request)
+    return Plan(
         moekit=moekit.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=request.command,
         size=request.size_name,
         budget_seconds=request.budget_seconds,
-        machine=machine,
+        machine=_machine(training.precision),
         contestants=tuple(
             Entry(name=each.name, description=each.description, config=each.model(request.size))
             for each in request.contestants
@@ -93,11 +106,6 @@ def start(request: Request, corpus: Corpus, folder: Folder, listener: Listener) 
         curve_tokens=_CURVE_TOKENS,
         final_tokens=_FINAL_TOKENS,
     )
-    if request.budget_seconds is not None:
-        folder.write_plan(plan)
-        plan = _within_budget(plan, folder, listener, began)
-    folder.write_plan(plan)
-    return finish(plan, folder, listener, began)
 
 
 def resume(folder: Folder, listener: Listener) -> Results:
@@ -148,9 +156,9 @@ def _training(request: Request) -> TrainingConfig:
     )
 
 
-def _within_budget(plan: Plan, folder: Folder, listener: Listener, began: float) -> Plan:
-    """The plan with as many steps as the budget allows, by what each contestant is measured to cost here."""
-    assert plan.budget_seconds is not None
+def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: float) -> Plan:
+    """The plan with as many steps as `seconds` allow, by what each contestant is measured to cost here."""
+    began = time.monotonic()
     calibrations = []
     for entry in plan.contestants:
         listener.message(f"Measuring the speed of {entry.name}")
@@ -160,8 +168,7 @@ def _within_budget(plan: Plan, folder: Folder, listener: Listener, began: float)
             listener.message(f"{entry.name} could not be measured: {death}")
     if not calibrations:
         raise UsageError("No contestant could take a single step here; try a smaller --size.")
-    left = plan.budget_seconds - (time.monotonic() - began)
-    steps = affordable_steps(calibrations, seeds=len(plan.seeds), seconds=left)
+    steps = affordable_steps(calibrations, seeds=len(plan.seeds), seconds=seconds - (time.monotonic() - began))
     training = plan.training.model_copy(update={"steps": steps, "evaluate_at": measured_steps(steps)})
     return plan.model_copy(update={"training": training})
 

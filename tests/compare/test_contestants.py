@@ -1,0 +1,124 @@
+"""Who takes part: the default set's promises, and what a YAML file may say."""
+
+from pathlib import Path
+
+import pytest
+
+from moekit.compare.budget import MINIMUM_STEPS, affordable_steps
+from moekit.compare.contestants import SIZES, Contestant, check_set, default_contestants, pick_default, read_contestants
+from moekit.compare.plan import MEASURED_SHARES, measured_steps
+from moekit.compare.quantities import parse_count, parse_duration
+from moekit.compare.worker import Calibration
+from moekit.counting import count_parameters, training_flops_per_token
+from moekit.errors import UsageError
+
+
+@pytest.mark.parametrize("size_name", sorted(SIZES))
+def test_the_default_set_keeps_its_promises(size_name: str) -> None:
+    size = SIZES[size_name]
+    models = {name: contestant.model(size) for name, contestant in default_contestants(size).items()}
+    flops = {name: training_flops_per_token(model, size.context) for name, model in models.items()}
+    counts = {name: count_parameters(model) for name, model in models.items()}
+    for name in ("moe", "moe-fine", "hybrid"):
+        assert flops[name] == pytest.approx(flops["dense"], rel=0.02)
+        assert counts[name].active == pytest.approx(counts["dense"].active, rel=0.02)
+    for name in ("moe-fine", "dense-large"):
+        assert counts[name].total == pytest.approx(counts["moe"].total, rel=0.02)
+    assert [layer.kind for layer in models["hybrid"].layers[:2]] == ["dense", "moe"]
+    assert {model.attention for model in models.values()} == {models["dense"].attention}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_mixes_names_and_plans(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        baseline: tiny
+        contestants:
+          - moe
+          - name: tiny
+            layers: [{kind: dense, width: 64}, {kind: moe, experts: 4, expert_width: 32, router: {top_k: 2}}]
+        """,
+    )
+    contestants, baseline = read_contestants(path, SIZES["s"])
+    assert baseline == "tiny"
+    assert contestants[0] == default_contestants(SIZES["s"])["moe"]
+    model = contestants[1].model(SIZES["s"])
+    assert [layer.kind for layer in model.layers] == ["dense", "moe", "dense", "moe"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("contestants: [dense, mow]", "no contestant 'mow': did you mean 'moe'?"),
+        ("contestant: [dense]", "contestant: there is no such key; did you mean 'contestants'?"),
+        ("contestants: []", "contestants: "),
+        ("contestants: [dense, dense]", "'dense' is there twice"),
+        ("{contestants: [dense], baseline: densé}", "baseline 'densé' is not among"),
+        ("contestants: [{name: ../x, layers: [{kind: dense, width: 8}]}]", "name: a name is up to 40"),
+        ("contestants: [{name: x, layers: [{kind: dens, width: 8}]}]", "layers[0]: "),
+        ("contestants: [{name: x, layers: [{kind: dense, widht: 8}]}]", "did you mean 'width'?"),
+        ("contestants: [{name: x, layers: []}]", "layers: "),
+        ("contestants: [3]", "contestants[0]"),
+        ("- a\n- b", "expected keys and values"),
+        ("a: [", "is not valid YAML"),
+        ("", "expected keys and values"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_contestants(write(tmp_path, text), SIZES["s"])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.yaml"):
+        read_contestants(tmp_path / "nowhere.yaml", SIZES["s"])
+
+
+def test_the_first_is_the_baseline() -> None:
+    contestants: list[Contestant] = [pick_default(name, SIZES["xs"]) for name in ("moe", "dense")]
+    assert check_set(contestants, None) == "moe"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("8m", 480), ("1.5h", 5400), ("3", 180), (" 2m ", 120)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-3m", "0", "nan", "inf", "8 minutes", "1e999h"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UsageError, match="write it like 90s"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("500k", 500_000), ("2M", 2_000_000), ("1500", 1500), ("1.5m", 1_500_000)])
+def test_counts(text: str, count: int) -> None:
+    assert parse_count(text) == count
+
+
+def test_the_last_step_is_measured() -> None:
+    for steps in (1, 7, 60, 12345):
+        assert max(measured_steps(steps)) == steps
+        assert min(measured_steps(steps)) >= 1
+
+
+def test_a_budget_is_spent_and_not_overspent() -> None:
+    calibrations = [Calibration(step_seconds=0.1, curve_seconds=0.5, fixed_seconds=3)] * 2
+    steps = affordable_steps(calibrations, seeds=3, seconds=300)
+    cost = 6 * (steps * 0.1 + len(MEASURED_SHARES) * 0.5 + 3)
+    assert 0.9 * 300 < cost <= 0.92 * 300
+
+
+def test_an_impossible_budget_names_one_that_would_do() -> None:
+    calibrations = [Calibration(step_seconds=1, curve_seconds=0, fixed_seconds=0)]
+    with pytest.raises(UsageError, match=r"need at least 1 min 5 s; raise --budget"):
+        affordable_steps(calibrations, seeds=1, seconds=30)
+    assert affordable_steps(calibrations, seeds=1, seconds=66) == MINIMUM_STEPS

@@ -1,0 +1,222 @@
+"""The whole experiment on a tiny scale: with real worker processes, stopped, killed, and with contestants that fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from moekit.compare import experiment
+from moekit.compare.contestants import Contestant, Size
+from moekit.compare.plan import Folder
+from moekit.compare.request import Request
+from moekit.compare.results import Results, Run, read_results
+from moekit.compare.worker import failure_text
+from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.data import Corpus, Document, build_corpus
+from moekit.errors import TrainingFailed, UsageError
+
+TINY = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=16, sequences=4)
+DENSE = Contestant(name="dense", layers=(DenseConfig(width=32),))
+MOE = Contestant(name="moe", layers=(MoEConfig(experts=4, expert_width=16, router=SoftmaxTopKConfig(top_k=2)),))
+STEP = TINY.sequences * TINY.context
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Two domains that a model can tell apart within a few steps."""
+    documents = [
+        Document(domain=domain, name=f"{index}.txt", text=f"{index} {word} {index * 7} ".encode() * 60)
+        for domain, word in (("cats", "the cat sat on"), ("sums", "1 + 2 = 3;"))
+        for index in range(12)
+    ]
+    return build_corpus(documents, name="tiny")
+
+
+def request(contestants: Sequence[Contestant] = (DENSE, MOE), **changes: object) -> Request:
+    values = {
+        "contestants": contestants,
+        "baseline": contestants[0].name,
+        "size_name": "tiny",
+        "size": TINY,
+        "seeds": 1,
+        "command": "moekit compare",
+        "tokens": 30 * STEP,
+    }
+    return Request(**(values | changes))  # type: ignore[arg-type]
+
+
+def figures(run: Run) -> dict[str, object]:
+    """What must not depend on whether a run was stopped: all but times and memory."""
+    return {
+        "bits": run.bits_per_byte,
+        "domains": run.bits_per_byte_by_domain,
+        "curve": [(point.step, point.bits_per_byte, point.train_loss) for point in run.curve],
+        "routing": run.routing,
+        "experts": run.experts_by_domain,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Results]:
+    folder = Folder(tmp_path_factory.mktemp("finished") / "run")
+    return folder, experiment.start(request(seeds=2), corpus, folder, experiment.Listener())
+
+
+def test_results_hold_what_the_schema_promises(finished: tuple[Folder, Results], corpus: Corpus) -> None:
+    folder, results = finished
+    assert read_results(folder.results) == results
+    assert folder.report.read_text(encoding="utf-8").startswith("<!doctype html>".casefold()) or folder.report.exists()
+    assert results.corpus.sha256 == corpus.sha256
+    assert results.settings.tokens == 30 * STEP
+    for contestant in results.contestants:
+        assert [run.status for run in contestant.runs] == ["done", "done"]
+        assert contestant.bits_per_byte is not None
+        assert 0 < contestant.bits_per_byte < 8
+        assert contestant.peak_memory_bytes is not None
+        assert contestant.peak_memory_bytes > 2 * contestant.params_total
+        assert contestant.decode_ms_per_token_p95 >= contestant.decode_ms_per_token_median > 0  # type: ignore[operator]
+        assert set(contestant.bits_per_byte_by_domain) == {"cats", "sums"}
+        last = contestant.curve[-1]
+        assert last.tokens == 30 * STEP
+        assert last.flops == pytest.approx(last.tokens * contestant.flops_per_token)
+        assert contestant.runs[0].bits_per_byte != contestant.runs[1].bits_per_byte
+    keys = json.loads(folder.results.read_text())
+    assert {"corpus", "machine", "contestants"} <= keys.keys()
+    for key in ("name", "params_total", "params_active", "flops_per_token", "train_tokens_per_second", "seconds",
+                "peak_memory_bytes", "bits_per_byte", "bits_per_byte_by_domain", "decode_ms_per_token_median",
+                "decode_ms_per_token_p95", "curve"):  # fmt: skip
+        assert key in keys["contestants"][0]
+
+
+def test_contestants_see_the_same_data_and_repeat(
+    finished: tuple[Folder, Results], corpus: Corpus, tmp_path: Path
+) -> None:
+    """A second comparison gives the same figures to the last bit."""
+    _, results = finished
+    again = experiment.start(request(seeds=2), corpus, Folder(tmp_path / "again"), experiment.Listener())
+    for a, b in zip(results.contestants, again.contestants, strict=True):
+        assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
+
+
+# A comparison in a process of its own, so that it can be killed: its folder, then how many tokens.
+_SCRIPT = """
+import sys
+from pathlib import Path
+from moekit.compare import experiment
+from moekit.compare.plan import Folder
+from moekit.errors import MoekitError
+try:
+    experiment.resume(Folder(Path(sys.argv[1])), experiment.Listener())
+except MoekitError as error:
+    sys.exit(error.exit_status)
+"""
+
+
+def prepare(corpus: Corpus, folder: Folder, steps: int) -> None:
+    """A folder with a plan that saves its state after every step, and nothing done yet."""
+    corpus.save(folder.corpus)
+    plan = experiment.new_plan(request(tokens=steps * STEP))
+    training = plan.training.model_copy(update={"checkpoint_seconds": 0.0})
+    folder.write_plan(plan.model_copy(update={"training": training}))
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_path: Path, how: signal.Signals) -> None:
+    whole, parts = Folder(tmp_path / "whole"), Folder(tmp_path / "parts")
+    for folder in (whole, parts):
+        prepare(corpus, folder, steps=120)
+    expected = experiment.resume(whole, experiment.Listener())
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(parts.root)])
+    wait_for(parts.state("dense", 0), process)
+    time.sleep(0.1)
+    process.send_signal(how)
+    assert process.wait(timeout=30) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert not parts.result("moe", 0).exists()
+    time.sleep(0.5)  # a worker whose parent was killed ends at its next report
+    state = parts.state("dense", 0)
+    with safe_open(state, framework="pt") as stored:
+        assert 1 <= json.loads(stored.metadata()["progress"])["step"] <= 120
+    got = experiment.resume(parts, experiment.Listener())
+    for a, b in zip(expected.contestants, got.contestants, strict=True):
+        assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
+
+
+def test_a_worker_that_is_killed_fails_alone(corpus: Corpus, tmp_path: Path) -> None:
+    """As the system does when memory runs out; the other contestant goes on, and resuming tries again."""
+    folder = Folder(tmp_path / "run")
+    prepare(corpus, folder, steps=100)
+
+    class Killer(experiment.Listener):
+        def step(self, report: object) -> None:
+            if not folder.result("dense", 0).exists():
+                subprocess.run(["pkill", "-KILL", "-f", f"moekit.compare.worker {folder.root} dense"], check=False)
+
+    results = experiment.resume(folder, Killer())
+    dense, moe = results.contestants
+    assert dense.runs[0].status == "failed"
+    assert "ran out of memory" in (dense.runs[0].failure or "")
+    assert dense.bits_per_byte is None
+    assert moe.runs[0].status == "done"
+    assert experiment.resume(folder, experiment.Listener()).contestants[0].runs[0].status == "done"
+
+
+def test_a_contestant_that_diverges_is_marked(corpus: Corpus, tmp_path: Path) -> None:
+    """At an absurd learning rate and precision nothing trains; the comparison still ends with a report."""
+    folder = Folder(tmp_path / "run")
+    prepare(corpus, folder, steps=60)
+    plan = folder.read_plan()
+    wild = plan.entry("moe").model_copy(
+        update={"config": plan.entry("moe").config.model_copy(update={"init_std": 1e30})}
+    )
+    folder.write_plan(plan.model_copy(update={"contestants": (plan.entry("dense"), wild)}))
+    results = experiment.resume(folder, experiment.Listener())
+    assert [c.runs[0].status for c in results.contestants] == ["done", "failed"]
+    assert "no longer a number" in (results.contestants[1].runs[0].failure or "")
+    assert "no longer a number" in folder.report.read_text(encoding="utf-8")
+
+
+def test_failures_in_words() -> None:
+    assert failure_text(TrainingFailed("x")) == "x"
+    assert failure_text(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")) == "it ran out of memory"
+    with pytest.raises(ZeroDivisionError):
+        failure_text(ZeroDivisionError())
+
+
+def test_a_budget_becomes_steps(corpus: Corpus, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    asked = request(contestants=(DENSE,), tokens=None, budget_seconds=20.0)
+    began = time.monotonic()
+    results = experiment.start(asked, corpus, folder, experiment.Listener())
+    assert results.settings.tokens >= 60 * STEP
+    assert time.monotonic() - began < 40
+
+
+def test_an_impossible_budget_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    with pytest.raises(UsageError, match="need at least"):
+        experiment.start(request(tokens=None, budget_seconds=0.5), corpus, folder, experiment.Listener())
+    assert not folder.state("dense", 0).exists()
+    assert not folder.plan.exists()
+
+
+def test_a_corpus_too_small_for_a_batch_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    large = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=8192, sequences=4)
+    with pytest.raises(UsageError, match="context"):
+        experiment.start(request(size=large), corpus, folder, experiment.Listener())
+    assert not os.path.exists(folder.root)
