@@ -21,6 +21,7 @@ def environment(*packages: str) -> dict[str, Any]:
             "isa": torch.backends.cpu.get_cpu_capability(),
             "amx_bf16": "amx_bf16" in _cpu_info(),
             "load_average_1min": os.getloadavg()[0],
+            "openmp": {name: value for name, value in sorted(os.environ.items()) if name.startswith(("OMP_", "GOMP_"))},
             "system": f"{platform.system()} {platform.machine()}",
         },
         "versions": {

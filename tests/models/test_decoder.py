@@ -113,8 +113,9 @@ def _as_transformers(model: Decoder) -> dict[str, torch.Tensor]:
     for index, layer in enumerate(model.layers):
         prefix = f"model.layers.{index}."
         ours = dict(layer.named_parameters())
-        for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
-            state[f"{prefix}self_attn.{theirs}_proj.weight"] = ours[f"attention.{name}.weight"]
+        query, key, value = ours["attention.query_key_value.weight"].split([4 * 8, 2 * 8, 2 * 8])
+        for name, weight in (("q", query), ("k", key), ("v", value), ("o", ours["attention.output.weight"])):
+            state[f"{prefix}self_attn.{name}_proj.weight"] = weight
         state[prefix + "input_layernorm.weight"] = ours["attention_norm.weight"]
         state[prefix + "post_attention_layernorm.weight"] = ours["feed_forward_norm.weight"]
         if "feed_forward.router.weight" in ours:

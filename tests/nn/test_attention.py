@@ -7,6 +7,7 @@ import torch
 
 from moekit.config import AttentionConfig
 from moekit.nn import Attention, KeyValueCache, Rotary
+from moekit.nn.attention import causal_attention, plain_attention
 
 
 def loop_rotary(x: torch.Tensor, position: int, base: float) -> torch.Tensor:
@@ -40,9 +41,7 @@ def test_attention_equals_the_loop(heads: int, kv_heads: int) -> None:
     rotary = Rotary(8, 12, config.rope_base)
     x_TD = torch.randn(6, 16, dtype=torch.float64)
     got = attention(x_TD[None], rotary)[0]
-    q = (x_TD @ attention.query.weight.T).view(6, heads, 8)
-    k = (x_TD @ attention.key.weight.T).view(6, kv_heads, 8)
-    v = (x_TD @ attention.value.weight.T).view(6, kv_heads, 8)
+    q, k, v = (x_TD @ attention.query_key_value.weight.T).view(6, -1, 8).split([heads, kv_heads, kv_heads], 1)
     rows = []
     for t in range(6):
         mixed = []
@@ -56,6 +55,26 @@ def test_attention_equals_the_loop(heads: int, kv_heads: int) -> None:
         rows.append(torch.cat(mixed) @ attention.output.weight.T)
     # The angles are kept in fp32, so double precision does not go all the way.
     torch.testing.assert_close(got, torch.stack(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_plain_attention_equals_the_fused_one_with_its_gradients(heads: int, kv_heads: int) -> None:
+    shapes = [(2, heads, 7, 8), (2, kv_heads, 7, 8), (2, kv_heads, 7, 8)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    expected, got = causal_attention(*inputs), plain_attention(*inputs)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    towards = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * towards).sum(), inputs)
+    for gradient, right in zip(torch.autograd.grad((got * towards).sum(), inputs), wanted, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_in_bf16_is_within_rounding() -> None:
+    """The path that training in bf16 takes, against fp64."""
+    inputs = [torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3)]
+    half = [tensor.bfloat16().requires_grad_() for tensor in inputs]
+    got, expected = causal_attention(*half).double(), causal_attention(*inputs)
+    assert (got - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_full_cache_refuses() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moekit.kernels.assignments import Assignments, assign, assign_top_k
 from moekit.kernels.reference.experts import experts as reference_experts
+from moekit.kernels.torch.activation import gated_activation
 from moekit.kernels.torch.experts import experts as torch_experts
 
 Backend = Literal["reference", "torch"]
@@ -20,4 +21,4 @@ def experts_kernel(backend: Backend) -> ExpertsKernel:
     return _EXPERTS[backend]
 
 
-__all__ = ["Assignments", "Backend", "ExpertsKernel", "assign", "assign_top_k", "experts_kernel"]
+__all__ = ["Assignments", "Backend", "ExpertsKernel", "assign", "assign_top_k", "experts_kernel", "gated_activation"]

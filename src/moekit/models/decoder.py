@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moekit.config import DenseConfig, FeedForwardConfig, ModelConfig
 from moekit.kernels import Backend
 from moekit.moe import MoELayer, Routing
-from moekit.nn import Attention, GatedFeedForward, KeyValueCache, Rotary
+from moekit.nn import Attention, GatedFeedForward, KeyValueCache, RMSNorm, Rotary
 
 
 class DecoderLayer(nn.Module):
@@ -20,9 +20,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, feed_forward: FeedForwardConfig, backend: Backend) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config.width, config.attention)
-        self.feed_forward_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
         self.feed_forward: GatedFeedForward | MoELayer
         if isinstance(feed_forward, DenseConfig):
             self.feed_forward = GatedFeedForward(config.width, feed_forward.width)
@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.rotary = Rotary(config.attention.head_width, config.context, config.attention.rope_base)
         self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in config.layers)
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight

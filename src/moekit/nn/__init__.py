@@ -2,6 +2,7 @@
 
 from moekit.nn.attention import Attention, KeyValueCache
 from moekit.nn.feed_forward import GatedFeedForward
+from moekit.nn.norm import RMSNorm
 from moekit.nn.rotary import Rotary
 
-__all__ = ["Attention", "GatedFeedForward", "KeyValueCache", "Rotary"]
+__all__ = ["Attention", "GatedFeedForward", "KeyValueCache", "RMSNorm", "Rotary"]

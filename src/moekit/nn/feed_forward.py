@@ -1,7 +1,8 @@
 """The dense feed-forward network."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moekit.kernels import gated_activation
 
 
 class GatedFeedForward(nn.Module):
@@ -17,5 +18,4 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """y_TD for any leading shape."""
-        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_TF) * up_TF)  # type: ignore[no-any-return]
+        return self.down(gated_activation(self.gate_up(x_TD)))  # type: ignore[no-any-return]
