@@ -5,6 +5,8 @@ all of them, as in training: the experts' loads differ from round to round. What
 ratios within a round, so that a machine that is now faster, now slower treats all alike.
 
     python benchmarks/moe_layer.py --rounds 20 --out benchmarks/results/moe_layer.json
+
+Run it on an idle machine. With OMP_WAIT_POLICY=passive, OpenMP's threads give up their cores while moekit's own work.
 """
 
 import argparse

@@ -43,7 +43,7 @@ from moekit.training import SCHEDULE_TEXT, StepReport, TrainingConfig
 
 # Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.
 _CURVE_TOKENS = 4096
-_FINAL_TOKENS = 32768
+_FINAL_TOKENS = 16384
 _WARMUP_STEPS = 50
 
 

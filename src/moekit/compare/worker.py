@@ -6,6 +6,7 @@ output, one JSON object a line. A training that fails is a result too; what conc
 told as a `Stopped` on the last line.
 """
 
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,8 @@ from moekit.errors import MoekitError, TrainingFailed
 from moekit.models import Decoder
 from moekit.training import Progress, StepReport, Trainer, new_optimizer, training_step
 
-_CALIBRATION_STEPS = 5
+# The first steps, which compile and fill caches, are not counted.
+_CALIBRATION_WARMUP, _CALIBRATION_STEPS = 2, 6
 
 
 class Calibration(BaseModel):
@@ -115,7 +117,7 @@ class Worker:
         decode_seconds = time.perf_counter() - decoding
         start_seconds = begin - hardware.process_started()
         return Calibration(
-            step_seconds=sorted(seconds)[len(seconds) // 2],
+            step_seconds=statistics.fmean(seconds[_CALIBRATION_WARMUP:]),
             curve_seconds=curve_seconds,
             fixed_seconds=start_seconds
             + decode_seconds

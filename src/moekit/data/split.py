@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash, MinHashLSH
 
 from moekit.data.documents import Document, is_text
 from moekit.errors import UsageError
@@ -129,6 +128,8 @@ def near_duplicate_groups(documents: Sequence[Document]) -> list[list[Document]]
         join(index, index_of_text.setdefault(document.text, index))
         if document.group is not None:
             join(index, index_of_group.setdefault(document.group, index))
+
+    from datasketch import MinHash, MinHashLSH  # takes half a second to import, and only building a corpus needs it
 
     lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
     blank = MinHash(num_perm=_PERMUTATIONS, hashfunc=int)  # shingles are hashes already

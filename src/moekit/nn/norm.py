@@ -38,7 +38,8 @@ class _RMSNorm(torch.autograd.Function):
         norm_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=at_least)
         scale_T1 = (norm_T1.square_() / x_TD.shape[-1] + eps).rsqrt_()
         ctx.save_for_backward(x_TD, weight_D, scale_T1)
-        return (x_TD * scale_T1).mul_(weight_D).to(dtype)
+        y_TD: Tensor = (x_TD * scale_T1).mul_(weight_D).to(dtype)
+        return y_TD
 
     @staticmethod
     @once_differentiable

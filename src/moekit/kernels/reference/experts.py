@@ -17,6 +17,6 @@ def experts(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_ED
         token_S = assignments.token_S[begin:end]
         gate_SF, up_SF = F.linear(x_TD[token_S], gate_up_GD).chunk(2, dim=-1)
         y_SD = F.linear(F.silu(gate_SF) * up_SF, down_DF)
-        weight_S1 = assignments.weight_S[begin:end, None].to(y_SD.dtype)
-        y_TD = y_TD.index_add(0, token_S, weight_S1 * y_SD)
+        weighted_SD = assignments.weight_S[begin:end, None].to(y_SD.dtype) * y_SD
+        y_TD = y_TD.index_add(0, token_S, weighted_SD.to(y_TD.dtype))
     return y_TD

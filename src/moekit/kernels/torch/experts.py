@@ -40,12 +40,7 @@ def experts(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_ED
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return _experts(x_TD.to(dtype), assignments, gate_up_EGD.to(dtype), down_EDF.to(dtype))
-    return _experts(x_TD, assignments, gate_up_EGD, down_EDF)
-
-
-def _experts(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+        x_TD, gate_up_EGD, down_EDF = x_TD.to(dtype), gate_up_EGD.to(dtype), down_EDF.to(dtype)
     assignments = padded(assignments, x_TD.device, x_TD.dtype)
     differentiable = (x_TD, assignments.weight_S, gate_up_EGD, down_EDF)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
@@ -112,7 +107,6 @@ class _Experts(torch.autograd.Function):
         needs_hidden = needs_x or needs_gate_up
         weigh_outputs = _weigh_outputs(down_EDF)
 
-        grad_y_TD = grad_y_TD.contiguous()
         grad_weight_S = x_TD.new_zeros(token_S.numel()) if needs_weight else None
         grad_gate_up_EGD = _zeros_where_idle(gate_up_EGD, ctx.offsets) if needs_gate_up else None
         grad_down_EDF = _zeros_where_idle(down_EDF, ctx.offsets) if needs_down else None
