@@ -44,7 +44,7 @@ Examples:
 @click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 10m]")
 @click.option("--tokens", metavar="N", help="Training tokens of each run, instead of a budget: 500k, 2M.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each contestant.")
-@click.option("--size", default="s", show_default=True, help="Of the models: xs, s, m or l.")
+@click.option("--size", default="xs", show_default=True, help="Of the models: xs, s, m or l.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for everything.  [default: runs/compare-<time>]")
 @click.option(
     "--resume", "resume_from", type=click.Path(path_type=Path), help="Go on with a comparison that was stopped."
