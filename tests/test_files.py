@@ -20,6 +20,12 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["b.txt"]
 
 
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    files.write_text(tmp_path / "written", "x")
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
     path = tmp_path / "b.txt"
     with pytest.raises(MoekitError, match=r"disk is full while writing .*b\.txt"), files.replacing(path):

@@ -20,7 +20,7 @@ _INTERRUPTED = 130
 def moekit() -> None:
     """Dense, or mixture of experts? moekit trains both on your data and shows what each buys.
 
-    Start with `moekit compare`: it needs no data of yours and takes about eleven minutes.
+    Start with `moekit compare`: it needs no data of yours and takes about ten minutes.
     """
 
 

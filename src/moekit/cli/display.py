@@ -12,9 +12,20 @@ from rich.table import Table
 from moekit.compare.experiment import Listener
 from moekit.compare.plan import Plan
 from moekit.compare.results import Results, Run
-from moekit.compare.verdict import SUMMARY_HEADINGS, judge, summary_table
+from moekit.compare.verdict import judge, summary_table
 from moekit.formatting import count_text, duration_text
 from moekit.training import StepReport
+
+# What of the summary fits 80 columns; the sentences below the table, and the report, say the rest.
+_COLUMNS = {
+    "name": "",
+    "params_total": "params",
+    "params_active": "active",
+    "bits_per_byte": "bits per byte",
+    "tokens_per_second": "tokens/s",
+    "peak_memory": "memory",
+    "ms_per_token": "ms/token (p95)",
+}
 
 
 class Display(Listener):
@@ -97,11 +108,11 @@ class Display(Listener):
 def print_summary(results: Results) -> None:
     """The table and the verdict, on standard output."""
     console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for position, heading in enumerate(vars(SUMMARY_HEADINGS).values()):
-        table.add_column(heading, justify="right" if position else "left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for field, heading in _COLUMNS.items():
+        table.add_column(heading, justify="left" if field == "name" else "right", no_wrap=True)
     for row in summary_table(results):
-        table.add_row(*(escape(cell) for cell in vars(row).values()))
+        table.add_row(*(escape(getattr(row, field)) for field in _COLUMNS))
     console.print(table)
     verdict = judge(results)
     console.print(verdict.headline, style="bold", markup=False)
