@@ -105,4 +105,4 @@ def test_json_on_standard_output_alone(tmp_path: Path) -> None:
     assert "holds a comparison already" in again.stderr
     shown = run("compare", "--resume", str(out))
     assert shown.returncode == 0
-    assert "Bits per byte" in shown.stdout
+    assert "bits per byte" in shown.stdout
