@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from moekit.config import AttentionConfig
 from moekit.nn.rotary import Rotary
 
-# Up to this many tokens the gradient of plain products is 1.6 to 4 times as fast as that of torch's fused attention, on a
-# CPU in bf16 (benchmarks/attention.py); beyond, their T² scores cost more than they save, in time and in memory.
+# Up to this many tokens the gradient of plain products is 1.6 to 4 times as fast as that of torch's fused attention, on
+# a CPU in bf16 (benchmarks/attention.py); beyond, their T² scores cost more than they save, in time and in memory.
 _PLAIN_UP_TO = 256
 
 
