@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 NonNegative = Annotated[float, Field(ge=0)]
 
+# Byte-level models: every byte value is a token.
+BYTE_VOCAB_SIZE = 256
+
 
 class Config(BaseModel):
     """Base of all configuration classes: frozen, and an unknown key is an error."""

@@ -176,6 +176,7 @@ def results(
             size="small", budget_seconds=1800.0, tokens=TOKENS, seeds=list(seeds), batch_tokens=4096, context=256,
             learning_rate=0.002, learning_rate_rule="the best of three on the baseline, then used for all",
             schedule="warm-up over 200 steps, then inverse square root of the step", optimizer="AdamW",
+            measured_weights="the average over the latest 10 %",
             held_out_tokens=400_000,
         ),
         baseline=baseline,

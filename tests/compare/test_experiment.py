@@ -206,6 +206,22 @@ def test_a_budget_becomes_steps(corpus: Corpus, tmp_path: Path) -> None:
     assert time.monotonic() - began < 40
 
 
+def test_a_budget_whose_planning_was_cut_off_is_planned_again(corpus: Corpus, tmp_path: Path) -> None:
+    """A stop while the speed is measured leaves a plan without its steps; resuming must not train that plan."""
+    folder = Folder(tmp_path / "run")
+
+    class Impatient(experiment.Listener):
+        def message(self, text: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.start(request(contestants=(DENSE,), tokens=None, budget_seconds=25.0), corpus, folder, Impatient())
+    assert folder.read_plan().training.steps == 1
+    results = experiment.resume(folder, experiment.Listener())
+    assert results.settings.tokens >= 100 * STEP
+    assert folder.read_plan().training.steps * STEP == results.settings.tokens
+
+
 def test_an_impossible_budget_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "run")
     with pytest.raises(UsageError, match="need at least"):

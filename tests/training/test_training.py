@@ -24,6 +24,7 @@ from moekit.training import (
     Trainer,
     TrainingConfig,
     learning_rate,
+    new_average,
     new_optimizer,
     training_step,
 )
@@ -143,6 +144,32 @@ def test_the_learning_rate_rises_then_decays() -> None:
     assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert rates[39] == pytest.approx(0.5)
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_the_average_is_a_window_that_grows(make_config: Callable[..., ModelConfig]) -> None:
+    """Against the definition, weights proportional to t^gamma: 10 % of the training wide after any number of steps."""
+    model = Decoder(make_config())
+    average = new_average(model)
+    history = []
+    for step in range(1, 201):
+        with torch.no_grad():
+            model.head.weight.fill_(step)
+        average.update_parameters(model)
+        history.append(average.module.head.weight[0, 0].item())
+    steps = torch.arange(1, 201, dtype=torch.float64)
+    for at in (1, 2, 20, 200):
+        share = steps[:at] ** 6.94
+        assert history[at - 1] == pytest.approx(float((share * steps[:at]).sum() / share.sum()), abs=0.5)
+    mean = history[-1]
+    deviation = float(((steps - mean).square() * (share / share.sum())).sum().sqrt())
+    assert deviation == pytest.approx(0.10 * 200, rel=0.02)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+
+
+def test_what_is_measured_is_the_average(make_config: Callable[..., ModelConfig], tmp_path: Path) -> None:
+    run = trainer(make_config(), tmp_path / "state", evaluate_at=frozenset({12}))
+    points = run.run(ignore).points
+    assert points[0].bits_per_byte == evaluate(run.averaged) != evaluate(run.model)
 
 
 def test_vectors_do_not_decay(make_config: Callable[..., ModelConfig]) -> None:

@@ -11,13 +11,18 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field
 
-from moekit.config import AttentionConfig, Config, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig
+from moekit.config import (
+    BYTE_VOCAB_SIZE,
+    AttentionConfig,
+    Config,
+    DenseConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    MoEConfig,
+)
 from moekit.config import SoftmaxTopKConfig as SoftmaxTopK
 from moekit.errors import UsageError, did_you_mean
 from moekit.validation import validate
-
-# Byte-level models: 256 values, of which 0 separates documents.
-VOCAB_SIZE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class Contestant(Config):
     def model(self, size: Size) -> ModelConfig:
         """The model: this plan in the outer shape `size`."""
         return ModelConfig(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=BYTE_VOCAB_SIZE,
             width=size.width,
             context=size.context,
             attention=AttentionConfig(heads=size.heads, kv_heads=size.kv_heads, head_width=size.width // size.heads),

@@ -12,7 +12,7 @@ import torch
 import moekit
 from moekit import hardware
 from moekit.compare import process
-from moekit.compare.budget import affordable_steps
+from moekit.compare.budget import MINIMUM_STEPS, affordable_steps
 from moekit.compare.plan import (
     LEARNING_RATE_RULE,
     Entry,
@@ -39,7 +39,7 @@ from moekit.compare.results import (
 from moekit.counting import count_parameters, inference_flops_per_token, training_flops_per_token
 from moekit.data import Corpus, check_large_enough
 from moekit.errors import UsageError
-from moekit.training import SCHEDULE_TEXT, StepReport, TrainingConfig
+from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, StepReport, TrainingConfig
 
 # Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.
 _CURVE_TOKENS = 4096
@@ -76,14 +76,7 @@ def start(request: Request, corpus: Corpus, folder: Folder, listener: Listener) 
     check_large_enough(corpus, sequences=plan.training.sequences, context=plan.training.context)
     corpus.save(folder.corpus)
     folder.write_plan(plan)
-    if plan.budget_seconds is not None:
-        try:
-            plan = _within_budget(plan, folder, listener, plan.budget_seconds - (time.monotonic() - began))
-        except UsageError:
-            folder.plan.unlink()  # nothing was trained: there is nothing to resume
-            raise
-        folder.write_plan(plan)
-    return finish(plan, folder, listener, began)
+    return finish(_settled(plan, folder, listener, began), folder, listener, began)
 
 
 def new_plan(request: Request) -> Plan:
@@ -113,7 +106,8 @@ def resume(folder: Folder, listener: Listener) -> Results:
 
     Raises Interrupted where it was stopped (all state is saved), MoekitError where it cannot go on.
     """
-    return finish(folder.read_plan(), folder, listener, time.monotonic())
+    began = time.monotonic()
+    return finish(_settled(folder.read_plan(), folder, listener, began), folder, listener, began)
 
 
 def finish(plan: Plan, folder: Folder, listener: Listener, began: float) -> Results:
@@ -154,6 +148,19 @@ def _training(request: Request) -> TrainingConfig:
         precision=hardware.fastest_precision(),
         evaluate_at=measured_steps(steps),
     )
+
+
+def _settled(plan: Plan, folder: Folder, listener: Listener, began: float) -> Plan:
+    """The plan with its number of steps, which under a budget is found out here once and then kept in the folder."""
+    if plan.budget_seconds is None or plan.training.steps >= MINIMUM_STEPS:
+        return plan
+    try:
+        plan = _within_budget(plan, folder, listener, plan.budget_seconds - (time.monotonic() - began))
+    except UsageError:
+        folder.plan.unlink()  # nothing was trained: there is nothing to resume
+        raise
+    folder.write_plan(plan)
+    return plan
 
 
 def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: float) -> Plan:
@@ -208,6 +215,7 @@ def _results(plan: Plan, corpus: Corpus, runs: dict[str, list[Run]], wall_second
             schedule=SCHEDULE_TEXT,
             optimizer=f"AdamW, betas {training.beta1} and {training.beta2}, weight decay {training.weight_decay}, "
             f"gradients clipped to norm {training.clip_norm}",
+            measured_weights=AVERAGE_TEXT,
             held_out_tokens=plan.final_tokens * len(corpus.domains),
         ),
         baseline=plan.baseline,

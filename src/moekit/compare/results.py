@@ -63,6 +63,7 @@ class Settings(Record):
     learning_rate_rule: Annotated[str, Field(description="one sentence: how the learning rate was chosen")]
     schedule: str
     optimizer: str
+    measured_weights: Annotated[str, Field(description="which weights the held-out text is measured with")]
     held_out_tokens: Annotated[int, Field(description="held-out tokens that the final figure is measured on")]
 
 

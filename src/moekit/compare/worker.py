@@ -86,7 +86,9 @@ class Worker:
             return self._record(trainer.progress, failure=failure_text(error))
         peak = hardware.peak_resident_bytes() - self.resident_before
         final_windows = self.windows(self.plan.final_tokens)
-        bits_per_byte, by_domain, routing, tables = measure_domains(self.model, final_windows, self.training.precision)
+        bits_per_byte, by_domain, routing, tables = measure_domains(
+            trainer.averaged, final_windows, self.training.precision
+        )
         done = self._record(progress, failure=None)
         return done.model_copy(
             update={

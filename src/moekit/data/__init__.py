@@ -4,7 +4,7 @@ The vocabulary is the 256 byte values. Byte 0 separates documents; text that hol
 """
 
 from moekit.data.batches import check_large_enough, held_out_windows, is_scored, training_batch
-from moekit.data.corpus import SEPARATOR, VOCAB_SIZE, Corpus, DomainText, build_corpus, load_corpus
+from moekit.data.corpus import SEPARATOR, Corpus, DomainText, build_corpus, load_corpus
 from moekit.data.documents import MAX_FILE_BYTES, Document, read_sources
 from moekit.data.embedded import embedded_documents
 from moekit.data.split import HELD_OUT_SHARE, Split, split_documents
@@ -13,7 +13,6 @@ __all__ = [
     "HELD_OUT_SHARE",
     "MAX_FILE_BYTES",
     "SEPARATOR",
-    "VOCAB_SIZE",
     "Corpus",
     "Document",
     "DomainText",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moekit import files
+from moekit.config import BYTE_VOCAB_SIZE
 from moekit.data.documents import Document, ignore, read_sources
 from moekit.data.embedded import embedded_documents
 from moekit.data.split import split_documents
@@ -21,8 +22,6 @@ Bytes = npt.NDArray[np.uint8]
 
 SEPARATOR = 0
 """The byte before each document; text itself never holds it."""
-
-VOCAB_SIZE = 256
 
 _CHUNK = 1 << 22
 _MANIFEST = "corpus.json"
@@ -227,14 +226,14 @@ def _corpus_sha256(domains: Iterable[tuple[str, str, str]]) -> str:
 
 def _unigram_bits_per_byte(text: DomainText) -> float:
     train, held_out = _byte_counts(text.train), _byte_counts(text.held_out)
-    bits = -np.log2((train + 1) / (train.sum() + VOCAB_SIZE))
+    bits = -np.log2((train + 1) / (train.sum() + BYTE_VOCAB_SIZE))
     held_out[SEPARATOR] = 0
     return float((held_out * bits).sum() / held_out.sum())
 
 
 def _byte_counts(text: Bytes) -> npt.NDArray[np.int64]:
-    counts = np.zeros(VOCAB_SIZE, dtype=np.int64)
+    counts = np.zeros(BYTE_VOCAB_SIZE, dtype=np.int64)
     # in chunks: bincount makes eight bytes of each
     for start in range(0, len(text), _CHUNK):
-        counts += np.bincount(text[start : start + _CHUNK], minlength=VOCAB_SIZE)
+        counts += np.bincount(text[start : start + _CHUNK], minlength=BYTE_VOCAB_SIZE)
     return counts

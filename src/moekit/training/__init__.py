@@ -1,5 +1,6 @@
 """Training: one loop, one optimiser, a schedule, durable checkpoints."""
 
+from moekit.training.average import AVERAGE_TEXT, new_average
 from moekit.training.config import TrainingConfig
 from moekit.training.loop import (
     Interrupted,
@@ -13,6 +14,7 @@ from moekit.training.loop import (
 from moekit.training.schedule import SCHEDULE_TEXT, learning_rate
 
 __all__ = [
+    "AVERAGE_TEXT",
     "SCHEDULE_TEXT",
     "Interrupted",
     "Progress",
@@ -21,6 +23,7 @@ __all__ = [
     "TrainingConfig",
     "learning_rate",
     "matrix_precision",
+    "new_average",
     "new_optimizer",
     "training_step",
 ]

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from moekit import files
 from moekit.errors import MoekitError
@@ -19,14 +20,15 @@ from moekit.errors import MoekitError
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+def save_state(
+    path: Path, model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
     """Write the state to `path`, replacing what is there only once the new file is safely on disk.
 
     Raises MoekitError where the disk is full.
     """
-    tensors = {"random": torch.get_rng_state()}
+    tensors = {"random": torch.get_rng_state(), **_weights(model, average)}
     for name, parameter in model.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
         for moment, tensor in optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{moment}"] = tensor
     with files.replacing(path) as temporary:
@@ -38,8 +40,10 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
             raise
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put what `save_state` wrote back into model, optimizer and torch's random numbers; give the progress.
+def load_state(
+    path: Path, model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put what `save_state` wrote back into model, average, optimizer and torch's random numbers; give the progress.
 
     Raises MoekitError naming the file where it is damaged or belongs to another model.
     """
@@ -47,18 +51,28 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         with safe_open(path, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
             progress: dict[str, Any] = json.loads(stored.metadata()["progress"])
-        _restore(tensors, model, optimizer)
+        _restore(tensors, model, average, optimizer)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise MoekitError(f"The checkpoint {path} is damaged or of another model ({error}); delete it.") from error
     return progress
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors.pop(f"model.{name}"))
-            moments = {moment: tensors.pop(f"optimizer.{name}.{moment}") for moment in _MOMENTS}
-            optimizer.state[parameter] = moments
+def _restore(
+    tensors: dict[str, Tensor], model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> None:
     torch.set_rng_state(tensors.pop("random"))
+    for name, tensor in _weights(model, average).items():
+        tensor.copy_(tensors.pop(name))
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {moment: tensors.pop(f"optimizer.{name}.{moment}") for moment in _MOMENTS}
     if tensors:
         raise ValueError(f"unexpected tensors {', '.join(sorted(tensors))}")
+
+
+def _weights(model: nn.Module, average: AveragedModel) -> dict[str, Tensor]:
+    """The parameters and buffers of both, not copied; one that has two names (tied embeddings) under its first."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for prefix, module in (("model", model), ("average", average)):
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            named.setdefault(id(tensor), (f"{prefix}.{name}", tensor.detach()))
+    return dict(named.values())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from moekit.errors import MoekitError, TrainingFailed
 from moekit.models import Decoder
 from moekit.moe import Routing
+from moekit.training.average import new_average
 from moekit.training.checkpoint import load_state, save_state
 from moekit.training.config import TrainingConfig
 from moekit.training.schedule import learning_rate
@@ -79,9 +81,15 @@ class Trainer:
         self.model, self.config = model, config
         self.batch, self.evaluate, self.state_path = batch, evaluate, state_path
         self.optimizer = new_optimizer(model, config)
+        self.average = new_average(model)
         self.progress = Progress()
         if state_path.exists():
-            self.progress = Progress.model_validate(load_state(state_path, model, self.optimizer))
+            self.progress = Progress.model_validate(load_state(state_path, model, self.average, self.optimizer))
+
+    @property
+    def averaged(self) -> Decoder:
+        """The model with averaged weights, which is what is measured; `model` itself has the latest."""
+        return cast(Decoder, self.average.module)
 
     def run(self, on_step: Callable[[StepReport], None]) -> Progress:
         """Train to the last step, calling on_step after each.
@@ -104,7 +112,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to disk, all of it or nothing."""
-        save_state(self.state_path, self.model, self.optimizer, self.progress.model_dump())
+        save_state(self.state_path, self.model, self.average, self.optimizer, self.progress.model_dump())
 
     def _step(self) -> StepReport:
         progress = self.progress
@@ -112,6 +120,7 @@ class Trainer:
         begin = time.perf_counter()
         rate = learning_rate(progress.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
         loss = training_step(self.model, self.optimizer, tokens, self.config, rate) / math.log(2)
+        self.average.update_parameters(self.model)
         progress.seconds += time.perf_counter() - begin
         progress.step += 1
         self._record_loss(loss)
@@ -131,10 +140,8 @@ class Trainer:
 
     def _measure(self) -> float:
         progress = self.progress
-        self.model.eval()
         with torch.no_grad():
-            bits_per_byte = self.evaluate(self.model)
-        self.model.train()
+            bits_per_byte = self.evaluate(self.averaged.eval())
         if not math.isfinite(bits_per_byte):
             raise TrainingFailed(f"the held-out loss was no longer a number at step {progress.step}")
         progress.points.append(

@@ -201,6 +201,7 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ("Optimiser", settings.optimizer),
         ("Learning rate", f"{settings.learning_rate:g}: {settings.learning_rate_rule}"),
         ("Schedule", settings.schedule),
+        ("Measured weights", settings.measured_weights),
         ("Held-out text", f"{settings.held_out_tokens:,} tokens for the final figures"),
         ("Machine", f"{machine.cpu}, {machine.cores} cores, {formatting.bytes_text(machine.memory_bytes)}"),
         ("Software", f"moekit {results.moekit}, torch {machine.torch}, Python {machine.python}, {machine.system}"),
