@@ -19,7 +19,10 @@ def test_configurations_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 5}}, "top_k (5) is larger"),
+        (
+            {"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 5}},
+            "5 experts per token are more",
+        ),
         ({"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 1}}, "never learns"),
         ({"kind": "moe", "experts": 4, "expert_width": 8, "router": {"top_k": 2}, "branch": "shared"}, "go together"),
         (

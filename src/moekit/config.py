@@ -5,9 +5,9 @@ mixture of experts (MoE), the latter alone, with a shared expert, or beside a re
 Nothing here needs torch, so a configuration can be read, checked and counted (`moekit.counting`) at once.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -45,20 +45,177 @@ class DenseConfig(Config):
     width: PositiveInt
 
 
-class SoftmaxTopKConfig(Config):
-    """Softmax over all experts, then the K largest; `renormalize` divides their weights by their sum."""
+class RouterConfig(Config):
+    """What routers have in common.
 
-    kind: Literal["softmax_top_k"] = "softmax_top_k"
-    top_k: PositiveInt
-    renormalize: bool = True
+    capacity_factor: an expert takes at most ceil(K · T / E · capacity_factor) of T tokens, first come, first served
+    (Megatron's convention; K counts, unlike in mesh-tensorflow's); None: as many as choose it (dropless).
+    z_loss: the coefficient of the router z-loss.
+    """
+
+    capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    z_loss: NonNegative = 0.001
+
+    @property
+    def experts_per_token(self) -> int:
+        """K: how many experts compute for one token, on average where tokens differ."""
+        raise NotImplementedError
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.top_k == 1 and self.renormalize:
+    def _check_top_1(self) -> Self:
+        if self.experts_per_token == 1 and getattr(self, "renormalize", False):
             raise ValueError(
                 "a renormalised top-1 router always weighs its expert 1.0 and so never learns; set renormalize: false"
             )
         return self
+
+
+class TopKConfig(RouterConfig):
+    """A router that chooses `top_k` experts for each token."""
+
+    top_k: PositiveInt
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.top_k
+
+
+class SoftmaxTopKConfig(TopKConfig):
+    """Softmax over all experts, then the K largest; `renormalize` divides their weights by their sum (Mixtral)."""
+
+    kind: Literal["softmax_top_k"] = "softmax_top_k"
+    renormalize: bool = True
+    balance_loss: NonNegative = 0.01
+
+
+class NoisyTopKConfig(TopKConfig):
+    """Noise with a learned scale before the choice, in training (Shazeer et al., arXiv 1701.06538).
+
+    importance_loss, load_loss: the coefficients of the squared coefficients of variation (eq. 7 and 11).
+    """
+
+    kind: Literal["noisy_top_k"] = "noisy_top_k"
+    importance_loss: NonNegative = 0.1
+    load_loss: NonNegative = 0.1
+    z_loss: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _check_noisy(self) -> Self:
+        if self.top_k == 1:
+            raise ValueError("a noisy top-1 router weighs its expert 1.0 and so never learns; set top_k to 2 or more")
+        return self
+
+
+class SwitchConfig(RouterConfig):
+    """One expert a token, weighed by its probability; jitter multiplies the router's input by U(1 - e, 1 + e)."""
+
+    kind: Literal["switch"] = "switch"
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    balance_loss: NonNegative = 0.01
+    capacity_factor: Annotated[float, Field(gt=0)] | None = 1.25
+
+    @property
+    def experts_per_token(self) -> int:
+        return 1
+
+
+class GShardConfig(RouterConfig):
+    """Two experts a token; in training the second is kept only if u < weight / `second_threshold`, u uniform.
+
+    second_threshold: 0.5 is the paper's "2 · g2 > u" (arXiv 2006.16668, algorithm 1); 0 keeps every second expert.
+    """
+
+    kind: Literal["gshard"] = "gshard"
+    second_threshold: NonNegative = 0.5
+    balance_loss: NonNegative = 0.01
+    capacity_factor: Annotated[float, Field(gt=0)] | None = 1.0
+
+    @property
+    def experts_per_token(self) -> int:
+        return 2
+
+
+class ExpertChoiceConfig(RouterConfig):
+    """Each expert takes its best ceil(T · mean_experts / E) tokens (arXiv 2202.09368), so a token's experts depend on
+    the tokens after it. A causal decoder refuses that unless `leaky` says that it is meant.
+    """
+
+    kind: Literal["expert_choice"] = "expert_choice"
+    mean_experts: PositiveInt = 2
+    leaky: bool = False
+    capacity_factor: None = None
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.mean_experts
+
+
+class SigmoidBiasConfig(TopKConfig):
+    """Sigmoid scores, chosen with a bias per expert that balances the load (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
+
+    bias_step: what the bias moves by after each optimiser step. groups, top_groups: experts are chosen inside the
+    `top_groups` of `groups` equal groups whose two best are highest. scale: of the renormalised weights.
+    """
+
+    kind: Literal["sigmoid_bias"] = "sigmoid_bias"
+    renormalize: bool = True
+    bias_step: NonNegative = 0.001
+    groups: PositiveInt = 1
+    top_groups: PositiveInt = 1
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    z_loss: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.top_groups > self.groups:
+            raise ValueError(f"top_groups ({self.top_groups}) is larger than groups ({self.groups})")
+        return self
+
+    def check_experts(self, experts: int) -> None:
+        """Raise ValueError unless the groups divide `experts` and those chosen hold K of them."""
+        if experts % self.groups:
+            raise ValueError(f"experts ({experts}) must be a multiple of groups ({self.groups})")
+        held = experts // self.groups * self.top_groups
+        if self.top_k > held:
+            raise ValueError(f"top_k ({self.top_k}) is larger than the {held} experts that top_groups leave")
+
+
+class HashConfig(RouterConfig):
+    """The expert is a fixed function of the token's id (Roller et al., arXiv 2106.04426): nothing is learned.
+
+    The table is drawn from `seed`, the same number of ids for every expert; `HashRouter.balance` evens out the load.
+    """
+
+    kind: Literal["hash"] = "hash"
+    seed: int = 0
+    z_loss: Annotated[float, Field(ge=0, le=0)] = 0.0
+
+    @property
+    def experts_per_token(self) -> int:
+        return 1
+
+
+class SinkhornConfig(TopKConfig):
+    """Chosen, in training, from logits that Sinkhorn's iterations made even over experts (Clark et al., arXiv
+    2202.01169, section 3.2); in evaluation from the logits as they are.
+    """
+
+    kind: Literal["sinkhorn"] = "sinkhorn"
+    top_k: PositiveInt = 1
+    iterations: PositiveInt = 8
+
+
+AnyRouterConfig = Annotated[
+    SoftmaxTopKConfig
+    | NoisyTopKConfig
+    | SwitchConfig
+    | GShardConfig
+    | ExpertChoiceConfig
+    | SigmoidBiasConfig
+    | HashConfig
+    | SinkhornConfig,
+    Field(discriminator="kind"),
+]
 
 
 class MoEConfig(Config):
@@ -72,16 +229,23 @@ class MoEConfig(Config):
     kind: Literal["moe"] = "moe"
     experts: PositiveInt
     expert_width: PositiveInt
-    router: SoftmaxTopKConfig
+    router: AnyRouterConfig
     branch: Literal["none", "shared", "residual"] = "none"
     branch_width: Annotated[int, Field(ge=0)] = 0
-    balance_loss: NonNegative = 0.01
-    z_loss: NonNegative = 0.001
+
+    @field_validator("router", mode="before")
+    @classmethod
+    def _usual_router(cls, router: Any) -> Any:
+        """Without a kind, a softmax over the top k."""
+        return {"kind": "softmax_top_k"} | router if isinstance(router, dict) else router
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.router.top_k > self.experts:
-            raise ValueError(f"top_k ({self.router.top_k}) is larger than the number of experts ({self.experts})")
+        chosen = self.router.experts_per_token
+        if chosen > self.experts:
+            raise ValueError(f"{chosen} experts per token are more than the {self.experts} experts there are")
+        if isinstance(self.router, SigmoidBiasConfig):
+            self.router.check_experts(self.experts)
         if (self.branch == "none") != (self.branch_width == 0):
             raise ValueError("branch and branch_width go together: set both, or neither")
         return self
@@ -106,3 +270,13 @@ class ModelConfig(Config):
     tie_embeddings: bool = False
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     init_std: Annotated[float, Field(gt=0)] = 0.02
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for layer in self.layers:
+            if layer.kind == "moe" and layer.router.kind == "expert_choice" and not layer.router.leaky:
+                raise ValueError(
+                    "an expert-choice router in a causal decoder sees the tokens that it has to predict; set leaky: "
+                    "true on the router if that is what you want to study"
+                )
+        return self

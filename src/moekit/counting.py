@@ -42,10 +42,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
                 parts["dense"] += _gated(width, layer.width)
             case MoEConfig():
                 expert = _gated(width, layer.expert_width)
-                parts["router"] += width * layer.experts
+                parts["router"] += (_projections(layer) + _noise_projections(layer)) * width * layer.experts
                 parts["experts"] += expert * layer.experts
                 parts["branch"] += _gated(width, layer.branch_width) + _mixing(width, layer)
-                idle += expert * (layer.experts - layer.router.top_k)
+                idle += expert * (layer.experts - layer.router.experts_per_token)
     total = sum(parts.values())
     return ParameterCount(total=total, active=total - idle, by_part=dict(parts))
 
@@ -60,17 +60,25 @@ def inference_flops_per_token(config: ModelConfig, context: int) -> int:
 
 
 def training_flops_per_token(config: ModelConfig, context: int) -> int:
-    """FLOPs of the forward and backward pass for one token in sequences of `context` tokens."""
-    return 3 * inference_flops_per_token(config, context)
+    """FLOPs of the forward and backward pass for one token in sequences of `context` tokens.
+
+    Where a capacity drops assignments, it is what they would have cost: a bound from above.
+    """
+    noise = sum(
+        2 * config.width * layer.experts * _noise_projections(layer)
+        for layer in config.layers
+        if isinstance(layer, MoEConfig)
+    )
+    return 3 * (inference_flops_per_token(config, context) + noise)
 
 
 def _feed_forward_flops(width: int, layer: FeedForwardConfig) -> int:
     if isinstance(layer, DenseConfig):
         return 2 * _gated(width, layer.width)
-    active = layer.router.top_k * layer.expert_width + layer.branch_width
+    active = layer.router.experts_per_token * layer.expert_width + layer.branch_width
     # The bias of the residual branch's coefficients is an addition, not a product.
     mixing = 2 * width if layer.branch == "residual" else 0
-    return 2 * (_gated(width, active) + width * layer.experts + mixing)
+    return 2 * (_gated(width, active) + _projections(layer) * width * layer.experts + mixing)
 
 
 def _gated(width: int, hidden: int) -> int:
@@ -79,3 +87,13 @@ def _gated(width: int, hidden: int) -> int:
 
 def _mixing(width: int, layer: MoEConfig) -> int:
     return 2 * width + 2 if layer.branch == "residual" else 0
+
+
+def _projections(layer: MoEConfig) -> int:
+    """Matrices of the router's that a forward pass multiplies with: a hash needs none."""
+    return 0 if layer.router.kind == "hash" else 1
+
+
+def _noise_projections(layer: MoEConfig) -> int:
+    """Those that only training needs."""
+    return 1 if layer.router.kind == "noisy_top_k" else 0

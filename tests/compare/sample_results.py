@@ -80,7 +80,9 @@ def run(
                 load_max_over_mean=1.1 + 0.1 * layer + chance.random() * 0.3,
                 load_entropy=0.97 - 0.01 * layer,
                 dead_experts=0,
-                mean_top_weight=0.4 + 0.05 * chance.random(),
+                dropped_share=0.0,
+                mean_top_score=0.4 + 0.05 * chance.random(),
+                logit_norm=1.5,
             )
             for layer in layers
         ],

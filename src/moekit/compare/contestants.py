@@ -3,6 +3,7 @@
 All contestants of one comparison share the outer shape that `--size` names and differ in their layer plan.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ class Size:
 
 
 SIZES = {
-    "xs": Size(width=128, depth=4, heads=2, kv_heads=1, hidden=384, context=128, sequences=16),
-    "s": Size(width=192, depth=4, heads=3, kv_heads=1, hidden=512, context=128, sequences=16),
+    "xs": Size(width=128, depth=4, heads=2, kv_heads=1, hidden=384, context=128, sequences=8),
+    "s": Size(width=192, depth=4, heads=3, kv_heads=1, hidden=512, context=128, sequences=8),
     "m": Size(width=256, depth=6, heads=4, kv_heads=2, hidden=768, context=256, sequences=32),
     "l": Size(width=512, depth=8, heads=8, kv_heads=4, hidden=1536, context=512, sequences=32),
 }
@@ -68,6 +69,8 @@ class Contestant(Config):
             context=size.context,
             attention=AttentionConfig(heads=size.heads, kv_heads=size.kv_heads, head_width=size.width // size.heads),
             layers=tuple(self.layers[index % len(self.layers)] for index in range(size.depth)),
+            # Narrow models want larger weights than GPT-2's 0.02 (SmallInit, arXiv 1910.05895, section 2.2).
+            init_std=math.sqrt(2 / (5 * size.width)),
         )
 
 

@@ -15,7 +15,7 @@ from moekit.compare.results import ExpertsByDomain, LayerRouting
 from moekit.data import is_scored
 from moekit.hardware import Precision
 from moekit.models import Decoder
-from moekit.moe import Routing, routing_stats
+from moekit.moe import Routing, add_sums, routing_stats
 from moekit.training import matrix_precision
 
 # Windows scored at a time: enough to keep the processor busy, few enough to stay small in memory.
@@ -72,7 +72,7 @@ def measure_domains(
                 window_counts[layer].append(count_by_window(routing, windows_NT.shape[1] - 1))
     moe_layers = [index for index, layer in enumerate(model.config.layers) if layer.kind == "moe"]
     stats = [
-        LayerRouting(layer=layer, **vars(routing_stats([batch[position] for batch in routings])))
+        LayerRouting(layer=layer, **vars(routing_stats(add_sums(batch[position].sums for batch in routings))))
         for position, layer in enumerate(moe_layers)
     ]
     tables = [

@@ -83,7 +83,9 @@ class LayerRouting(Record):
     load_max_over_mean: Annotated[float, Field(description="1: perfectly even; E: all to one expert")]
     load_entropy: Annotated[float, Field(description="of the share of assignments, over log E: 1 is even")]
     dead_experts: Annotated[int, Field(description="experts that got no token at all")]
-    mean_top_weight: Annotated[float, Field(description="mean of the first choice's probability")]
+    dropped_share: Annotated[float, Field(description="of the choices that a capacity turned away")]
+    mean_top_score: Annotated[float, Field(description="mean over tokens of the highest score: its confidence")]
+    logit_norm: Annotated[float, Field(description="root mean square over tokens of the norm of the router's logits")]
 
 
 class ExpertsByDomain(Record):

@@ -1,22 +1,59 @@
-"""Auxiliary losses of routers, as pure functions.
+"""Auxiliary losses of routers, as pure functions of sums over tokens.
 
+Sums add up: over micro-batches and over ranks the loss of the total is exactly the loss of the whole batch, where a
+mean of the parts' losses is something else (a product of means is not the mean of products). Padding is in no sum.
 T tokens, E experts, K experts per token.
 """
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 
-def load_balancing_loss(probs_TE: Tensor, counts_E: Tensor) -> Tensor:
-    """E · sum_i f_i P_i, normalised so that perfect balance gives 1 for any K; 0 where nothing was assigned.
+def load_balancing_loss(
+    chosen_E: Tensor, probs_E: Tensor, tokens: Tensor | float, *, balanced: Literal["1", "K"] = "1"
+) -> Tensor:
+    """E · sum_i f_i P_i (Switch Transformer, arXiv 2101.03961, eq. 4–6); 0 where nothing was chosen.
 
-    f_i: the share of all T · K assignments that went to expert i (no gradient); P_i: the mean over tokens of p_i.
-    Switch Transformer, arXiv 2101.03961, eq. 4–6; for K > 1 the convention of Megatron and MegaBlocks, which divide by
-    K (transformers does not: its balanced value is K).
+    chosen_E: how many tokens chose each expert (no gradient); probs_E: the sum over tokens of the router's
+    probabilities; tokens: how many there are. P_i = probs_i / tokens.
+    balanced: the value at perfect balance for K > 1, where codebases differ. "1": f_i is the share of the choices
+    (Megatron-LM, OLMo-core and MegaBlocks, which divide by K); "K": that of the tokens (transformers, flaxformer).
     """
-    share_E = counts_E.to(probs_TE.dtype) / counts_E.sum().clamp(min=1)
-    return probs_TE.shape[1] * (share_E * probs_TE.mean(0)).sum()
+    share_E = chosen_E.to(probs_E.dtype) / (chosen_E.sum().clamp(min=1) if balanced == "1" else tokens)
+    return probs_E.numel() * (share_E * probs_E / tokens).sum()
 
 
-def z_loss(logits_TE: Tensor) -> Tensor:
-    """mean over tokens of logsumexp(logits)², which keeps router logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    return logits_TE.logsumexp(-1).square().mean()
+def squared_variation(sum_E: Tensor) -> Tensor:
+    """CV² = variance / mean² over the experts: 0 if all are equal (Shazeer et al., arXiv 1701.06538, eq. 7 and 11).
+
+    The importance loss of the summed weights, the load loss of the summed smooth loads. The variance is the
+    population's (division by E), as the square of the coefficient of variation of E numbers.
+    """
+    mean = sum_E.mean()
+    return (sum_E - mean).square().mean() / (mean.square() + 1e-10)
+
+
+def smooth_load(logits_TE: Tensor, noisy_TE: Tensor, scale_TE: Tensor, top_k: int) -> Tensor:
+    """P_TE, the probability that expert i is among the K best of a token if its own noise alone is drawn again.
+
+    Phi((logits_i - the K-th largest of noisy without i) / scale_i): Shazeer et al., appendix A, eq. 8 and 9.
+    logits_TE: before noise; noisy_TE: with it; scale_TE: the noise's standard deviation. With K = E it is 1.
+    """
+    if top_k >= noisy_TE.shape[1]:
+        return torch.ones_like(noisy_TE)
+    best = noisy_TE.topk(top_k + 1, dim=-1).values
+    lowest_in, highest_out = best[:, top_k - 1 : top_k], best[:, top_k : top_k + 1]
+    # Leaving out one of the K best, the (K + 1)-th moves up to be the K-th.
+    threshold_TE = torch.where(noisy_TE >= lowest_in, highest_out, lowest_in)
+    load_TE: Tensor = torch.special.ndtr((logits_TE - threshold_TE) / scale_TE)
+    return load_TE
+
+
+def z_loss(squares: Tensor, tokens: Tensor | float) -> Tensor:
+    """mean over tokens of logsumexp(logits)², which keeps router logits small (ST-MoE, arXiv 2202.08906, eq. 5).
+
+    squares: the sum over tokens of logsumexp(logits)².
+    """
+    return squares / tokens

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from moekit.config import MoEConfig
 from moekit.kernels import Backend
 from moekit.moe.experts import Experts
-from moekit.moe.router import SoftmaxTopK
-from moekit.moe.routing import Routing
+from moekit.moe.routers import new_router
+from moekit.moe.routing import RouterInput, Routing
 from moekit.nn import GatedFeedForward
 
 
@@ -14,21 +14,24 @@ class MoELayer(nn.Module):
     """y = routed(x), plus shared(x), or mixed with a residual branch, as the configuration says.
 
     residual: c = softmax(W x + b) in two values, y = c_0 · routed(x) + c_1 · branch(x) (Residual-MoE, arXiv 2201.05596,
-    section 4.1.1, as DeepSpeed computes it).
+    section 4.1.1, as DeepSpeed computes it). vocab_size: of the model, for a router that hashes token ids.
     """
 
-    def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:
+    def __init__(self, width: int, config: MoEConfig, vocab_size: int, backend: Backend = "torch") -> None:
         super().__init__()
         self.config = config
-        self.router = SoftmaxTopK(width, config)
+        self.router = new_router(width, config.experts, config.router, vocab_size)
         self.experts = Experts(width, config.expert_width, config.experts, backend)
         self.branch = GatedFeedForward(width, config.branch_width) if config.branch_width else None
         self.mixing = nn.Linear(width, 2) if config.branch == "residual" else None
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        """y of the shape of x, and what the router decided for its tokens in row-major order."""
+    def forward(self, x_BTD: Tensor, given: RouterInput | None = None) -> tuple[Tensor, Routing]:
+        """y of the shape of x, and what the router decided for its tokens in row-major order.
+
+        given: what some routers need beside x, for the tokens in the same order.
+        """
         x_TD = x_BTD.flatten(0, -2)
-        routing = self.router(x_TD)
+        routing = self.router(x_TD, given)
         y_TD = self.experts(x_TD, routing.assignments)
         if self.branch is not None:
             branch_TD = self.branch(x_TD)

@@ -1,22 +1,66 @@
-"""Routing is data: what a router decided for T tokens and E experts, whichever router it was."""
+"""Routing is data: what a router was asked, and what it decided, whichever router it was.
 
-from dataclasses import dataclass
+T tokens (all sequences of the batch, one after the other), E experts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from moekit.kernels import Assignments
 
+Sums = Mapping[str, Tensor]
+"""Sums over tokens by name, from which auxiliary losses are made. They add up over micro-batches and over ranks."""
+
+
+@dataclass
+class Decision:
+    """The discrete part of one layer's routing, empty until the first forward pass fills it; later passes obey it.
+
+    Activations that are computed again in the backward pass differ in the last bit, and a near tie would fall the other
+    way: with the same Decision the same experts compute as in the first pass.
+    chosen: expert ids (T, K), or token ids (E, capacity) of expert choice.
+    """
+
+    chosen: Tensor | None = None
+
+    def keep(self, choose: Callable[[], Tensor]) -> Tensor:
+        """What was chosen in the first pass, which is this one if there was none."""
+        if self.chosen is None:
+            self.chosen = choose()
+        return self.chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterInput:
+    """What some routers need beside x_TD.
+
+    token_T: int64, the tokens' ids (for the hash router). real_T: bool, False where there is only padding, which no
+    expert computes and no loss counts; None: all are real. decision: see there.
+    """
+
+    token_T: Tensor | None = None
+    real_T: Tensor | None = None
+    decision: Decision | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """One MoE layer's decision on T tokens (all sequences of the batch, one after the other).
+    """One MoE layer's decision on T tokens.
 
     assignments: S (token, weight) pairs grouped by expert: all that experts and dispatch need.
-    probs_TE: the router's probabilities, fp32. counts_E: int64, assignments per expert.
-    losses: auxiliary losses by name, scalars, already multiplied by their coefficients.
+    probs_TE: the router's scores, at least fp32. counts_E: int64, assignments per expert.
+    sums: over the tokens that are not padding; from them come the auxiliary losses and the telemetry. Always there:
+    tokens, chosen (E: how many tokens chose each expert), computed (E: less where a capacity drops), top_score,
+    logit_squares; in training also what the router's losses need.
     """
 
     assignments: Assignments
     probs_TE: Tensor
     counts_E: Tensor
-    losses: dict[str, Tensor]
+    sums: dict[str, Tensor]
+
+    def with_sums(self, **more: Tensor) -> "Routing":
+        """The same with more sums."""
+        return replace(self, sums=self.sums | more)

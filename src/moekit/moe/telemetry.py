@@ -1,38 +1,69 @@
-"""What a router did, in a handful of figures."""
+"""What a router did, in a handful of figures, from the sums of its Routing."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from moekit.moe.routing import Routing
+from moekit.moe.routing import Sums
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingStats:
-    """One MoE layer over some tokens.
+    """One MoE layer over some tokens, padding left out.
 
-    load_max_over_mean: of assignments per expert: 1 is even, E / K or more a collapse.
-    load_entropy: of the experts' shares of the assignments, divided by log E: 1 is even, 0 is one expert for all.
-    dead_experts: those without any assignment. mean_top_weight: mean over tokens of the largest probability.
+    load_max_over_mean: of the tokens that chose each expert: 1 is even, E / K or more a collapse.
+    load_entropy: of the experts' shares of the choices, divided by log E: 1 is even, 0 is one expert for all.
+    dead_experts: those that computed nothing. dropped_share: of the choices, by capacity.
+    mean_top_score: mean over tokens of the largest score (the router's confidence).
+    logit_norm: root mean square over tokens of the norm of the router's logits.
     """
 
     load_max_over_mean: float
     load_entropy: float
     dead_experts: int
-    mean_top_weight: float
+    dropped_share: float
+    mean_top_score: float
+    logit_norm: float
 
 
-def routing_stats(routings: list[Routing]) -> RoutingStats:
-    """The figures of one layer over all tokens of `routings` (one Routing a batch); needs at least one token."""
-    counts_E = torch.stack([routing.counts_E for routing in routings]).sum(0).double()
-    share_E = counts_E / counts_E.sum().clamp(min=1)
+def add_sums(parts: Iterable[Sums]) -> dict[str, Tensor]:
+    """The sums of a whole batch from those of its parts (micro-batches, or ranks); no gradient. Needs at least one."""
+    total: dict[str, Tensor] = {}
+    for sums in parts:
+        for name, value in sums.items():
+            total[name] = total[name] + value.detach() if name in total else value.detach()
+    return total
+
+
+def routing_stats(sums: Sums) -> RoutingStats:
+    """The figures of one layer; needs at least one token."""
+    chosen_E, computed_E = sums["chosen"].double(), sums["computed"]
+    chosen = max(1.0, float(chosen_E.sum()))
+    share_E = chosen_E / chosen
     experts = share_E.numel()
-    # A single expert is even by definition, and log 1 would divide by zero.
-    entropy = float(torch.special.entr(share_E).sum()) / torch.tensor(experts).log().item() if experts > 1 else 1.0
-    top_weights = torch.cat([routing.probs_TE.detach().amax(-1) for routing in routings])
+    tokens = max(1.0, float(sums["tokens"]))
     return RoutingStats(
         load_max_over_mean=float(share_E.max()) * experts,
-        load_entropy=entropy,
-        dead_experts=int((counts_E == 0).sum()),
-        mean_top_weight=float(top_weights.mean()),
+        # A single expert is even by definition, and log 1 would divide by zero.
+        load_entropy=float(torch.special.entr(share_E).sum()) / math.log(experts) if experts > 1 else 1.0,
+        dead_experts=int((computed_E == 0).sum()),
+        dropped_share=1 - float(computed_E.sum()) / chosen,
+        mean_top_score=float(sums["top_score"]) / tokens,
+        logit_norm=math.sqrt(float(sums["logit_squares"]) / tokens),
     )
+
+
+def collapse_text(stats: RoutingStats, *, experts: int, experts_per_token: int) -> str | None:
+    """What is wrong with a layer, in words; None where it is well.
+
+    A layer has collapsed where more than half of its experts compute nothing, or one takes nearly every token.
+    """
+    if 2 * stats.dead_experts > experts:
+        return f"{stats.dead_experts} of {experts} experts get no tokens"
+    if experts > experts_per_token and stats.load_max_over_mean >= 0.9 * experts / experts_per_token:
+        share = stats.load_max_over_mean * experts_per_token / experts
+        return f"one expert of {experts} is chosen by {share:.0%} of the tokens"
+    return None

@@ -7,11 +7,9 @@ from moekit.training.loop import (
     Progress,
     StepReport,
     Trainer,
-    matrix_precision,
-    new_optimizer,
-    training_step,
 )
 from moekit.training.schedule import SCHEDULE_TEXT, learning_rate
+from moekit.training.step import StepResult, matrix_precision, new_optimizer, training_step
 
 __all__ = [
     "AVERAGE_TEXT",
@@ -19,6 +17,7 @@ __all__ = [
     "Interrupted",
     "Progress",
     "StepReport",
+    "StepResult",
     "Trainer",
     "TrainingConfig",
     "learning_rate",

@@ -11,7 +11,8 @@ class TrainingConfig(Config):
     """sequences of context tokens make one optimiser step, micro_sequences of them at a time fit in memory.
 
     evaluate_at: the steps after which the held-out text is measured. checkpoint_seconds: at most this much work is lost
-    to a kill. precision: of matrix products; weights, optimiser and router stay in fp32.
+    to a kill. precision: of matrix products; weights, optimiser and router stay in fp32. recompute: keep no activations
+    inside layers, which saves memory and costs a second forward pass.
     """
 
     steps: PositiveInt
@@ -26,6 +27,7 @@ class TrainingConfig(Config):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     clip_norm: PositiveFloat = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    recompute: bool = False
     evaluate_at: frozenset[PositiveInt] = frozenset()
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 

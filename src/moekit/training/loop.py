@@ -4,22 +4,21 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from moekit.errors import MoekitError, TrainingFailed
 from moekit.models import Decoder
-from moekit.moe import Routing
 from moekit.training.average import new_average
 from moekit.training.checkpoint import load_state, save_state
 from moekit.training.config import TrainingConfig
 from moekit.training.schedule import learning_rate
 from moekit.training.signals import stop_request
+from moekit.training.step import new_optimizer, training_step
 
 # A spike: this many standard deviations above the mean of the losses in the window before it.
 SPIKE_DEVIATIONS = 5.0
@@ -119,7 +118,8 @@ class Trainer:
         tokens = self.batch(progress.step + 1)
         begin = time.perf_counter()
         rate = learning_rate(progress.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
-        loss = training_step(self.model, self.optimizer, tokens, self.config, rate) / math.log(2)
+        result = training_step(self.model, self.optimizer, tokens, self.config, rate)
+        loss = result.loss / math.log(2)
         self.average.update_parameters(self.model)
         progress.seconds += time.perf_counter() - begin
         progress.step += 1
@@ -154,47 +154,6 @@ class Trainer:
         )
         progress.losses_since_point = []
         return bits_per_byte
-
-
-def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); weights that are vectors (norms, biases) do not decay."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-
-
-def training_step(
-    model: Decoder, optimizer: torch.optim.Optimizer, tokens: Tensor, config: TrainingConfig, rate: float
-) -> float:
-    """One optimiser step on tokens (sequences, context + 1); gives the mean cross entropy in nats, nothing added.
-
-    Where the loss or a gradient is not finite, the weights stay as they were and it gives NaN.
-    """
-    micro_batches = torch.split(tokens, config.micro_sequences)
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for micro_batch in micro_batches:
-        routings: list[Routing] = []
-        with matrix_precision(config.precision):
-            loss = -model.log_prob(micro_batch, routings).mean()
-        auxiliary = sum(value for routing in routings for value in routing.losses.values())
-        ((loss + auxiliary) / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
-        total += loss.item() / len(micro_batches)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    if not (math.isfinite(total) and math.isfinite(norm.item())):
-        return math.nan
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return total
-
-
-def matrix_precision(precision: str) -> torch.autocast | nullcontext[None]:
-    """A context in which matrix products run in `precision` ("float32" or "bfloat16") on the CPU."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def is_spike(loss: float, before: list[float]) -> bool:

@@ -167,7 +167,7 @@ def _routing_table(results: Results) -> Table:
                     f"{sum(layer.load_max_over_mean for layer in here) / count:.2f}",
                     f"{sum(layer.load_entropy for layer in here) / count:.3f}",
                     f"{max(layer.dead_experts for layer in here)}",
-                    f"{sum(layer.mean_top_weight for layer in here) / count:.3f}",
+                    f"{sum(layer.mean_top_score for layer in here) / count:.3f}",
                 ]
             )
     headings = ["Layer", "Busiest over mean", "Load entropy", "Dead experts", "First choice's probability"]

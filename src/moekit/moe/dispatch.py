@@ -1,0 +1,67 @@
+"""From the experts that each token chose to the assignments that are computed: places without a choice, capacity.
+
+T tokens, K choices per token, E experts, S assignments.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moekit.kernels import Assignments, assign, assign_top_k
+
+NO_EXPERT = -1
+"""Stands where a token makes no choice. Any negative id does: -1 - e is expert e, meant but not chosen."""
+
+
+def not_chosen(expert_T: Tensor) -> Tensor:
+    """The ids as negative ones, that count as no choice and still say which expert was meant."""
+    return -1 - expert_T
+
+
+def chosen_or_meant(expert_TK: Tensor) -> Tensor:
+    """The ids of the experts, with those that were meant but not chosen."""
+    return torch.where(expert_TK < 0, -1 - expert_TK, expert_TK)
+
+
+def expert_capacity(tokens: int, *, per_token: int, experts: int, factor: float) -> int:
+    """ceil(K · T / E · factor): how many of `tokens` an expert takes (Megatron-LM's convention; at K = 1 Switch's)."""
+    # Rounded first: 1.1 · 10 is 11.000000000000002 in floating point, and that is no twelfth place.
+    return math.ceil(round(per_token * tokens / experts * factor, 9))
+
+
+def dispatch(
+    expert_TK: Tensor,
+    weight_TK: Tensor,
+    *,
+    experts: int,
+    capacity: int | None,
+    queue: Literal["tokens", "choices"],
+) -> Assignments:
+    """The assignments of `expert_TK`, of which each expert takes the first `capacity`; the rest are dropped.
+
+    expert_TK: int64, negative where nothing was chosen. weight_TK: weights, gradients flow back to them.
+    queue: `tokens` lines up all choices of a token before those of the next (first come, first served); `choices`
+    all first choices before all second ones (GShard, arXiv 2006.16668, algorithm 1).
+    """
+    if capacity is None and not (expert_TK < 0).any():
+        return assign_top_k(expert_TK, weight_TK, experts=experts)
+    tokens, per_token = expert_TK.shape
+    token_TK = torch.arange(tokens, device=expert_TK.device)[:, None].expand(tokens, per_token)
+    if queue == "choices":
+        expert_TK, weight_TK, token_TK = expert_TK.t(), weight_TK.t(), token_TK.t()
+    expert_S, weight_S, token_S = expert_TK.reshape(-1), weight_TK.reshape(-1), token_TK.reshape(-1)
+    taken_S = (expert_S >= 0).nonzero().squeeze(1)
+    if capacity is not None:
+        taken_S = taken_S[_place_in_queue(expert_S[taken_S], experts) < capacity]
+    return assign(token_S[taken_S], expert_S[taken_S], weight_S[taken_S], tokens=tokens, experts=experts)
+
+
+def _place_in_queue(expert_S: Tensor, experts: int) -> Tensor:
+    """For each choice, how many before it are for the same expert: an exclusive cumulative sum per expert."""
+    order_S = torch.sort(expert_S, stable=True).indices
+    counts_E = torch.bincount(expert_S, minlength=experts)
+    first_E = counts_E.cumsum(0) - counts_E
+    sorted_place_S = torch.arange(expert_S.numel(), device=expert_S.device) - first_E[expert_S[order_S]]
+    return torch.empty_like(expert_S).scatter_(0, order_S, sorted_place_S)

@@ -1,0 +1,128 @@
+"""What routers have in common: the projection, its precision, and the way from choices to a Routing.
+
+T tokens, D model width, E experts, K experts per token.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moekit.config import RouterConfig
+from moekit.kernels import Assignments
+from moekit.moe.balance import z_loss
+from moekit.moe.dispatch import NO_EXPERT, chosen_or_meant, dispatch, expert_capacity
+from moekit.moe.routing import RouterInput, Routing, Sums
+
+
+class Router(nn.Module):
+    """Which experts see which token, with what weight.
+
+    All of a router's arithmetic is in at least fp32 whatever the precision of the model: in bf16 near ties fall the
+    wrong way (Switch Transformer, arXiv 2101.03961, section 2.4). A subclass writes `route`, and `losses` where it has
+    some; what is random in it happens in training only.
+    coefficients: of the auxiliary losses, by name.
+    """
+
+    def __init__(self, width: int, experts: int, config: RouterConfig, **coefficients: float) -> None:
+        super().__init__()
+        self.experts = experts
+        self.capacity_factor = config.capacity_factor
+        self.coefficients = {name: value for name, value in {"z": config.z_loss, **coefficients}.items() if value}
+        self.weight = nn.Parameter(torch.empty(experts, width))
+
+    def forward(self, x_TD: Tensor, given: RouterInput | None = None) -> Routing:
+        """Route x_TD. given: what some routers need beside it (see RouterInput)."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            # Double stays double, so that references can be held to 1e-12.
+            dtype = torch.promote_types(torch.float32, self.weight.dtype)
+            return self.route(x_TD.to(dtype), given or RouterInput())
+
+    def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD, which has at least fp32."""
+        raise NotImplementedError
+
+    def losses(self, sums: Sums) -> dict[str, Tensor]:
+        """The auxiliary losses by name, times their coefficients, of the sums over a whole batch."""
+        return {name: coefficient * self.loss(name, sums) for name, coefficient in self.coefficients.items()}
+
+    def loss(self, name: str, sums: Sums) -> Tensor:
+        """The auxiliary loss of that name; a subclass adds its own."""
+        assert name == "z", name
+        return z_loss(sums["z_squares"], sums["tokens"])
+
+    def after_step(self, sums: Sums) -> None:
+        """Called once after each optimiser step with the sums of its whole batch."""
+
+    def initialize(self, std: float) -> None:
+        """Draw the weights anew."""
+        nn.init.normal_(self.weight, std=std)
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """W x, (T, E)."""
+        return F.linear(x_TD, self.weight.to(x_TD.dtype))
+
+    def choose(self, given: RouterInput, choice: Callable[[], Tensor]) -> Tensor:
+        """expert_TK: the ids that `choice` gives, or gave in the first pass; negative for padding."""
+
+        def choose() -> Tensor:
+            expert_TK = choice()
+            return expert_TK if given.real_T is None else torch.where(given.real_T[:, None], expert_TK, NO_EXPERT)
+
+        return given.decision.keep(choose) if given.decision else choose()
+
+    def token_choice(
+        self,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        logits_TE: Tensor,
+        probs_TE: Tensor,
+        given: RouterInput,
+        queue: Literal["tokens", "choices"] = "tokens",
+    ) -> Routing:
+        """The Routing in which each token has the experts expert_TK, as far as the capacity allows."""
+        tokens, per_token = expert_TK.shape
+        real = tokens if given.real_T is None else int(given.real_T.sum())
+        capacity = None
+        if self.capacity_factor is not None:
+            capacity = expert_capacity(real, per_token=per_token, experts=self.experts, factor=self.capacity_factor)
+        assignments = dispatch(expert_TK, weight_TK, experts=self.experts, capacity=capacity, queue=queue)
+        chosen_E = count_choices(expert_TK, self.experts)
+        return self.routing(assignments, chosen_E, logits_TE, probs_TE, given)
+
+    def routing(
+        self, assignments: Assignments, chosen_E: Tensor, logits_TE: Tensor, probs_TE: Tensor, given: RouterInput
+    ) -> Routing:
+        """The Routing with the sums that every router has."""
+        counts_E = torch.tensor(assignments.expert_offsets, device=chosen_E.device).diff()
+        real_T1 = None if given.real_T is None else given.real_T[:, None]
+        sums = observed(logits_TE.detach(), probs_TE.detach(), real_T1) | {"chosen": chosen_E, "computed": counts_E}
+        if self.training:
+            sums["probs"] = over_tokens(probs_TE, real_T1)
+            if "z" in self.coefficients:
+                sums["z_squares"] = over_tokens(logits_TE.logsumexp(-1, keepdim=True).square(), real_T1).squeeze()
+        return Routing(assignments=assignments, probs_TE=probs_TE, counts_E=counts_E, sums=sums)
+
+
+def observed(logits_TE: Tensor, probs_TE: Tensor, real_T1: Tensor | None) -> dict[str, Tensor]:
+    """Sums that show how the router is doing: of tokens, of their highest score, of the squares of their logits."""
+    columns_T3 = torch.stack([torch.ones_like(probs_TE[:, 0]), probs_TE.amax(-1), logits_TE.square().sum(-1)], dim=-1)
+    tokens, top, squares = over_tokens(columns_T3, real_T1).unbind()
+    return {"tokens": tokens, "top_score": top, "logit_squares": squares}
+
+
+def over_tokens(values_TN: Tensor, real_T1: Tensor | None) -> Tensor:
+    """The sum over the tokens that are not padding, (N)."""
+    return values_TN.sum(0) if real_T1 is None else values_TN.masked_fill(~real_T1, 0).sum(0)
+
+
+def count_choices(expert_TK: Tensor, experts: int) -> Tensor:
+    """chosen_E: how often each expert was chosen."""
+    return torch.bincount(expert_TK.flatten().clamp(min=-1) + 1, minlength=experts + 1)[1:]
+
+
+def weights_of(score_TE: Tensor, expert_TK: Tensor) -> Tensor:
+    """weight_TK: the scores of the chosen experts, also of those that a negative id only remembers."""
+    return score_TE.gather(1, chosen_or_meant(expert_TK))

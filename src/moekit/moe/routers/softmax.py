@@ -1,0 +1,98 @@
+"""Routers that choose by a softmax over all experts: plain top-k, Switch's top-1, GShard's top-2.
+
+T tokens, D model width, E experts, K experts per token.
+"""
+
+import torch
+from torch import Tensor
+
+from moekit.config import GShardConfig, SoftmaxTopKConfig, SwitchConfig
+from moekit.moe.balance import load_balancing_loss
+from moekit.moe.dispatch import not_chosen
+from moekit.moe.routers.base import Router, count_choices, weights_of
+from moekit.moe.routing import RouterInput, Routing, Sums
+
+
+class SoftmaxTopK(Router):
+    """p = softmax(W x); the K largest p are the experts and their weights, divided by their sum if `renormalize`.
+
+    Mixtral (arXiv 2401.04088, section 2.1) renormalises; OLMoE (arXiv 2409.02060) and Grok-1 do not.
+    """
+
+    def __init__(self, width: int, experts: int, config: SoftmaxTopKConfig) -> None:
+        super().__init__(width, experts, config, balance=config.balance_loss)
+        self.config = config
+
+    def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        logits_TE = self.logits(x_TD)
+        probs_TE = logits_TE.softmax(-1)
+        expert_TK = self.choose(given, lambda: probs_TE.topk(self.config.top_k).indices)
+        weight_TK = weights_of(probs_TE, expert_TK)
+        if self.config.renormalize:
+            weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
+        return self.token_choice(expert_TK, weight_TK, logits_TE, probs_TE, given)
+
+    def loss(self, name: str, sums: Sums) -> Tensor:
+        if name == "balance":
+            return load_balancing_loss(sums["chosen"], sums["probs"], sums["tokens"])
+        return super().loss(name, sums)
+
+
+class Switch(Router):
+    """The expert with the largest p = softmax(W x), weighed by p (Switch Transformer, arXiv 2101.03961, eq. 1–2).
+
+    In training the router's input, and only the router's, is multiplied by jitter from U(1 - e, 1 + e).
+    """
+
+    def __init__(self, width: int, experts: int, config: SwitchConfig) -> None:
+        super().__init__(width, experts, config, balance=config.balance_loss)
+        self.config = config
+
+    def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        if self.training and self.config.jitter:
+            x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
+        logits_TE = self.logits(x_TD)
+        probs_TE = logits_TE.softmax(-1)
+        expert_T1 = self.choose(given, lambda: probs_TE.argmax(-1, keepdim=True))
+        return self.token_choice(expert_T1, weights_of(probs_TE, expert_T1), logits_TE, probs_TE, given)
+
+    def loss(self, name: str, sums: Sums) -> Tensor:
+        if name == "balance":
+            return load_balancing_loss(sums["chosen"], sums["probs"], sums["tokens"])
+        return super().loss(name, sums)
+
+
+class GShard(Router):
+    """The two largest p of softmax(W x), divided by p_1 + p_2 + 1e-9 before anything is dropped.
+
+    In training the second is kept where u < weight / threshold, u from U(0, 1); in evaluation always. All first choices
+    queue before all second ones; the balance loss counts first choices (GShard, arXiv 2006.16668, algorithm 1).
+    """
+
+    def __init__(self, width: int, experts: int, config: GShardConfig) -> None:
+        super().__init__(width, experts, config, balance=config.balance_loss)
+        self.config = config
+
+    def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        logits_TE = self.logits(x_TD)
+        probs_TE = logits_TE.softmax(-1)
+
+        def choice() -> Tensor:
+            top_T2, expert_T2 = probs_TE.topk(2)
+            if self.training and self.config.second_threshold:
+                second_T = top_T2[:, 1] / (top_T2.sum(-1) + 1e-9)
+                drawn_T = torch.rand_like(second_T) < second_T / self.config.second_threshold
+                expert_T2[:, 1] = torch.where(drawn_T, expert_T2[:, 1], not_chosen(expert_T2[:, 1]))
+            return expert_T2
+
+        expert_T2 = self.choose(given, choice)
+        # An expert that was not drawn still counts in the sum.
+        weight_T2 = weights_of(probs_TE, expert_T2)
+        weight_T2 = weight_T2 / (weight_T2.sum(-1, keepdim=True) + 1e-9)
+        routing = self.token_choice(expert_T2, weight_T2, logits_TE, probs_TE, given, queue="choices")
+        return routing.with_sums(first_choices=count_choices(expert_T2[:, :1], self.experts))
+
+    def loss(self, name: str, sums: Sums) -> Tensor:
+        if name == "balance":
+            return load_balancing_loss(sums["first_choices"], sums["probs"], sums["tokens"])
+        return super().loss(name, sums)
