@@ -56,6 +56,8 @@ class Shape:
 
 
 SHAPES = (Shape(256, 512, 8, 2), Shape(512, 1024, 8, 2), Shape(256, 256, 32, 4), Shape(512, 128, 64, 8))
+# The same active FLOPs with ever more experts.
+GROWING = tuple(Shape(512, 128, experts, 8) for experts in (8, 16, 32, 64, 128, 256))
 
 
 class ThreeMatrices(nn.Module):
@@ -76,11 +78,9 @@ def moekit_layer(shape: Shape, backend: Backend = "torch") -> MoELayer:
     config = MoEConfig(
         experts=shape.experts,
         expert_width=shape.hidden,
-        router=SoftmaxTopKConfig(top_k=shape.per_token),
-        balance_loss=0,
-        z_loss=0,
+        router=SoftmaxTopKConfig(top_k=shape.per_token, balance_loss=0, z_loss=0),
     )
-    return MoELayer(shape.width, config, backend)
+    return MoELayer(shape.width, config, vocab_size=1, backend=backend)
 
 
 def mixtral_block(shape: Shape, implementation: str) -> nn.Module:
@@ -182,6 +182,27 @@ def measure(shape: Shape, dtype: torch.dtype, tokens: int, rounds: int) -> dict[
     return row
 
 
+def measure_growth(dtype: torch.dtype, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """What the layers of GROWING cost over the first, in rounds in which each takes its turn."""
+    layers = []
+    for shape in GROWING:
+        layer = moekit_layer(shape)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=shape.width**-0.5)
+        layers.append(layer.to(dtype))
+    seconds: list[list[float]] = [[] for _ in layers]
+    for round_ in range(rounds + 2):
+        x_TD, grad_y_TD = torch.randn(2, tokens, GROWING[0].width, dtype=dtype)
+        for layer, times in zip(layers, seconds, strict=True):
+            took = forward_backward(layer, x_TD, grad_y_TD)
+            if round_ >= 2:
+                times.append(took)
+    return [
+        {"shape": asdict(shape), "seconds": median(times), "cost_over_first": ratio(times, seconds[0])}
+        for shape, times in zip(GROWING, seconds, strict=True)
+    ]
+
+
 def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     """Of pairs taken in the same round: median and quartiles."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
@@ -231,9 +252,14 @@ def main() -> None:
             print("  ".join(text(row).ljust(size) for _, size, text in COLUMNS), flush=True)
     overall = math.prod(row["share_of_dense"]["moekit"]["median"] for row in rows) ** (1 / len(rows))
     print(f"\nmoekit runs at {overall:.2f} of the dense layer's speed (geometric mean)")
+    print(f"\nCost of more experts at the same active FLOPs, {arguments.dtypes[-1]}, over the first:\n")
+    growth = measure_growth(getattr(torch, arguments.dtypes[-1]), arguments.tokens, arguments.rounds)
+    for entry in growth:
+        print(f"{', '.join(map(str, entry['shape'].values())):<17}  {shown(entry['cost_over_first'])}", flush=True)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({**where, "rounds": arguments.rounds, "rows": rows}, indent=2) + "\n")
+        found = {**where, "rounds": arguments.rounds, "rows": rows, "growth_dtype": arguments.dtypes[-1]}
+        arguments.out.write_text(json.dumps({**found, "growth": growth}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

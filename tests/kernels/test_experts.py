@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import moekit.kernels.torch.experts as torch_backend
 from moekit.kernels import Assignments, ExpertsKernel, assign, experts_kernel
+from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
 reference = experts_kernel("reference")
 fast = experts_kernel("torch")
@@ -269,3 +270,26 @@ def test_a_second_derivative_is_refused() -> None:
     (grad_x_TD,) = torch.autograd.grad(y_TD, x_TD, task.grad_y_TD.requires_grad_(), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad_x_TD.sum().backward()
+
+
+@pytest.mark.parametrize(("tokens", "size", "busy"), [(7, 20, None), (5, 1, 1), (9, 40, 2), (4, 0, None)])
+def test_grouped_products_equal_the_reference(tokens: int, size: int, busy: int | None) -> None:
+    """They are meant for GPUs, but torch computes them on a CPU too: their arithmetic is checked without a GPU."""
+    given = problem(tokens, size, width=8, hidden=16, dtype=torch.float32, busy=busy)
+    for got, expected in zip(given.solve(grouped_experts), given.solve(reference), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cpu_has_something_better() -> None:
+    assert not fits_grouped(torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(2, 8, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_takes_it_and_agrees_with_the_cpu() -> None:
+    given = problem(64, 200, width=64, hidden=32, dtype=torch.bfloat16)
+    device = type(given)(*(tensor.cuda() for tensor in given))
+    assert fits_grouped(device.x_TD, device.down_EDF)
+    expected = type(given)(*(t.double() if t.is_floating_point() else t for t in given)).solve(reference)
+    for got, wanted in zip(device.solve(experts_kernel("torch")), expected, strict=True):
+        assert (got.cpu().double() - wanted).norm() < 0.02 * wanted.norm()

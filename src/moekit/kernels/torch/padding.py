@@ -1,40 +1,102 @@
-"""Rounds every expert's number of rows up to one of few sizes, where the matrix product likes that.
+"""Fills up experts' rows with padding where a CPU's matrix products like that, and says which experts go together.
 
-oneDNN, which multiplies bfloat16 on a CPU, compiles a program for each shape that it meets (1 to 3 ms, ten times the
-product itself) and keeps the last 1024. With every training step the experts' loads change, so almost every product
-would compile. Rounded sizes come back; and products over a multiple of 32 rows are faster by a fifth besides.
+Two things cost more than the products themselves where experts are small. A call of a product takes 50 to 100 µs
+whatever it multiplies, so neighbours of nearly equal load are filled up to the same number of rows and multiplied in
+one batched product. And oneDNN, which multiplies bfloat16 on a CPU, compiles a program for each shape that it meets
+(1 to 3 ms) and keeps the last 1024: with every training step the experts' loads change, so almost every product would
+compile. Numbers of rows are therefore rounded to few sizes.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 
 from moekit.kernels.assignments import Assignments
 
 _COMPILED_BY_SHAPE = (torch.bfloat16, torch.float16)
+# Batches of few sizes too, the largest that the loads allow.
+_BATCHES = (16, 8, 4, 2)
+# A batch saves each further expert its calls: so many of the forward pass's multiplications in rows of padding, by
+# measurement; bfloat16, which is faster, and so others.
+_SAVED_COMPILED, _SAVED = 12_000_000, 4_000_000
+# Beyond this many rows a batch's activations leave the cache between one product and the next.
+_MOST_ROWS = 4096
 
 
-def padded(assignments: Assignments, device: torch.device, dtype: torch.dtype) -> Assignments:
-    """The same assignments, with token 0 assigned at weight 0 to fill up each expert's rows.
+class Run(NamedTuple):
+    """Experts first : first + experts, of `rows` rows each, the first of them at row `begin`."""
 
-    slot_S then names the true assignments only: it skips the padding.
+    first: int
+    experts: int
+    rows: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        """The row after the last."""
+        return self.begin + self.experts * self.rows
+
+
+def padded(
+    assignments: Assignments, device: torch.device, dtype: torch.dtype, multiplications_per_row: int
+) -> tuple[Assignments, list[Run]]:
+    """The same assignments, with token 0 assigned at weight 0 to fill up each expert's rows, and the runs of experts.
+
+    slot_S then names the true assignments only: it skips the padding. Runs leave out experts without work.
+    multiplications_per_row: what a row costs; 3 D F in a gated network.
     """
     offsets = assignments.expert_offsets
     counts = [end - begin for begin, end in pairwise(offsets)]
-    rounded = [rounded_up(count) for count in counts]
-    if device.type != "cpu" or dtype not in _COMPILED_BY_SHAPE or rounded == counts:
-        return assignments
-    new_offsets = tuple(accumulate(rounded, initial=0))
+    if device.type != "cpu":
+        runs = runs_of(counts, most_waste=-1)
+    elif dtype in _COMPILED_BY_SHAPE:
+        rounded = [rounded_up(count) for count in counts]
+        runs = runs_of(rounded, most_waste=_SAVED_COMPILED // multiplications_per_row)
+    else:
+        runs = runs_of(counts, most_waste=_SAVED // multiplications_per_row)
+    sizes = [0] * len(counts)
+    for run in runs:
+        sizes[run.first : run.first + run.experts] = [run.rows] * run.experts
+    if sizes == counts:
+        return assignments, runs
+    new_offsets = tuple(accumulate(sizes, initial=0))
     shift_E = torch.tensor(new_offsets[:-1]) - torch.tensor(offsets[:-1])
     position_S = torch.arange(offsets[-1]) + shift_E.repeat_interleave(torch.tensor(counts))
     token_S, weight_S = assignments.token_S, assignments.weight_S
-    return Assignments(
+    filled = Assignments(
         token_S.new_zeros(new_offsets[-1]).index_copy_(0, position_S, token_S),
         weight_S.new_zeros(new_offsets[-1]).index_copy(0, position_S, weight_S),
         new_offsets,
         position_S[assignments.slot_S],
         assignments.token_offsets_T,
     )
+    return filled, runs
+
+
+def runs_of(sizes: Sequence[int], most_waste: int) -> list[Run]:
+    """Cut experts with so many rows each into runs of 1, 2, 4, 8 or 16 neighbours.
+
+    most_waste: rows of padding that joining one more expert is worth; negative: none is joined.
+    """
+    runs: list[Run] = []
+    first = begin = 0
+    while first < len(sizes):
+        experts = next((n for n in _BATCHES if _worth_joining(sizes[first : first + n], n, most_waste)), 1)
+        run = Run(first, experts, max(sizes[first : first + experts]), begin)
+        if run.rows:
+            runs.append(run)
+        first, begin = first + experts, run.end
+    return runs
+
+
+def _worth_joining(sizes: Sequence[int], experts: int, most_waste: int) -> bool:
+    """Whether so many experts are there, fit together, and waste no more rows than joining them saves."""
+    if len(sizes) < experts or not min(sizes):
+        return False
+    rows = experts * max(sizes)
+    return rows <= _MOST_ROWS and rows - sum(sizes) <= most_waste * (experts - 1)
 
 
 def rounded_up(rows: int) -> int:

@@ -9,8 +9,11 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
 
 
 class Workers:
@@ -33,8 +36,8 @@ class Workers:
         torch.get_num_threads()  # a thread takes over the process's count when it first asks: not after the next line
         torch.set_num_threads(1)
 
-    def run(self, job: Callable[[int], None], order: Sequence[int]) -> None:
-        """Calls job(i) for every i of `order`, begun in that order, and returns when all are done.
+    def run(self, job: Callable[[Item], None], order: Sequence[Item]) -> None:
+        """Calls job(item) for every item of `order`, begun in that order, and returns when all are done.
 
         Jobs write into tensors that the caller made: they run without autograd. The first error is raised here, after
         every worker has come to rest; jobs not begun by then are dropped.
@@ -45,11 +48,11 @@ class Workers:
 
         def work() -> None:
             with torch.inference_mode(inference), torch.no_grad():
-                for index in remaining:  # next() on one iterator is atomic: each index goes to one worker
+                for item in remaining:  # next() on one iterator is atomic: each item goes to one worker
                     if failed.is_set():
                         return
                     try:
-                        job(index)
+                        job(item)
                     except BaseException:
                         failed.set()
                         raise
