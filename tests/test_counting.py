@@ -45,7 +45,11 @@ def test_active_parameters_are_those_one_token_touches(any_config: ModelConfig) 
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_flops_equal_those_of_the_products_that_run(any_config: ModelConfig, backend: str) -> None:
+def test_flops_equal_those_of_the_products_that_run(
+    any_config: ModelConfig, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Padding that fills small experts up is not counted: without it, only equal loads are multiplied together.
+    monkeypatch.setattr("moekit.kernels.torch.padding._SAVED", 0)
     model = Decoder(any_config, backend=backend)  # type: ignore[arg-type]
     batch, context = 2, any_config.context
     tokens = torch.randint(0, 256, (batch, context))

@@ -20,15 +20,12 @@ def replacing(path: Path) -> Iterator[Path]:
     # Not tempfile's: its files are for their owner alone, and a rename would keep it so.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MoekitError(f"The disk is full while writing {path}; free some space and go on.") from error
-        raise
+        with full_disk_in_words(path):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -38,6 +35,17 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, all of it or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def full_disk_in_words(path: Path) -> Iterator[None]:
+    """Raise MoekitError naming `path` where the block finds the disk full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MoekitError(f"The disk is full while writing {path}; free some space and go on.") from error
+        raise
 
 
 def _sync(path: Path) -> None:

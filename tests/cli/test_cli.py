@@ -68,6 +68,10 @@ def test_every_verb_has_help_with_an_example() -> None:
         (["--tokens", "1k", "--budget", "1m"], "exclude each other"),
         (["--seeds", "0"], "0 is not in the range"),
         (["--resume", "x", "--data", "y"], "give it alone"),
+        (["--resume", "x", "--routers"], "give it alone"),
+        (["--resume", "x", "--tensorboard"], "give it alone"),
+        (["--routers", "--contestants", "moe"], "--contestants and --routers exclude each other"),
+        (["--contestants", "sinkhorm"], "did you mean 'sinkhorn'?"),
         (["--data", "missing.txt"], "missing.txt"),
         (["--data", "empty.txt"], "empty.txt"),
         (["--data", "small.txt"], "small.txt"),
@@ -82,6 +86,20 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, arguments: list[
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_tensorboard_is_found_before_anything_slow(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['moekit', 'compare', '--tensorboard']\n"
+        "import importlib.util; importlib.util.find_spec = lambda name: None\n"
+        "import moekit.cli\n"
+        "try: moekit.cli.main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == "Error: TensorBoard is not installed; get it with: pip install 'moekit[tensorboard]'.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_nothing_fails_with_status_1(tmp_path: Path) -> None:

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from moekit.compare.budget import MINIMUM_STEPS, affordable_steps
-from moekit.compare.contestants import SIZES, Contestant, check_set, default_contestants, pick_default, read_contestants
+from moekit.compare.contestants import (
+    SIZES,
+    Contestant,
+    caveat_of,
+    check_set,
+    default_contestants,
+    pick_contestant,
+    read_contestants,
+    router_contestants,
+)
 from moekit.compare.plan import MEASURED_SHARES, measured_steps
 from moekit.compare.quantities import parse_count, parse_duration
 from moekit.compare.worker import Calibration
@@ -28,6 +37,21 @@ def test_the_default_set_keeps_its_promises(size_name: str) -> None:
     assert {model.attention for model in models.values()} == {models["dense"].attention}
 
 
+@pytest.mark.parametrize("size_name", sorted(SIZES))
+def test_the_routers_differ_in_the_router_alone(size_name: str) -> None:
+    size = SIZES[size_name]
+    contestants = router_contestants(size)
+    models = {name: contestant.model(size) for name, contestant in contestants.items()}
+    flops = {name: training_flops_per_token(model, size.context) for name, model in models.items()}
+    assert check_set(list(contestants.values()), None) == "dense"
+    assert flops == pytest.approx(dict.fromkeys(flops, flops["dense"]), rel=0.02)
+    routed = [model.layers[0] for name, model in models.items() if name != "dense"]
+    assert {layer.experts for layer in routed} == {8}  # type: ignore[union-attr]
+    assert len({layer.router.kind for layer in routed}) == len(routed) == 8  # type: ignore[union-attr]
+    assert [name for name, model in models.items() if caveat_of(model)] == ["gshard", "expert-choice"]
+    assert "sees later tokens" in contestants["expert-choice"].description
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
@@ -41,6 +65,7 @@ def test_yaml_mixes_names_and_plans(tmp_path: Path) -> None:
         baseline: tiny
         contestants:
           - moe
+          - sinkhorn
           - name: tiny
             layers: [{kind: dense, width: 64}, {kind: moe, experts: 4, expert_width: 32, router: {top_k: 2}}]
         """,
@@ -48,7 +73,8 @@ def test_yaml_mixes_names_and_plans(tmp_path: Path) -> None:
     contestants, baseline = read_contestants(path, SIZES["s"])
     assert baseline == "tiny"
     assert contestants[0] == default_contestants(SIZES["s"])["moe"]
-    model = contestants[1].model(SIZES["s"])
+    assert contestants[1] == router_contestants(SIZES["s"])["sinkhorn"]
+    model = contestants[2].model(SIZES["s"])
     assert [layer.kind for layer in model.layers] == ["dense", "moe", "dense", "moe"]
 
 
@@ -65,6 +91,11 @@ def test_yaml_mixes_names_and_plans(tmp_path: Path) -> None:
         ("contestants: [{name: x, layers: [{kind: dense, widht: 8}]}]", "did you mean 'width'?"),
         ("contestants: [{name: x, layers: []}]", "layers: "),
         ("contestants: [3]", "contestants[0]"),
+        (
+            "contestants: [{name: x, layers: [{kind: moe, "
+            "experts: 4, expert_width: 8, router: {kind: expert_choice}}]}]",
+            "sees the tokens that it has to predict; set leaky",
+        ),
         ("- a\n- b", "expected keys and values"),
         ("a: [", "is not valid YAML"),
         ("", "expected keys and values"),
@@ -84,7 +115,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_first_is_the_baseline() -> None:
-    contestants: list[Contestant] = [pick_default(name, SIZES["xs"]) for name in ("moe", "dense")]
+    contestants: list[Contestant] = [pick_contestant(name, SIZES["xs"]) for name in ("moe", "dense")]
     assert check_set(contestants, None) == "moe"
 
 
@@ -119,6 +150,6 @@ def test_a_budget_is_spent_and_not_overspent() -> None:
 
 def test_an_impossible_budget_names_one_that_would_do() -> None:
     calibrations = [Calibration(step_seconds=1, curve_seconds=0, fixed_seconds=0)]
-    with pytest.raises(UsageError, match=r"need at least 1 min 49 s; raise --budget"):
+    with pytest.raises(UsageError, match=r"need at least 3 min 37 s; raise --budget"):
         affordable_steps(calibrations, seeds=1, seconds=30)
-    assert affordable_steps(calibrations, seeds=1, seconds=108.8) == MINIMUM_STEPS
+    assert affordable_steps(calibrations, seeds=1, seconds=217.5) == MINIMUM_STEPS

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from moekit.compare import experiment
@@ -17,10 +19,11 @@ from moekit.compare.contestants import Contestant, Size
 from moekit.compare.plan import Folder
 from moekit.compare.request import Request
 from moekit.compare.results import Results, Run, read_results
-from moekit.compare.worker import failure_text
-from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.compare.worker import Worker, failure_text
+from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.data import Corpus, Document, build_corpus
 from moekit.errors import TrainingFailed, UsageError
+from moekit.moe.routers import HashRouter
 
 TINY = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=16, sequences=4)
 DENSE = Contestant(name="dense", layers=(DenseConfig(width=32),))
@@ -87,6 +90,13 @@ def test_results_hold_what_the_schema_promises(finished: tuple[Folder, Results],
         assert last.tokens == 30 * STEP
         assert last.flops == pytest.approx(last.tokens * contestant.flops_per_token)
         assert contestant.runs[0].bits_per_byte != contestant.runs[1].bits_per_byte
+        for seed in (0, 1):
+            steps = [
+                json.loads(line)
+                for line in (folder.run(contestant.name, seed) / "steps.jsonl").read_text().splitlines()
+            ]
+            assert [step["step"] for step in steps] == list(range(1, 31))
+            assert [layer["layer"] for layer in steps[-1]["layers"]] == ([0, 1] if contestant.name == "moe" else [])
     keys = json.loads(folder.results.read_text())
     assert {"corpus", "machine", "contestants"} <= keys.keys()
     for key in ("name", "params_total", "params_active", "flops_per_token", "train_tokens_per_second", "seconds",
@@ -103,6 +113,34 @@ def test_contestants_see_the_same_data_and_repeat(
     again = experiment.start(request(seeds=2), corpus, Folder(tmp_path / "again"), experiment.Listener())
     for a, b in zip(results.contestants, again.contestants, strict=True):
         assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
+
+
+def test_hash_routers_are_evened_out_by_the_text(corpus: Corpus, tmp_path: Path) -> None:
+    """No expert gets more of the training's bytes than the commonest byte; every process finds the same table."""
+    folder = Folder(tmp_path / "run")
+    hashed = Contestant(name="hash", layers=(MoEConfig(experts=4, expert_width=16, router=HashConfig()),))
+    corpus.save(folder.corpus)
+    folder.write_plan(experiment.new_plan(request((hashed,))))
+    frequencies = torch.from_numpy(corpus.byte_frequencies())
+    assert float(frequencies.sum()) == pytest.approx(1.0)
+    tables = [Worker(folder, "hash", seed).model.moe_layers[0].router.expert_V for seed in (0, 0, 1)]
+    assert torch.equal(tables[0], tables[1])
+    assert torch.equal(tables[0], tables[2])
+    loads = torch.bincount(tables[0], weights=frequencies, minlength=4)
+    drawn = HashRouter(16, 4, HashConfig(), 256).expert_V
+    most_drawn = torch.bincount(drawn, weights=frequencies, minlength=4).max()
+    assert float(loads.max()) == pytest.approx(float(frequencies.max()))
+    assert float(loads.max()) < 0.6 * float(most_drawn)
+
+
+def test_a_router_that_sees_later_tokens_gets_a_caveat(corpus: Corpus, tmp_path: Path) -> None:
+    leaky = ExpertChoiceConfig(mean_experts=2, leaky=True)
+    chosen = Contestant(name="choice", layers=(MoEConfig(experts=4, expert_width=16, router=leaky),))
+    folder = Folder(tmp_path / "run")
+    results = experiment.start(request((DENSE, chosen)), corpus, folder, experiment.Listener())
+    assert [one.caveat is None for one in results.contestants] == [True, False]
+    assert results.contestants[1].runs[0].status == "done"
+    assert "choice is not comparable" in re.sub("<.*?>", "", folder.report.read_text(encoding="utf-8"))
 
 
 # A comparison in a process of its own, so that it can be killed: its folder, then how many tokens.

@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from moekit.compare.report import render, write_report
 from moekit.compare.report.embed import code_spans, plotly_text, script_json
 from moekit.compare.results import Results
+from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
 
 from .sample_results import DENSE, MOE, contestant, failed_run, model, results, run, sample
 
@@ -37,6 +38,7 @@ def hostile() -> Results:
     """A comparison in which everything that has a name or a message is an attack."""
     first, second, third = HOSTILE
     runs = [run(s, 1.9, experts=8, layers=(0,), domains=HOSTILE) for s in (0, 1)]
+    runs[0] = runs[0].model_copy(update={"warnings": [f"layer 0: {first}"]})
     made = results(
         [
             contestant(first, model([DENSE]), [run(s, 2.0, domains=HOSTILE) for s in (0, 1)], total=1, active=1),
@@ -46,7 +48,8 @@ def hostile() -> Results:
         seeds=[0, 1], baseline=first, domains=HOSTILE, command=f"moekit compare --data '{first}'",
     )  # fmt: skip
     settings = made.settings.model_copy(update={"schedule": second, "learning_rate_rule": third})
-    return made.model_copy(update={"settings": settings})
+    contestants = [*made.contestants[:2], made.contestants[2].model_copy(update={"caveat": first})]
+    return made.model_copy(update={"settings": settings, "contestants": contestants})
 
 
 class Page(HTMLParser):
@@ -132,6 +135,37 @@ def test_hostile_text_stays_text() -> None:
     assert not [tag for tag, attributes in page.tags if tag in ("img", "b") or "onerror" in attributes]
     for name in HOSTILE:
         assert re.sub(r"\s+", " ", name) in page.text
+
+
+def test_caveats_and_warnings_are_shown() -> None:
+    made = sample()
+    dense, moe, *others = made.contestants
+    warned = moe.runs[0].model_copy(update={"warnings": ["layer 2: 6 of 8 experts get no tokens (step 20)"]})
+    moe = moe.model_copy(update={"caveat": "it peeks", "runs": [warned, *moe.runs[1:]]})
+    text = Page(render(made.model_copy(update={"contestants": [dense, moe, *others]}))).text
+    assert "moe (*) is held against nobody: it peeks." in text
+    assert text.count("moe is not comparable with the others: it peeks.") == 2
+    assert "mixture of experts, not comparable" in text
+    assert "moe, seed 0: layer 2: 6 of 8 experts get no tokens (step 20)" in text
+
+
+def test_router_figures_stand_where_they_mean_something() -> None:
+    """Dropped choices where there is a capacity; scores and logits where there is something learned."""
+
+    def row(router: AnyRouterConfig) -> list[str]:
+        layer = MOE.model_copy(update={"router": router})
+        dropping = run(0, 1.9, experts=8, layers=(0,))
+        dropping = dropping.model_copy(
+            update={"routing": [dropping.routing[0].model_copy(update={"dropped_share": 0.125})]}
+        )
+        html = render(results([contestant("x", model([layer]), [dropping], total=1, active=1)], seeds=[0]))
+        cells = re.search(r'<th scope="row">x, layer\s0</th>(.*?)</tr>', html, re.S)
+        assert cells is not None
+        return re.findall(r"<td>(.*?)</td>", cells[1])[3:]
+
+    assert row(SwitchConfig())[::2] == ["12.5 %", "1.50"]
+    assert row(SoftmaxTopKConfig(top_k=2))[::2] == ["–", "1.50"]
+    assert row(HashConfig()) == ["–", "–", "–"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

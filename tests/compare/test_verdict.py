@@ -215,6 +215,58 @@ def test_summary_rows() -> None:
     assert SUMMARY_HEADINGS.name == "Contestant"
 
 
+CAVEAT = "its router sees later tokens"
+
+
+def leaky(name: str) -> Results:
+    """The sample, in which one contestant sees what it should not."""
+    made = sample()
+    changed = [one.model_copy(update={"caveat": CAVEAT}) if one.name == name else one for one in made.contestants]
+    return made.model_copy(update={"contestants": changed})
+
+
+def test_a_contestant_with_a_caveat_is_held_against_nobody() -> None:
+    """`moe` would lead by far; with the caveat another leads, and no figure of `moe` stands against the baseline's."""
+    assert judge(sample()).leader == "moe"
+    verdict = judge(leaky("moe"))
+    assert verdict.leader not in (None, "moe")
+    assert "`moe`" not in verdict.headline
+    assert "moe" not in verdict.against
+    assert verdict.sentences["moe"] == f"`moe` (*) is held against nobody: {CAVEAT}."
+    rows = {row.name: row for row in summary_table(leaky("moe"))}
+    assert rows["moe"].bits_per_byte.endswith("*")
+    assert rows["moe"].reached_flops == rows["moe"].reached_seconds == "–"
+    assert not any(row.bits_per_byte.endswith("*") for name, row in rows.items() if name != "moe")
+    assert all("moe" not in order for order in order_by_seed(leaky("moe")).values())
+
+
+def test_a_baseline_with_a_caveat_answers_nothing() -> None:
+    verdict = judge(leaky("dense"))
+    assert verdict.answer == "No answer"
+    assert f"nobody can be held against the baseline `dense`: {CAVEAT}" in verdict.headline
+    assert verdict.against == {}
+
+
+def test_only_a_caveat_to_compare_with() -> None:
+    comparison = leaky("moe")
+    both = comparison.model_copy(update={"contestants": comparison.contestants[:2]})
+    assert "nothing to be compared with" in judge(both).headline
+
+
+def test_collapsed_layers_are_told() -> None:
+    warnings = [f"layer {layer}: 6 of 8 experts get no tokens (step 20)" for layer in range(4)]
+    collapsed = run(0, 1.9, experts=8, layers=(0,)).model_copy(update={"warnings": warnings})
+    comparison = results(
+        [
+            contestant("dense", model([DENSE]), [run(0, 2.0)], total=1, active=1),
+            contestant("moe", model([MOE]), [collapsed], total=3, active=1),
+        ],
+        seeds=[0],
+    )
+    told = [check.text for check in judge(comparison).checks if not check.good]
+    assert f"`moe`: the routing collapsed in training; seed 0, {warnings[0]}; seed 0, {warnings[1]}; 2 more." in told
+
+
 def _with_failures(*, dense: bool, moe: bool) -> Results:
     return results(
         [

@@ -11,6 +11,7 @@ import click
 from moekit.errors import MoekitError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from moekit.compare.contestants import Contestant
     from moekit.compare.plan import Folder
     from moekit.compare.request import Request
 
@@ -22,13 +23,19 @@ Examples:
   moekit compare --data essays/ --data code/ --budget 2h --size m
   moekit compare --contestants dense,moe --seeds 1 --tokens 500k
   moekit compare --contestants mine.yaml            see docs/compare.md
+  moekit compare --routers                          contestants that differ in the router alone
   moekit compare --resume runs/compare-20260101-120000"""
 )
 @click.option(
     "--contestants",
     metavar="FILE|NAMES",
-    help="A YAML file, or names of the default set with commas between: dense, moe, moe-fine, hybrid, dense-large. "
-    "The first is the baseline.  [default: all five]",
+    help="A YAML file, or names with commas between: dense, moe, moe-fine, hybrid, dense-large, or those of --routers. "
+    "The first is the baseline.  [default: these five]",
+)
+@click.option(
+    "--routers",
+    is_flag=True,
+    help="Compare routers instead: dense, softmax, noisy, switch, gshard, expert-choice, sigmoid-bias, hash, sinkhorn.",
 )
 @click.option(
     "--data",
@@ -49,10 +56,12 @@ Examples:
 @click.option(
     "--resume", "resume_from", type=click.Path(path_type=Path), help="Go on with a comparison that was stopped."
 )
+@click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard into the folder of each run.")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def compare(
     contestants: str | None,
+    routers: bool,
     data: tuple[str, ...],
     text_column: str,
     domain_column: str | None,
@@ -62,16 +71,22 @@ def compare(
     size: str,
     out: Path | None,
     resume_from: Path | None,
+    tensorboard: bool,
     as_json: bool,
     debug: bool,
 ) -> None:
     """Train dense and mixture-of-experts models on the same text at the same compute, and report what each buys."""
     if budget and tokens:
         raise UsageError("--budget and --tokens exclude each other; give one of them.")
-    if resume_from and (data or contestants or tokens or budget or out):
+    if contestants and routers:
+        raise UsageError("--contestants and --routers exclude each other; give one of them.")
+    if resume_from and (data or contestants or routers or tokens or budget or out or tensorboard):
         raise UsageError("--resume goes on with what was planned; give it alone.")
     # Arguments are checked before anything slow is imported.
-    request = None if resume_from else _request(contestants, budget, tokens, seeds, size)
+    request = None
+    if not resume_from:
+        chosen = _contestants(contestants, size, routers=routers)
+        request = _request(*chosen, budget, tokens, seeds, size, tensorboard=tensorboard)
 
     # torch and rich take seconds to import: only now that the arguments are good.
     from moekit.cli.display import Display, print_summary
@@ -108,29 +123,53 @@ def _check_new(folder: "Folder") -> None:
         )
 
 
-def _request(contestants: str | None, budget: str | None, tokens: str | None, seeds: int, size_name: str) -> "Request":
-    from moekit.compare.contestants import SIZES, check_set, default_contestants, pick_default, read_contestants
-    from moekit.compare.quantities import parse_count, parse_duration
-    from moekit.compare.request import Request
+def _contestants(asked: str | None, size_name: str, *, routers: bool) -> "tuple[list[Contestant], str]":
+    """Who takes part, and the baseline's name."""
+    from moekit.compare.contestants import (
+        SIZES,
+        check_set,
+        default_contestants,
+        pick_contestant,
+        read_contestants,
+        router_contestants,
+    )
 
     if size_name not in SIZES:
         raise UsageError(f"There is no size {size_name!r}: {did_you_mean(size_name, SIZES)}")
     size = SIZES[size_name]
-    if contestants is None:
-        chosen = list(default_contestants(size).values())
-        baseline = check_set(chosen, None)
-    elif contestants.endswith((".yaml", ".yml")):
-        chosen, baseline = read_contestants(Path(contestants), size)
+    if asked is None:
+        chosen = list((router_contestants if routers else default_contestants)(size).values())
+    elif asked.endswith((".yaml", ".yml")):
+        return read_contestants(Path(asked), size)
     else:
-        chosen = [pick_default(name.strip(), size) for name in contestants.split(",")]
-        baseline = check_set(chosen, None)
+        chosen = [pick_contestant(name.strip(), size) for name in asked.split(",")]
+    return chosen, check_set(chosen, None)
+
+
+def _request(
+    contestants: "list[Contestant]",
+    baseline: str,
+    budget: str | None,
+    tokens: str | None,
+    seeds: int,
+    size_name: str,
+    *,
+    tensorboard: bool,
+) -> "Request":
+    from moekit.compare.contestants import SIZES
+    from moekit.compare.quantities import parse_count, parse_duration
+    from moekit.compare.request import Request, check_tensorboard
+
+    if tensorboard:
+        check_tensorboard()
     return Request(
-        contestants=chosen,
+        contestants=contestants,
         baseline=baseline,
         size_name=size_name,
-        size=size,
+        size=SIZES[size_name],
         seeds=seeds,
         command=shlex.join(["moekit", *sys.argv[1:]]),
         budget_seconds=None if tokens else parse_duration(budget or "10m"),
         tokens=parse_count(tokens) if tokens else None,
+        tensorboard=tensorboard,
     )

@@ -44,6 +44,7 @@ class Display(Listener):
         self.runs: TaskID | None = None
         self.current: TaskID | None = None
         self.plan: Plan | None = None
+        self.running = ""
         self.measured = ""
         self.first: StepReport | None = None
 
@@ -71,9 +72,8 @@ class Display(Listener):
     def run_started(self, contestant: str, seed: int) -> None:
         assert self.plan is not None
         self.measured, self.first = "", None
-        self.current = self.progress.add_task(
-            f"{contestant}, seed {seed}", total=self.plan.training.steps, figures="starting"
-        )
+        self.running = f"{contestant}, seed {seed}"
+        self.current = self.progress.add_task(self.running, total=self.plan.training.steps, figures="starting")
 
     def step(self, report: StepReport) -> None:
         if self.current is None or self.plan is None:
@@ -82,7 +82,11 @@ class Display(Listener):
         if report.bits_per_byte is not None:
             self.measured = f" · held out {report.bits_per_byte:.3f}"
         training = self.plan.training
+        for warning in report.warnings:
+            self.message(f"  {self.running}: {warning}")
         figures = f"loss {report.loss:.3f}{self.measured}"
+        if report.load_max_over_mean is not None:
+            figures += f" · load {report.load_max_over_mean:.1f}x, {report.dead_experts} dead"
         done = report.step - self.first.step
         if done:
             a_step = (report.seconds - self.first.seconds) / done

@@ -96,10 +96,14 @@ def compare(contestant: Contestant, baseline: Contestant) -> Against:
 
 
 def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
-    """The contestants from best to worst, for each seed that all contestants with a finished run have finished."""
+    """The contestants from best to worst, for each seed that all contestants with a finished run have finished.
+
+    Those with a caveat have no place in an order.
+    """
     figures = {
         contestant.name: {run.seed: run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None}
         for contestant in results.contestants
+        if not contestant.caveat
     }
     figures = {name: by_seed for name, by_seed in figures.items() if by_seed}
     if not figures:

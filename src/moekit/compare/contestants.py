@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: the default set, or what a YAML file says.
+"""Who takes part in a comparison: the default set, the set of routers, or what a YAML file says.
 
 All contestants of one comparison share the outer shape that `--size` names and differ in their layer plan.
 """
@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from moekit.config import (
     BYTE_VOCAB_SIZE,
+    AnyRouterConfig,
     AttentionConfig,
     Config,
     DenseConfig,
+    ExpertChoiceConfig,
     FeedForwardConfig,
+    GShardConfig,
+    HashConfig,
     ModelConfig,
     MoEConfig,
+    NoisyTopKConfig,
+    SigmoidBiasConfig,
+    SinkhornConfig,
+    SwitchConfig,
 )
 from moekit.config import SoftmaxTopKConfig as SoftmaxTopK
 from moekit.errors import UsageError, did_you_mean
@@ -122,8 +130,51 @@ def default_contestants(size: Size) -> dict[str, Contestant]:
     return {plan.name: plan for plan in plans}
 
 
+def router_contestants(size: Size) -> dict[str, Contestant]:
+    """`dense`, and contestants that differ in the router alone, by name.
+
+    Each has 8 experts a layer, of the width at which the active FLOPs are those of `dense`, within 2 %.
+    """
+    routers: dict[str, tuple[AnyRouterConfig, str]] = {
+        "softmax": (SoftmaxTopK(top_k=2), "softmax, top-2, renormalised"),
+        "noisy": (NoisyTopKConfig(top_k=2), "noisy top-2"),
+        "switch": (SwitchConfig(), "Switch, top-1, capacity factor 1.25"),
+        "gshard": (GShardConfig(), "GShard, top-2, the second by chance, capacity factor 1"),
+        "expert-choice": (
+            ExpertChoiceConfig(mean_experts=2, leaky=True),
+            "expert choice, 2 experts a token on average; it sees later tokens, so its bits per byte do not count as a "
+            "language model's",
+        ),
+        "sigmoid-bias": (SigmoidBiasConfig(top_k=2), "sigmoid with a balancing bias, top-2"),
+        "hash": (HashConfig(), "a table by byte, evened out by how often bytes occur, top-1; nothing learned"),
+        "sinkhorn": (SinkhornConfig(top_k=1), "Sinkhorn, top-1"),
+    }
+    contestants = {"dense": default_contestants(size)["dense"]}
+    for name, (router, text) in routers.items():
+        width = size.hidden // router.experts_per_token
+        contestants[name] = Contestant(
+            name=name,
+            description=f"every layer 8 experts of width {width}; router: {text}",
+            layers=(MoEConfig(experts=8, expert_width=width, router=router),),
+        )
+    return contestants
+
+
+def caveat_of(model: ModelConfig) -> str | None:
+    """Why the model's bits per byte do not count as a language model's; None where they do."""
+    for layer in model.layers:
+        if isinstance(layer, MoEConfig) and isinstance(layer.router, ExpertChoiceConfig):
+            return "its router sees later tokens, so its bits per byte do not count as a language model's"
+        if isinstance(layer, MoEConfig) and isinstance(layer.router, GShardConfig) and layer.router.capacity_factor:
+            return (
+                "in its queues later tokens displace earlier ones, so its bits per byte do not count as a language "
+                "model's"
+            )
+    return None
+
+
 def read_contestants(path: Path, size: Size) -> tuple[list[Contestant], str]:
-    """Contestants and the baseline's name from a YAML file, where a bare name stands for one of the default set.
+    """Contestants and the baseline's name from a YAML file, where a bare name stands for one of the two sets.
 
     Raises UsageError naming the file, the key, and the nearest valid name.
     """
@@ -135,17 +186,28 @@ def read_contestants(path: Path, size: Size) -> tuple[list[Contestant], str]:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     listed = validate(ContestantsFile, data, where=str(path))
     contestants = [
-        pick_default(entry, size)
+        pick_contestant(entry, size)
         if isinstance(entry, str)
-        else validate(Contestant, entry, where=f"{path}, contestants[{index}]")
+        else _described(entry, size, where=f"{path}, contestants[{index}]")
         for index, entry in enumerate(listed.contestants)
     ]
     return contestants, check_set(contestants, listed.baseline)
 
 
-def pick_default(name: str, size: Size) -> Contestant:
-    """The contestant of the default set; raises UsageError with the nearest name where there is none."""
-    known = default_contestants(size)
+def _described(entry: dict[str, Any], size: Size, where: str) -> Contestant:
+    """What a file describes; what is wrong with the model as a whole is found here as well."""
+    contestant = validate(Contestant, entry, where=where)
+    try:
+        contestant.model(size)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{where}: {problem}.") from error
+    return contestant
+
+
+def pick_contestant(name: str, size: Size) -> Contestant:
+    """The contestant of either set; raises UsageError with the nearest name where there is none."""
+    known = default_contestants(size) | router_contestants(size)
     if name not in known:
         raise UsageError(f"There is no contestant {name!r}: {did_you_mean(name, known)}")
     return known[name]

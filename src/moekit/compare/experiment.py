@@ -13,6 +13,7 @@ import moekit
 from moekit import hardware
 from moekit.compare import process
 from moekit.compare.budget import MINIMUM_STEPS, affordable_steps
+from moekit.compare.contestants import caveat_of
 from moekit.compare.plan import (
     LEARNING_RATE_RULE,
     Entry,
@@ -22,7 +23,7 @@ from moekit.compare.plan import (
     measured_steps,
 )
 from moekit.compare.report import write_report
-from moekit.compare.request import Request
+from moekit.compare.request import Request, check_tensorboard
 from moekit.compare.results import (
     Contestant as ContestantRecord,
 )
@@ -98,6 +99,7 @@ def new_plan(request: Request) -> Plan:
         training=training,
         curve_tokens=_CURVE_TOKENS,
         final_tokens=_FINAL_TOKENS,
+        tensorboard=request.tensorboard,
     )
 
 
@@ -151,7 +153,12 @@ def _training(request: Request) -> TrainingConfig:
 
 
 def _settled(plan: Plan, folder: Folder, listener: Listener, began: float) -> Plan:
-    """The plan with its number of steps, which under a budget is found out here once and then kept in the folder."""
+    """The plan with its number of steps, which under a budget is found out here once and then kept in the folder.
+
+    Raises UsageError where the budget is too small, or the plan wants TensorBoard and it is missing.
+    """
+    if plan.tensorboard:
+        check_tensorboard()
     if plan.budget_seconds is None or plan.training.steps >= MINIMUM_STEPS:
         return plan
     try:
@@ -254,6 +261,7 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
     return ContestantRecord(
         name=entry.name,
         description=entry.description,
+        caveat=caveat_of(entry.config),
         config=entry.config,
         params_total=parameters.total,
         params_active=parameters.active,

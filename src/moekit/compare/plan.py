@@ -30,7 +30,7 @@ class Entry(Config):
 class Plan(Config):
     """Who trains on what for how long. The training's seed is replaced by each of `seeds` in turn.
 
-    curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end.
+    curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see Request.
     """
 
     moekit: str
@@ -46,6 +46,7 @@ class Plan(Config):
     curve_tokens: int
     final_tokens: int
     decode_tokens: int = 128
+    tensorboard: bool = False
 
     def entry(self, name: str) -> Entry:
         """The contestant of that name."""

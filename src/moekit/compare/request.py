@@ -1,14 +1,19 @@
 """What a user asks of a comparison."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moekit.compare.contestants import Contestant, Size
+from moekit.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Either a budget in seconds for everything, or training tokens a run. command: what was typed, for the report."""
+    """Either a budget in seconds for everything, or training tokens a run. command: what was typed, for the report.
+
+    tensorboard: whether each run also writes events for TensorBoard.
+    """
 
     contestants: Sequence[Contestant]
     baseline: str
@@ -18,3 +23,10 @@ class Request:
     command: str
     budget_seconds: float | None = None
     tokens: int | None = None
+    tensorboard: bool = False
+
+
+def check_tensorboard() -> None:
+    """Raise UsageError, which says what to install, where TensorBoard is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("TensorBoard is not installed; get it with: pip install 'moekit[tensorboard]'.")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moekit import files
 from moekit.config import ModelConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Record(BaseModel):
@@ -118,6 +118,7 @@ class Run(Record):
     loss_spikes: Annotated[
         int, Field(description="steps whose loss jumped 5 standard deviations above the 50 steps before")
     ] = 0
+    warnings: Annotated[list[str], Field(description="layers whose routing collapsed in training, in words")] = []
     decode_ms: Annotated[list[float], Field(description="milliseconds of each token decoded at batch 1")] = []
     routing: list[LayerRouting] = []
     experts_by_domain: list[ExpertsByDomain] = []
@@ -129,6 +130,9 @@ class Contestant(Record):
 
     name: str
     description: Annotated[str, Field(description="one line in words")]
+    caveat: Annotated[
+        str | None, Field(description="why its bits per byte do not count: it is then held against nobody")
+    ] = None
     config: ModelConfig
     params_total: int
     params_active: int

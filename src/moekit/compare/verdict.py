@@ -13,6 +13,8 @@ from moekit.compare.results import Contestant, Results
 
 NONE = "–"
 _LABELS: dict[Kind, str] = {"dense": "Dense", "moe": "Mixture of experts", "hybrid": "Hybrid of dense and experts"}
+# So many collapsed layers of a contestant are named one by one.
+_NAMED = 2
 _REACH_NOUNS: tuple[tuple[Axis, str], ...] = (("flops", "the FLOPs"), ("seconds", "the seconds"))
 
 
@@ -29,8 +31,8 @@ class Verdict:
     """The answer in words.
 
     answer, because: the headline in two parts. sentences: by contestant, for each that could be held against the
-    baseline. routers: by contestant with routers, whether its experts divide the text by domain. leader: the
-    contestant that the headline speaks of.
+    baseline, and for each that has a caveat and therefore is not. routers: by contestant with routers, whether its
+    experts divide the text by domain. leader: the contestant that the headline speaks of.
     """
 
     answer: str
@@ -79,13 +81,16 @@ def judge(results: Results) -> Verdict:
     """The whole verdict; works on whatever the schema allows, down to no finished run at all."""
     baseline = find(results, results.baseline)
     others = [contestant for contestant in results.contestants if contestant.name != results.baseline]
-    against = {one.name: compare(one, baseline) for one in others} if baseline is not None else {}
+    against = {}
+    if baseline is not None and baseline.caveat is None:
+        against = {one.name: compare(one, baseline) for one in others if one.caveat is None}
     leader = _leader(results, against)
     answer, because = _headline(results, leader)
+    sentences = {name: _about(results.baseline, one) for name, one in against.items() if one.difference}
     return Verdict(
         answer=answer,
         because=because,
-        sentences={name: _about(results.baseline, one) for name, one in against.items() if one.difference},
+        sentences=sentences | {one.name: caveat_text(one) for one in results.contestants if one.caveat},
         checks=tuple(_checks(results)),
         routers={one.name: text for one in results.contestants if (text := _specialisation(one))},
         against=against,
@@ -106,6 +111,11 @@ def ratio_text(estimate: Estimate | None, digits: int = 2) -> str:
     if estimate.spread == "none":
         return f"{estimate.mean:.{digits}f}"
     return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f}–{estimate.high:.{digits}f})"
+
+
+def caveat_text(contestant: Contestant) -> str:
+    """Why a contestant that has a caveat is held against nobody; its bits per byte have a star in the summary."""
+    return f"`{contestant.name}` (*) is held against nobody: {contestant.caveat}."
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -129,7 +139,7 @@ def _summary_row(contestant: Contestant, baseline: Contestant | None) -> Summary
         name=contestant.name,
         params_total=formatting.count_text(contestant.params_total),
         params_active=formatting.count_text(contestant.params_active),
-        bits_per_byte=_plus_minus(final),
+        bits_per_byte=_plus_minus(final) + ("*" if final and contestant.caveat else ""),
         tokens_per_second=_or_none(contestant.train_tokens_per_second, formatting.count_text),
         peak_memory=_or_none(contestant.peak_memory_bytes, formatting.bytes_text),
         ms_per_token=NONE if median is None or p95 is None else f"{median:.2f} ({p95:.2f})",
@@ -152,6 +162,8 @@ def _or_none(value: float | None, text: Callable[[float], str]) -> str:
 
 def _reached(contestant: Contestant, baseline: Contestant | None, axis: Axis) -> str:
     if baseline is None or not finished(baseline) or not finished(contestant):
+        return NONE
+    if baseline.caveat or contestant.caveat:
         return NONE
     if contestant.name == baseline.name:
         return "1 (baseline)"
@@ -179,7 +191,9 @@ def _headline(results: Results, leader: Against | None) -> tuple[str, str]:
         return "No answer", "no training run came to its end."
     if baseline is None or not finished(baseline):
         return "No answer", f"the baseline `{results.baseline}` has no finished run to hold the others against."
-    if len(results.contestants) == 1:
+    if baseline.caveat:
+        return "No answer", f"nobody can be held against the baseline `{baseline.name}`: {baseline.caveat}."
+    if all(one.caveat for one in results.contestants if one is not baseline):
         return "No answer", f"`{baseline.name}` had nothing to be compared with."
     if leader is None or leader.difference is None:
         return "No answer", f"no other contestant finished a seed that `{baseline.name}` finished."
@@ -273,6 +287,10 @@ def _checks(results: Results) -> list[Check]:
         if spikes := sum(run.loss_spikes for run in contestant.runs):
             times = "once" if spikes == 1 else f"{spikes} times"
             checks.append(Check(False, f"{name}: the loss spiked {times} in {_runs(len(contestant.runs))}."))
+        if collapses := [f"seed {run.seed}, {warning}" for run in contestant.runs for warning in run.warnings]:
+            more = f"; {len(collapses) - _NAMED} more" if len(collapses) > _NAMED else ""
+            told = "; ".join(collapses[:_NAMED])
+            checks.append(Check(False, f"{name}: the routing collapsed in training; {told}{more}."))
         if dead := max((layer.dead_experts for run in finished(contestant) for layer in run.routing), default=0):
             checks.append(Check(False, f"{name}: up to {dead} experts of a layer got no token of the held-out text."))
     if not any(run.status == "failed" or run.loss_spikes for one in results.contestants for run in one.runs):
@@ -328,7 +346,7 @@ def _all(seeds: int) -> str:
 
 def _unigram_check(results: Results) -> list[Check]:
     bar = results.corpus.unigram_bits_per_byte
-    measured = [one for one in results.contestants if one.bits_per_byte is not None]
+    measured = [one for one in results.contestants if one.bits_per_byte is not None and not one.caveat]
     above = [f"`{one.name}`" for one in measured if one.bits_per_byte is not None and one.bits_per_byte >= bar]
     if above:
         return [Check(False, f"{_listed(above)} did not get below byte frequencies alone ({bar:.3f} bits per byte).")]

@@ -22,7 +22,8 @@ from moekit.counting import training_flops_per_token
 from moekit.data import Corpus, held_out_windows, training_batch
 from moekit.errors import MoekitError, TrainingFailed
 from moekit.models import Decoder
-from moekit.training import Progress, StepReport, Trainer, new_optimizer, training_step
+from moekit.moe.routers import HashRouter
+from moekit.training import Progress, StepLog, StepReport, Trainer, new_optimizer, training_step
 
 # The first steps, which compile and fill caches, are not counted.
 _CALIBRATION_WARMUP, _CALIBRATION_STEPS = 2, 6
@@ -55,6 +56,7 @@ class Worker:
         hardware.reset_peak_resident()
         torch.manual_seed(seed)
         self.model = Decoder(self.plan.entry(contestant).config)
+        self._balance_hash_routers()
 
     def batch(self, step: int) -> torch.Tensor:
         """The tokens of one step: the same for every contestant."""
@@ -79,6 +81,7 @@ class Worker:
             self.batch,
             lambda model: mean_bits_per_byte(model, curve_windows, self.training.precision),
             self.folder.state(self.contestant, self.seed),
+            StepLog(self.folder.run(self.contestant, self.seed), tensorboard=self.plan.tensorboard),
         )
         try:
             progress = trainer.run(_tell)
@@ -126,6 +129,14 @@ class Worker:
             + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
         )
 
+    def _balance_hash_routers(self) -> None:
+        """Even out their loads by how often the training meets each byte."""
+        routers = [layer.router for layer in self.model.moe_layers if isinstance(layer.router, HashRouter)]
+        if routers:
+            frequency_V = torch.from_numpy(self.corpus.byte_frequencies())
+            for router in routers:
+                router.balance(frequency_V)
+
     def _decode(self) -> list[float]:
         context = self.training.context
         prompt_T = next(iter(self.windows(context).values()))[0, : context // 2]
@@ -144,6 +155,7 @@ class Worker:
             seconds=progress.seconds,
             train_tokens_per_second=tokens / progress.seconds if progress.seconds else None,
             loss_spikes=progress.spikes,
+            warnings=list(progress.collapse.warnings.values()),
             curve=[
                 CurvePoint(
                     step=point.step,

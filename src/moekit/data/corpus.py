@@ -66,6 +66,12 @@ class Corpus:
             return float(np.mean([_unigram_bits_per_byte(text) for text in self.domains]))
         return _unigram_bits_per_byte({text.name: text for text in self.domains}[domain])
 
+    def byte_frequencies(self) -> npt.NDArray[np.float64]:
+        """How often training meets each of the 256 byte values: they add up to 1, each domain weighing the same."""
+        counts = [_byte_counts(text.train) for text in self.domains]
+        frequencies: npt.NDArray[np.float64] = np.mean([each / each.sum() for each in counts], axis=0)
+        return frequencies
+
     def save(self, folder: Path) -> None:
         """Write the corpus into `folder`: `corpus.json` last, beside two files of bytes for each domain."""
         records = []

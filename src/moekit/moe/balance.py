@@ -21,6 +21,7 @@ def load_balancing_loss(
     balanced: the value at perfect balance for K > 1, where codebases differ. "1": f_i is the share of the choices
     (Megatron-LM, OLMo-core and MegaBlocks, which divide by K); "K": that of the tokens (transformers, flaxformer).
     """
+    tokens = torch.as_tensor(tokens).clamp(min=1)
     share_E = chosen_E.to(probs_E.dtype) / (chosen_E.sum().clamp(min=1) if balanced == "1" else tokens)
     return probs_E.numel() * (share_E * probs_E / tokens).sum()
 

@@ -6,6 +6,7 @@ T tokens (all sequences of the batch, one after the other), E experts.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from moekit.kernels import Assignments
@@ -28,7 +29,9 @@ class Decision:
     def keep(self, choose: Callable[[], Tensor]) -> Tensor:
         """What was chosen in the first pass, which is this one if there was none."""
         if self.chosen is None:
-            self.chosen = choose()
+            # Without gradients: nothing is saved for backward that a pass which obeys would not save again.
+            with torch.no_grad():
+                self.chosen = choose()
         return self.chosen
 
 

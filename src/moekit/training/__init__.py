@@ -10,12 +10,16 @@ from moekit.training.loop import (
 )
 from moekit.training.schedule import SCHEDULE_TEXT, learning_rate
 from moekit.training.step import StepResult, matrix_precision, new_optimizer, training_step
+from moekit.training.telemetry import CollapseWatch, StepLog, StepRecord, routing_by_layer
 
 __all__ = [
     "AVERAGE_TEXT",
     "SCHEDULE_TEXT",
+    "CollapseWatch",
     "Interrupted",
     "Progress",
+    "StepLog",
+    "StepRecord",
     "StepReport",
     "StepResult",
     "Trainer",
@@ -24,5 +28,6 @@ __all__ = [
     "matrix_precision",
     "new_average",
     "new_optimizer",
+    "routing_by_layer",
     "training_step",
 ]

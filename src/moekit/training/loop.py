@@ -3,22 +3,25 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from moekit.errors import MoekitError, TrainingFailed
 from moekit.models import Decoder
+from moekit.moe import Sums
 from moekit.training.average import new_average
 from moekit.training.checkpoint import load_state, save_state
 from moekit.training.config import TrainingConfig
 from moekit.training.schedule import learning_rate
 from moekit.training.signals import stop_request
 from moekit.training.step import new_optimizer, training_step
+from moekit.training.telemetry import CollapseWatch, StepLog, StepRecord, routing_by_layer
 
 # A spike: this many standard deviations above the mean of the losses in the window before it.
 SPIKE_DEVIATIONS = 5.0
@@ -51,22 +54,30 @@ class Progress(BaseModel):
     points: list[Point] = []
     recent_losses: list[float] = []
     losses_since_point: list[float] = []
+    collapse: CollapseWatch = Field(default_factory=CollapseWatch)
 
 
 class StepReport(BaseModel):
-    """What a progress display shows after a step. loss: bits per token; seconds: in training steps so far."""
+    """What a progress display shows after a step. loss: bits per token; seconds: in training steps so far.
+
+    load_max_over_mean, dead_experts: the worst of all MoE layers, None where there is no such layer.
+    warnings: what became wrong with the routing at this step, in words.
+    """
 
     step: int
     loss: float
     seconds: float
     bits_per_byte: float | None = None
+    load_max_over_mean: float | None = None
+    dead_experts: int | None = None
+    warnings: list[str] = []
 
 
 class Trainer:
     """Trains `model` on `batch(step)`: int64 tokens (sequences, context + 1), a pure function of the step from 1 on.
 
     evaluate: gives held-out bits per byte of the model. state_path: where the state is kept; if it exists, training
-    goes on from there, and ends with the same bits as a run that was never stopped.
+    goes on from there, and ends with the same bits as a run that was never stopped. log: gets a record of each step.
     """
 
     def __init__(
@@ -76,9 +87,10 @@ class Trainer:
         batch: Callable[[int], Tensor],
         evaluate: Callable[[Decoder], float],
         state_path: Path,
+        log: StepLog | None = None,
     ) -> None:
         self.model, self.config = model, config
-        self.batch, self.evaluate, self.state_path = batch, evaluate, state_path
+        self.batch, self.evaluate, self.state_path, self.log = batch, evaluate, state_path, log
         self.optimizer = new_optimizer(model, config)
         self.average = new_average(model)
         self.progress = Progress()
@@ -94,11 +106,12 @@ class Trainer:
         """Train to the last step, calling on_step after each.
 
         Raises TrainingFailed where the loss is not a number any more, Interrupted (state saved) on SIGINT or SIGTERM,
-        MoekitError where the state cannot be written.
+        MoekitError where the state or the log cannot be written.
         """
         saved = time.monotonic()
         self.model.train()
-        with stop_request() as stop:
+        logging = self.log.going_on(self.progress.step) if self.log else nullcontext()
+        with logging, stop_request() as stop:
             while self.progress.step < self.config.steps:
                 on_step(self._step())
                 if stop.is_set() or time.monotonic() - saved >= self.config.checkpoint_seconds:
@@ -124,9 +137,21 @@ class Trainer:
         progress.seconds += time.perf_counter() - begin
         progress.step += 1
         self._record_loss(loss)
-        report = StepReport(step=progress.step, loss=loss, seconds=progress.seconds)
+        report = self._report(loss, rate, result.sums)
         if progress.step in self.config.evaluate_at:
             report.bits_per_byte = self._measure()
+        return report
+
+    def _report(self, loss: float, rate: float, sums: Sequence[Sums]) -> StepReport:
+        """What there is to say of the step just taken; also goes into the log."""
+        step, seconds, layers = self.progress.step, self.progress.seconds, routing_by_layer(self.model.config, sums)
+        report = StepReport(step=step, loss=loss, seconds=seconds)
+        if layers:
+            report.load_max_over_mean = max(stats.load_max_over_mean for stats in layers.values())
+            report.dead_experts = max(stats.dead_experts for stats in layers.values())
+            report.warnings = self.progress.collapse.see(step, self.model.config, layers)
+        if self.log:
+            self.log.write(StepRecord.of(step, loss, rate, seconds, layers))
         return report
 
     def _record_loss(self, loss: float) -> None:

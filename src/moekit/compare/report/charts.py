@@ -21,7 +21,7 @@ AXIS_TITLES: dict[Axis, str] = {
     "flops": "Training FLOPs",
     "seconds": "Seconds in training steps",
 }
-_COLOURS = 6
+_COLOURS = 8
 _LEVELS = [0.5, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 3, 3.5, 4, 5, 6, 7, 8]
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("diamond", "square", "triangle-up", "cross", "star", "pentagon")
@@ -67,7 +67,9 @@ def looks(results: Results) -> list[Look]:
             made.append(Look(index, contestant.name, "var(--ink)", "solid", "circle"))
             continue
         colour, dash = f"var(--s{others % _COLOURS + 1})", _DASHES[others // _COLOURS % len(_DASHES)]
-        made.append(Look(index, contestant.name, colour, dash, _SYMBOLS[others % len(_SYMBOLS)]))
+        # Past the last colour the same one comes with another symbol.
+        symbol = _SYMBOLS[(others + others // _COLOURS) % len(_SYMBOLS)]
+        made.append(Look(index, contestant.name, colour, dash, symbol))
         others += 1
     return made
 

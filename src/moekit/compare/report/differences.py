@@ -110,14 +110,21 @@ def _response(results: Results, one: Contestant, against: Against | None) -> Cel
 
 
 def _unmeasured(one: Contestant) -> Cell:
+    if one.caveat:
+        return Cell(NONE, ("not comparable",))
     return Cell(NONE, ("not measured" if finished(one) else "no run finished",))
 
 
 def column_kinds(results: Results) -> list[str]:
-    """What stands under each contestant's name: `dense`, `mixture of experts`, `hybrid`, and which is the baseline."""
+    """What stands under each contestant's name: `dense`, `mixture of experts`, `hybrid`; baseline; not comparable."""
     names = {"dense": "dense", "moe": "mixture of experts", "hybrid": "hybrid"}
     baseline = find(results, results.baseline)
-    return [f"{names[kind_of(one.config)]}{', baseline' if one is baseline else ''}" for one in results.contestants]
+    return [
+        names[kind_of(one.config)]
+        + (", baseline" if one is baseline else "")
+        + (", not comparable" if one.caveat else "")
+        for one in results.contestants
+    ]
 
 
 _ROWS: tuple[tuple[str, str, Measure], ...] = (

@@ -13,6 +13,7 @@ from moekit.compare.report import charts, embed
 from moekit.compare.report.differences import column_kinds, key_differences
 from moekit.compare.results import Contestant, Results
 from moekit.compare.verdict import NONE, SUMMARY_HEADINGS, Verdict, judge, ratio_text, seeds_text, signed, summary_table
+from moekit.config import HashConfig, MoEConfig, RouterConfig
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def _spread(estimate: Estimate, text: Callable[[float], str]) -> str:
 def _summary(results: Results) -> Table:
     rows = [list(asdict(row).values()) for row in summary_table(results)]
     caption = "Means over the seeds that finished"
+    if starred := [one.name for one in results.contestants if one.caveat]:
+        caption += f"; *: not comparable with the others, as said above ({', '.join(starred)})"
     return Table(caption, list(asdict(SUMMARY_HEADINGS).values()), rows, highlight=results.baseline)
 
 
@@ -161,27 +164,43 @@ def _routing_table(results: Results) -> Table:
         for number in sorted({layer.layer for layer in layers}):
             here = [layer for layer in layers if layer.layer == number]
             count = len(here)
+            router = _router(one, number)
+            learned, drops = not isinstance(router, HashConfig), router.capacity_factor is not None
+            dropped = 100 * sum(layer.dropped_share for layer in here) / count
             rows.append(
                 [
-                    f"{one.name}, layer {number}",
+                    f"{one.name}, layer\u00a0{number}",
                     f"{sum(layer.load_max_over_mean for layer in here) / count:.2f}",
                     f"{sum(layer.load_entropy for layer in here) / count:.3f}",
                     f"{max(layer.dead_experts for layer in here)}",
-                    f"{sum(layer.mean_top_score for layer in here) / count:.3f}",
+                    f"{dropped:.1f} %" if drops else NONE,
+                    f"{sum(layer.mean_top_score for layer in here) / count:.3f}" if learned else NONE,
+                    f"{sum(layer.logit_norm for layer in here) / count:.2f}" if learned else NONE,
                 ]
             )
-    headings = ["Layer", "Busiest over mean", "Load entropy", "Dead experts", "First choice's probability"]
-    return Table("Means over seeds; of dead experts the most in any seed", headings, rows)
+    headings = ["Layer", "Busiest over mean", "Load entropy", "Dead experts", "Dropped", "Top score", "Logit norm"]
+    caption = (
+        "On held-out text. Means over seeds; of dead experts the most in any seed. Dropped: of the choices, where "
+        "there is a capacity. Top score and logit norm: where the router learns."
+    )
+    return Table(caption, headings, rows)
+
+
+def _router(one: Contestant, layer: int) -> RouterConfig:
+    moe = one.config.layers[layer]
+    assert isinstance(moe, MoEConfig)
+    return moe.router
 
 
 def _failures(results: Results) -> list[tuple[str, int, str]]:
-    """Contestant, seed and what happened, for each run that failed or whose loss spiked."""
+    """Contestant, seed and what happened, for each run that failed, spiked, or had a router that collapsed."""
     events = []
     for one in results.contestants:
         for run in one.runs:
             what = [f"failed: {run.failure or 'no reason given'}"] if run.status == "failed" else []
             if run.loss_spikes:
                 what.append(f"{run.loss_spikes} loss {'spike' if run.loss_spikes == 1 else 'spikes'}")
+            what += run.warnings
             if what:
                 events.append((one.name, run.seed, "; ".join(what)))
     return events

@@ -4,11 +4,12 @@ T tokens, D model width, E experts, K experts per token.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from moekit.config import RouterConfig
 from moekit.kernels import Assignments
@@ -36,12 +37,10 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor, given: RouterInput | None = None) -> Routing:
         """Route x_TD. given: what some routers need beside it (see RouterInput)."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            # Double stays double, so that references can be held to 1e-12.
-            dtype = torch.promote_types(torch.float32, self.weight.dtype)
-            return self.route(x_TD.to(dtype), given or RouterInput())
+            return self.route(x_TD, given or RouterInput())
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
-        """Route x_TD, which has at least fp32."""
+        """Route x_TD; autocast is off here."""
         raise NotImplementedError
 
     def losses(self, sums: Sums) -> dict[str, Tensor]:
@@ -61,8 +60,8 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=std)
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """W x, (T, E)."""
-        return F.linear(x_TD, self.weight.to(x_TD.dtype))
+        """W x, (T, E), in at least fp32 whatever the precision of x."""
+        return project(x_TD, self.weight)
 
     def choose(self, given: RouterInput, choice: Callable[[], Tensor]) -> Tensor:
         """expert_TK: the ids that `choice` gives, or gave in the first pass; negative for padding."""
@@ -106,11 +105,40 @@ class Router(nn.Module):
         return Routing(assignments=assignments, probs_TE=probs_TE, counts_E=counts_E, sums=sums)
 
 
+class _Project(torch.autograd.Function):
+    """x W^T in the precision of `dtype`, and with it the gradient of W; that of x, which goes on in the precision of x,
+    is also computed in it: in fp32 it costs more than the rest of a router, only to be rounded.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x_TD, weight_ED)
+        return F.linear(x_TD.to(dtype), weight_ED.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_TD, weight_ED = ctx.saved_tensors
+        grad_x_TD = grad_TE.to(x_TD.dtype) @ weight_ED.to(x_TD.dtype) if ctx.needs_input_grad[0] else None
+        grad_ED = grad_TE.t() @ x_TD.to(grad_TE.dtype) if ctx.needs_input_grad[1] else None
+        return grad_x_TD, None if grad_ED is None else grad_ED.to(weight_ED.dtype), None
+
+
+def project(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """x W^T, (T, E), in at least fp32; double stays double, so that references can be held to 1e-12."""
+    dtype = torch.promote_types(torch.promote_types(torch.float32, x_TD.dtype), weight_ED.dtype)
+    logits_TE: Tensor = _Project.apply(x_TD, weight_ED, dtype)  # type: ignore[no-untyped-call]
+    return logits_TE
+
+
 def observed(logits_TE: Tensor, probs_TE: Tensor, real_T1: Tensor | None) -> dict[str, Tensor]:
     """Sums that show how the router is doing: of tokens, of their highest score, of the squares of their logits."""
-    columns_T3 = torch.stack([torch.ones_like(probs_TE[:, 0]), probs_TE.amax(-1), logits_TE.square().sum(-1)], dim=-1)
-    tokens, top, squares = over_tokens(columns_T3, real_T1).unbind()
-    return {"tokens": tokens, "top_score": top, "logit_squares": squares}
+    top_T1 = probs_TE.amax(-1, keepdim=True)
+    if real_T1 is not None:
+        logits_TE, top_T1 = logits_TE.masked_fill(~real_T1, 0), top_T1.masked_fill(~real_T1, 0)
+    tokens = top_T1.new_tensor(len(top_T1)) if real_T1 is None else real_T1.sum().to(top_T1.dtype)
+    flat_N = logits_TE.reshape(-1)
+    return {"tokens": tokens, "top_score": top_T1.sum(), "logit_squares": flat_N.dot(flat_N)}
 
 
 def over_tokens(values_TN: Tensor, real_T1: Tensor | None) -> Tensor:

@@ -32,7 +32,7 @@ class ExpertChoice(Router):
         expert_S = torch.arange(experts, device=x_TD.device).repeat_interleave(capacity)
         token_S = token_EC.flatten()
         assignments = assign(token_S, expert_S, probs_TE[token_S, expert_S], tokens=len(x_TD), experts=experts)
-        chosen_E = torch.full_like(expert_S[:experts], capacity)
+        chosen_E = torch.full((experts,), capacity, device=x_TD.device)
         return self.routing(assignments, chosen_E, logits_TE, probs_TE, given)
 
     def _best(self, probs_TE: Tensor, given: RouterInput) -> Tensor:

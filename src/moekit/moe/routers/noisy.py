@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from moekit.config import NoisyTopKConfig
 from moekit.moe.balance import smooth_load, squared_variation
-from moekit.moe.routers.base import Router, over_tokens, weights_of
+from moekit.moe.routers.base import Router, over_tokens, project, weights_of
 from moekit.moe.routing import RouterInput, Routing, Sums
 
 
@@ -26,7 +26,7 @@ class NoisyTopK(Router):
         logits_TE = noisy_TE = self.logits(x_TD)
         scale_TE = None
         if self.training:
-            scale_TE = F.softplus(F.linear(x_TD, self.noise_weight.to(x_TD.dtype)))
+            scale_TE = F.softplus(project(x_TD, self.noise_weight))
             noisy_TE = logits_TE + torch.randn_like(logits_TE) * scale_TE
         expert_TK = self.choose(given, lambda: noisy_TE.topk(self.config.top_k).indices)
         weight_TK = weights_of(noisy_TE, expert_TK).softmax(-1)

@@ -50,7 +50,9 @@ class Switch(Router):
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         if self.training and self.config.jitter:
-            x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
+            # In fp32: bf16 has steps of 0.008 around 1.
+            jitter_TD = torch.empty_like(x_TD, dtype=torch.promote_types(torch.float32, x_TD.dtype))
+            x_TD = x_TD * jitter_TD.uniform_(1 - self.config.jitter, 1 + self.config.jitter)
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
         expert_T1 = self.choose(given, lambda: probs_TE.argmax(-1, keepdim=True))
@@ -77,11 +79,15 @@ class GShard(Router):
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
 
+        # Drawn in every pass, also where a Decision makes it idle: layers behind then draw what they drew in the first.
+        random = self.training and self.config.second_threshold > 0
+        u_T = torch.rand_like(probs_TE[:, 0]) if random else None
+
         def choice() -> Tensor:
             top_T2, expert_T2 = probs_TE.topk(2)
-            if self.training and self.config.second_threshold:
+            if u_T is not None:
                 second_T = top_T2[:, 1] / (top_T2.sum(-1) + 1e-9)
-                drawn_T = torch.rand_like(second_T) < second_T / self.config.second_threshold
+                drawn_T = u_T < second_T / self.config.second_threshold
                 expert_T2[:, 1] = torch.where(drawn_T, expert_T2[:, 1], not_chosen(expert_T2[:, 1]))
             return expert_T2
 

@@ -1,0 +1,106 @@
+"""Gradients of the weights and of every auxiliary loss against finite differences, the choices held by a Decision."""
+
+import pytest
+import torch
+from tests.moe.routers import cases
+from torch import Tensor
+
+from moekit.moe import Decision, RouterInput
+
+TOKENS = 5
+REAL_T = torch.tensor([True, True, False, True, True])
+VARIANTS = [
+    *((kind, {}) for kind in cases.LEARNED),
+    ("softmax_top_k", {"renormalize": False}),
+    ("softmax_top_k", {"capacity_factor": 0.5}),
+    ("sigmoid_bias", {"renormalize": False, "scale": 2.5}),
+    ("sigmoid_bias", {"top_k": 1, "renormalize": False}),
+    ("sinkhorn", {"top_k": 1}),
+    ("gshard", {"capacity_factor": None, "second_threshold": 0.0}),
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("kind", "changes"), VARIANTS)
+def test_gradients_are_those_of_finite_differences(kind: str, changes: dict[str, object], masked: bool) -> None:
+    router = cases.router(kind, **changes)
+    names = [name for name, _ in router.named_parameters()]
+    x_TD = torch.randn(TOKENS, cases.WIDTH, dtype=torch.float64, requires_grad=True)
+    decision = Decision()
+    outputs: list[str] = []
+
+    def routed(x_TD: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(4)
+        given = cases.given(TOKENS, real_T=REAL_T if masked else None, decision=decision)
+        routing = torch.func.functional_call(router, dict(zip(names, parameters, strict=True)), (x_TD, given))
+        losses = cases.unscaled_losses(router, routing.sums)
+        outputs[:] = ["weights", *losses]
+        return routing.assignments.weight_S, *losses.values()
+
+    assert torch.autograd.gradcheck(routed, (x_TD, *router.parameters()))
+    assert outputs == ["weights", *router.coefficients]
+
+
+@pytest.mark.parametrize("kind", ["softmax_top_k", "switch", "gshard"])
+def test_the_balance_loss_has_its_gradient_from_the_probabilities_alone(kind: str) -> None:
+    """d/dp_ti = E · f_i / T: more for experts with more choices."""
+    router = cases.router(kind, **cases.dropless(kind))
+    sums = router(torch.randn(TOKENS, cases.WIDTH, dtype=torch.float64), cases.given(TOKENS)).sums
+    probs_E = sums["probs"].detach().requires_grad_()
+    loss = cases.unscaled_losses(router, sums | {"probs": probs_E})["balance"]
+    (gradient_E,) = torch.autograd.grad(loss, probs_E)
+    count_E = sums["first_choices" if kind == "gshard" else "chosen"]
+    torch.testing.assert_close(gradient_E, 4 * count_E / count_E.sum() / TOKENS, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(kind, {}) for kind in cases.LEARNED]
+    + [("softmax_top_k", {"top_k": 1, "renormalize": False}), ("sinkhorn", {"top_k": 1})]
+    + [("sigmoid_bias", {"top_k": 1, "renormalize": False})],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_router_learns_from_the_task_through_its_weights(
+    kind: str, changes: dict[str, object], training: bool
+) -> None:
+    """Each expert that computes something has a gradient in its row of the router, with no auxiliary loss."""
+    router = cases.router(kind, **changes).train(training)
+    x_TD = torch.randn(40, cases.WIDTH, dtype=torch.float64)
+    routing = router(x_TD, cases.given(40))
+    value_S = torch.randn_like(routing.assignments.weight_S)  # what the experts' outputs are worth to the task
+    (routing.assignments.weight_S * value_S).sum().backward()
+    for name, parameter in router.named_parameters():
+        if name == "noise_weight" and not training:
+            continue
+        assert parameter.grad is not None
+        of_row_E = parameter.grad.norm(dim=1)
+        assert (of_row_E[routing.counts_E > 0] > 1e-6 * of_row_E.max()).all(), name
+        assert of_row_E.max() > 1e-3
+
+
+def test_a_renormalised_top_1_would_not_learn() -> None:
+    """The negative control: what the configurations refuse."""
+    router = cases.router("softmax_top_k", top_k=1, renormalize=False)
+    object.__setattr__(router.config, "renormalize", True)
+    weight_S = router(torch.randn(40, cases.WIDTH, dtype=torch.float64)).assignments.weight_S
+    assert torch.equal(weight_S, torch.ones_like(weight_S))
+    (weight_S * torch.randn(40)).sum().backward()
+    assert router.weight.grad is not None
+    assert router.weight.grad.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("kind", ["softmax_top_k", "sigmoid_bias", "noisy_top_k"])
+def test_a_renormalised_top_1_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="never learns"):
+        cases.config(kind, top_k=1)
+
+
+def test_what_is_dropped_gets_no_gradient_from_the_task() -> None:
+    router = cases.router("switch", jitter=0.0, capacity_factor=0.5)
+    x_TD = torch.randn(12, cases.WIDTH, dtype=torch.float64, requires_grad=True)
+    routing = router(x_TD, RouterInput())
+    routing.assignments.weight_S.sum().backward()
+    assert x_TD.grad is not None
+    kept = set(routing.assignments.token_S.tolist())
+    assert 0 < len(kept) < 12
+    assert {t for t in range(12) if x_TD.grad[t].any()} == kept
