@@ -5,8 +5,8 @@ from moekit.compare.worker import Calibration
 from moekit.errors import UsageError
 from moekit.formatting import duration_text
 
-# Fewer steps than this, of which the first hundred warm up, say nothing about an architecture.
-MINIMUM_STEPS = 200
+# Fewer steps than this, of which the first fifty warm up, say nothing about an architecture.
+MINIMUM_STEPS = 100
 # A share of the budget is kept back: machines slow down as well as speed up.
 _USABLE = 0.92
 

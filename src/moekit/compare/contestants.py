@@ -48,8 +48,8 @@ class Size:
 
 
 SIZES = {
-    "xs": Size(width=128, depth=4, heads=2, kv_heads=1, hidden=384, context=128, sequences=8),
-    "s": Size(width=192, depth=4, heads=3, kv_heads=1, hidden=512, context=128, sequences=8),
+    "xs": Size(width=128, depth=4, heads=2, kv_heads=1, hidden=384, context=128, sequences=16),
+    "s": Size(width=192, depth=4, heads=3, kv_heads=1, hidden=512, context=128, sequences=16),
     "m": Size(width=256, depth=6, heads=4, kv_heads=2, hidden=768, context=256, sequences=32),
     "l": Size(width=512, depth=8, heads=8, kv_heads=4, hidden=1536, context=512, sequences=32),
 }

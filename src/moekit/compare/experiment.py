@@ -45,7 +45,7 @@ from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, StepReport, TrainingCon
 # Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.
 _CURVE_TOKENS = 4096
 _FINAL_TOKENS = 16384
-_WARMUP_STEPS = 100
+_WARMUP_STEPS = 50
 
 
 class Listener:

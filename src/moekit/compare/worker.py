@@ -26,7 +26,7 @@ from moekit.moe.routers import HashRouter
 from moekit.training import Progress, StepLog, StepReport, Trainer, new_optimizer, training_step
 
 # The first steps, which compile and fill caches, are not counted.
-_CALIBRATION_WARMUP, _CALIBRATION_STEPS = 2, 6
+_CALIBRATION_WARMUP, _CALIBRATION_STEPS = 5, 12
 
 
 class Calibration(BaseModel):
@@ -122,7 +122,7 @@ class Worker:
         decode_seconds = time.perf_counter() - decoding
         start_seconds = begin - hardware.process_started()
         return Calibration(
-            step_seconds=statistics.fmean(seconds[_CALIBRATION_WARMUP:]),
+            step_seconds=statistics.median(seconds[_CALIBRATION_WARMUP:]),
             curve_seconds=curve_seconds,
             fixed_seconds=start_seconds
             + decode_seconds

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from moekit.config import RouterConfig
 from moekit.kernels import Assignments
-from moekit.moe.balance import z_loss
+from moekit.moe.balance import load_balancing_loss, z_loss
 from moekit.moe.dispatch import NO_EXPERT, chosen_or_meant, dispatch, expert_capacity
 from moekit.moe.routing import RouterInput, Routing, Sums
 
@@ -22,10 +22,12 @@ class Router(nn.Module):
     """Which experts see which token, with what weight.
 
     All of a router's arithmetic is in at least fp32 whatever the precision of the model: in bf16 near ties fall the
-    wrong way (Switch Transformer, arXiv 2101.03961, section 2.4). A subclass writes `route`, and `losses` where it has
-    some; what is random in it happens in training only.
-    coefficients: of the auxiliary losses, by name.
+    wrong way (Switch Transformer, arXiv 2101.03961, section 2.4). A subclass writes `route`, and `loss` where it has
+    its own; what is random in it happens in training only.
+    coefficients: of the auxiliary losses, by name. balanced: the sum whose choices the balance loss looks at.
     """
+
+    balanced = "chosen"
 
     def __init__(self, width: int, experts: int, config: RouterConfig, **coefficients: float) -> None:
         super().__init__()
@@ -49,6 +51,8 @@ class Router(nn.Module):
 
     def loss(self, name: str, sums: Sums) -> Tensor:
         """The auxiliary loss of that name; a subclass adds its own."""
+        if name == "balance":
+            return load_balancing_loss(sums[self.balanced], sums["probs"], sums["tokens"])
         assert name == "z", name
         return z_loss(sums["z_squares"], sums["tokens"])
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from moekit.config import GShardConfig, SoftmaxTopKConfig, SwitchConfig
-from moekit.moe.balance import load_balancing_loss
 from moekit.moe.dispatch import not_chosen
 from moekit.moe.routers.base import Router, count_choices, weights_of
-from moekit.moe.routing import RouterInput, Routing, Sums
+from moekit.moe.routing import RouterInput, Routing
 
 
 class SoftmaxTopK(Router):
@@ -31,11 +30,6 @@ class SoftmaxTopK(Router):
         if self.config.renormalize:
             weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return self.token_choice(expert_TK, weight_TK, logits_TE, probs_TE, given)
-
-    def loss(self, name: str, sums: Sums) -> Tensor:
-        if name == "balance":
-            return load_balancing_loss(sums["chosen"], sums["probs"], sums["tokens"])
-        return super().loss(name, sums)
 
 
 class Switch(Router):
@@ -58,11 +52,6 @@ class Switch(Router):
         expert_T1 = self.choose(given, lambda: probs_TE.argmax(-1, keepdim=True))
         return self.token_choice(expert_T1, weights_of(probs_TE, expert_T1), logits_TE, probs_TE, given)
 
-    def loss(self, name: str, sums: Sums) -> Tensor:
-        if name == "balance":
-            return load_balancing_loss(sums["chosen"], sums["probs"], sums["tokens"])
-        return super().loss(name, sums)
-
 
 class GShard(Router):
     """The two largest p of softmax(W x), divided by p_1 + p_2 + 1e-9 before anything is dropped.
@@ -70,6 +59,8 @@ class GShard(Router):
     In training the second is kept where u < weight / threshold, u from U(0, 1); in evaluation always. All first choices
     queue before all second ones; the balance loss counts first choices (GShard, arXiv 2006.16668, algorithm 1).
     """
+
+    balanced = "first_choices"
 
     def __init__(self, width: int, experts: int, config: GShardConfig) -> None:
         super().__init__(width, experts, config, balance=config.balance_loss)
@@ -97,8 +88,3 @@ class GShard(Router):
         weight_T2 = weight_T2 / (weight_T2.sum(-1, keepdim=True) + 1e-9)
         routing = self.token_choice(expert_T2, weight_T2, logits_TE, probs_TE, given, queue="choices")
         return routing.with_sums(first_choices=count_choices(expert_T2[:, :1], self.experts))
-
-    def loss(self, name: str, sums: Sums) -> Tensor:
-        if name == "balance":
-            return load_balancing_loss(sums["first_choices"], sums["probs"], sums["tokens"])
-        return super().loss(name, sums)
