@@ -268,6 +268,20 @@ def test_an_impossible_budget_trains_nothing(corpus: Corpus, tmp_path: Path) -> 
     assert not folder.plan.exists()
 
 
+def test_a_default_budget_that_is_too_small_is_exceeded(corpus: Corpus, tmp_path: Path) -> None:
+    """Nobody asked for it: on a slow machine the comparison takes longer, and says so."""
+    said: list[str] = []
+
+    class Hearing(experiment.Listener):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    asked = request(contestants=(DENSE,), tokens=None, budget_seconds=0.5, budget_asked=False)
+    results = experiment.start(asked, corpus, Folder(tmp_path / "run"), Hearing())
+    assert results.settings.tokens == 100 * STEP
+    assert any("default budget" in text for text in said)
+
+
 def test_a_corpus_too_small_for_a_batch_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "run")
     large = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=8192, sequences=4)

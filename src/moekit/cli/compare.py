@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  moekit compare                                    the default set on the embedded corpus, 10 minutes
+  moekit compare                                    the default set on the embedded corpus, 11 minutes
   moekit compare --data essays/ --data code/ --budget 2h --size m
   moekit compare --contestants dense,moe --seeds 1 --tokens 500k
   moekit compare --contestants mine.yaml            see docs/compare.md
@@ -48,7 +48,7 @@ Examples:
     "--text-column", default="text", show_default=True, help="Where rows (jsonl, parquet, hub) hold their text."
 )
 @click.option("--domain-column", help="Where rows name their domain.")
-@click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 10m]")
+@click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 11m]")
 @click.option("--tokens", metavar="N", help="Training tokens of each run, instead of a budget: 500k, 2M.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each contestant.")
 @click.option("--size", default="xs", show_default=True, help="Of the models: xs, s, m or l.")
@@ -169,7 +169,8 @@ def _request(
         size=SIZES[size_name],
         seeds=seeds,
         command=shlex.join(["moekit", *sys.argv[1:]]),
-        budget_seconds=None if tokens else parse_duration(budget or "10m"),
+        budget_seconds=None if tokens else parse_duration(budget or "11m"),
+        budget_asked=budget is not None,
         tokens=parse_count(tokens) if tokens else None,
         tensorboard=tensorboard,
     )

@@ -11,17 +11,21 @@ MINIMUM_STEPS = 100
 _USABLE = 0.92
 
 
+class BudgetTooSmall(UsageError):
+    """It pays for fewer than MINIMUM_STEPS."""
+
+
 def affordable_steps(calibrations: list[Calibration], *, seeds: int, seconds: float) -> int:
     """Steps that each run may take so that all of them, measurements included, end within `seconds`.
 
-    Raises UsageError with the budget that would do where that is fewer than MINIMUM_STEPS.
+    Raises BudgetTooSmall with the budget that would do where that is fewer than MINIMUM_STEPS.
     """
     a_step = seeds * sum(each.step_seconds for each in calibrations)
     fixed = seeds * sum(each.fixed_seconds + len(MEASURED_SHARES) * each.curve_seconds for each in calibrations)
     steps = int((_USABLE * seconds - fixed) / a_step)
     if steps < MINIMUM_STEPS:
         needed = (fixed + MINIMUM_STEPS * a_step) / _USABLE
-        raise UsageError(
+        raise BudgetTooSmall(
             f"The budget leaves {duration_text(max(0.0, seconds))} for {len(calibrations)} contestants with {seeds} "
             f"seed(s) each, which need at least {duration_text(needed)}; raise --budget, or take fewer contestants or "
             "seeds or a smaller --size."

@@ -38,6 +38,7 @@ class Plan(Config):
     command: str
     size: str
     budget_seconds: float | None
+    budget_asked: bool = True
     machine: Machine
     contestants: Annotated[tuple[Entry, ...], Field(min_length=1)]
     baseline: str
