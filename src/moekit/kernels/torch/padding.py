@@ -16,8 +16,8 @@ import torch
 from moekit.kernels.assignments import Assignments
 
 _COMPILED_BY_SHAPE = (torch.bfloat16, torch.float16)
-# Batches of few sizes too, the largest that the loads allow.
-_BATCHES = (16, 8, 4, 2)
+# Batches of few sizes too, the largest that the loads allow: every program takes about a megabyte.
+_BATCHES = (16, 4)
 # A batch saves each further expert its calls: so many of the forward pass's multiplications in rows of padding, by
 # measurement; bfloat16, which is faster, and so others.
 _SAVED_COMPILED, _SAVED = 12_000_000, 4_000_000
@@ -76,7 +76,7 @@ def padded(
 
 
 def runs_of(sizes: Sequence[int], most_waste: int) -> list[Run]:
-    """Cut experts with so many rows each into runs of 1, 2, 4, 8 or 16 neighbours.
+    """Cut experts with so many rows each into runs of 1, 4 or 16 neighbours.
 
     most_waste: rows of padding that joining one more expert is worth; negative: none is joined.
     """
@@ -100,11 +100,11 @@ def _worth_joining(sizes: Sequence[int], experts: int, most_waste: int) -> bool:
 
 
 def rounded_up(rows: int) -> int:
-    """A multiple of 32, of 64 from 1024, of 128 from 2048 and so on: 16 sizes from each power of two to the next.
+    """A multiple of 32, of 64 from 512, of 128 from 2048, of 256 from 4096 and so on.
 
     Fewer than 32 rows, as in generation, stay as they are.
     """
     if rows < 32:
         return rows
-    step = max(32, 1 << rows.bit_length() - 5)
+    step = 32 if rows < 512 else max(64, 1 << rows.bit_length() - 5)
     return -(-rows // step) * step
