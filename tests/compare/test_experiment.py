@@ -144,8 +144,11 @@ def test_a_router_that_sees_later_tokens_gets_a_caveat(corpus: Corpus, tmp_path:
 
 
 # A comparison in a process of its own, so that it can be killed: its folder, then how many tokens.
+# Ctrl-C is listened to, also where whoever started the tests has it ignored, as shells do for work in the background.
 _SCRIPT = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from moekit.compare import experiment
 from moekit.compare.plan import Folder
