@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from moekit.kernels.assignments import Assignments, assign, assign_top_k
+from moekit.kernels.assignments import Assignments, assign, assign_top_k, inverse_permutation, stable_argsort
 from moekit.kernels.reference.experts import experts as reference_experts
 from moekit.kernels.torch.activation import gated_activation
 from moekit.kernels.torch.experts import experts as torch_experts
@@ -21,4 +21,14 @@ def experts_kernel(backend: Backend) -> ExpertsKernel:
     return _EXPERTS[backend]
 
 
-__all__ = ["Assignments", "Backend", "ExpertsKernel", "assign", "assign_top_k", "experts_kernel", "gated_activation"]
+__all__ = [
+    "Assignments",
+    "Backend",
+    "ExpertsKernel",
+    "assign",
+    "assign_top_k",
+    "experts_kernel",
+    "gated_activation",
+    "inverse_permutation",
+    "stable_argsort",
+]

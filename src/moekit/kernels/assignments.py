@@ -33,12 +33,12 @@ def assign(token_S: Tensor, expert_S: Tensor, weight_S: Tensor, *, tokens: int, 
     token_S, expert_S: int64 ids, in any order; weight_S: weights, gradients flow back to them.
     tokens, experts: how many there are, so that those without an assignment count too.
     """
-    by_token_S = _stable_argsort(token_S, below=tokens)
-    order_S = by_token_S[_stable_argsort(expert_S[by_token_S], below=experts)]
+    by_token_S = stable_argsort(token_S, below=tokens)
+    order_S = by_token_S[stable_argsort(expert_S[by_token_S], below=experts)]
     token_counts_T = torch.bincount(token_S, minlength=tokens)
     return Assignments(
         token_S[order_S],
-        _permute(weight_S, order_S, position_S := _inverse(order_S)),
+        _permute(weight_S, order_S, position_S := inverse_permutation(order_S)),
         _offsets(expert_S, experts),
         position_S[by_token_S],
         token_counts_T.cumsum(0) - token_counts_T,
@@ -52,8 +52,8 @@ def assign_top_k(expert_TK: Tensor, weight_TK: Tensor, *, experts: int) -> Assig
     """
     tokens, per_token = expert_TK.shape
     expert_S = expert_TK.reshape(-1)
-    order_S = _stable_argsort(expert_S, below=experts)
-    slot_S = _inverse(order_S)
+    order_S = stable_argsort(expert_S, below=experts)
+    slot_S = inverse_permutation(order_S)
     return Assignments(
         order_S.div(per_token, rounding_mode="floor") if per_token > 1 else order_S,
         _permute(weight_TK.reshape(-1), order_S, slot_S),
@@ -82,7 +82,7 @@ def _permute(weight_S: Tensor, order_S: Tensor, position_S: Tensor) -> Tensor:
     return permuted_S
 
 
-def _stable_argsort(id_S: Tensor, *, below: int) -> Tensor:
+def stable_argsort(id_S: Tensor, *, below: int) -> Tensor:
     """The order that sorts ids in 0 … below - 1 and leaves equal ones as they are."""
     if id_S.is_cpu and below <= 2**16:
         # numpy sorts integers of 8 and 16 bits by radix: ten times as fast as torch on 10,000 ids
@@ -91,7 +91,7 @@ def _stable_argsort(id_S: Tensor, *, below: int) -> Tensor:
     return torch.sort(id_S, stable=True).indices
 
 
-def _inverse(order_S: Tensor) -> Tensor:
+def inverse_permutation(order_S: Tensor) -> Tensor:
     """The permutation that undoes order_S."""
     arange_S = torch.arange(order_S.numel(), device=order_S.device)
     return torch.empty_like(order_S).scatter_(0, order_S, arange_S)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moekit.kernels import Assignments, assign, assign_top_k
+from moekit.kernels import Assignments, assign, assign_top_k, inverse_permutation, stable_argsort
 
 NO_EXPERT = -1
 """Stands where a token makes no choice. Any negative id does: -1 - e is expert e, meant but not chosen."""
@@ -60,8 +60,6 @@ def dispatch(
 
 def _place_in_queue(expert_S: Tensor, experts: int) -> Tensor:
     """For each choice, how many before it are for the same expert: an exclusive cumulative sum per expert."""
-    order_S = torch.sort(expert_S, stable=True).indices
     counts_E = torch.bincount(expert_S, minlength=experts)
     first_E = counts_E.cumsum(0) - counts_E
-    sorted_place_S = torch.arange(expert_S.numel(), device=expert_S.device) - first_E[expert_S[order_S]]
-    return torch.empty_like(expert_S).scatter_(0, order_S, sorted_place_S)
+    return inverse_permutation(stable_argsort(expert_S, below=experts)) - first_E[expert_S]

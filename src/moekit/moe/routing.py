@@ -47,6 +47,15 @@ class RouterInput:
     real_T: Tensor | None = None
     decision: Decision | None = None
 
+    @property
+    def real_T1(self) -> Tensor | None:
+        """real_T as a column, to mask what tokens have one row of."""
+        return None if self.real_T is None else self.real_T[:, None]
+
+    def keep(self, choose: Callable[[], Tensor]) -> Tensor:
+        """What `choose` gives, or what the decision, where there is one, holds already."""
+        return self.decision.keep(choose) if self.decision else choose()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:

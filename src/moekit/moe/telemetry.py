@@ -30,11 +30,11 @@ class RoutingStats:
 
 
 def add_sums(parts: Iterable[Sums]) -> dict[str, Tensor]:
-    """The sums of a whole batch from those of its parts (micro-batches, or ranks); no gradient. Needs at least one."""
+    """The sums of a whole batch from those of its parts (micro-batches, or ranks): new tensors, no gradient."""
     total: dict[str, Tensor] = {}
     for sums in parts:
         for name, value in sums.items():
-            total[name] = total[name] + value.detach() if name in total else value.detach()
+            total[name] = total[name] + value.detach() if name in total else value.detach().clone()
     return total
 
 

@@ -27,7 +27,7 @@ from moekit.kernels.torch.workers import workers
 
 # Below this many multiplications, waking the workers costs more than they save.
 _WORTH_WAKING_WORKERS = 20_000_000
-# Nor do they pay if the busiest expert has more than this times a core's fair share of the rows.
+# Nor do they pay if the longest run has more than this times a core's fair share of the rows.
 _MOST_UNEVEN = 1.25
 
 

@@ -72,9 +72,9 @@ class Router(nn.Module):
 
         def choose() -> Tensor:
             expert_TK = choice()
-            return expert_TK if given.real_T is None else torch.where(given.real_T[:, None], expert_TK, NO_EXPERT)
+            return expert_TK if given.real_T1 is None else torch.where(given.real_T1, expert_TK, NO_EXPERT)
 
-        return given.decision.keep(choose) if given.decision else choose()
+        return given.keep(choose)
 
     def token_choice(
         self,
@@ -87,9 +87,9 @@ class Router(nn.Module):
     ) -> Routing:
         """The Routing in which each token has the experts expert_TK, as far as the capacity allows."""
         tokens, per_token = expert_TK.shape
-        real = tokens if given.real_T is None else int(given.real_T.sum())
         capacity = None
         if self.capacity_factor is not None:
+            real = tokens if given.real_T is None else int(given.real_T.sum())
             capacity = expert_capacity(real, per_token=per_token, experts=self.experts, factor=self.capacity_factor)
         assignments = dispatch(expert_TK, weight_TK, experts=self.experts, capacity=capacity, queue=queue)
         chosen_E = count_choices(expert_TK, self.experts)
@@ -100,7 +100,7 @@ class Router(nn.Module):
     ) -> Routing:
         """The Routing with the sums that every router has."""
         counts_E = torch.tensor(assignments.expert_offsets, device=chosen_E.device).diff()
-        real_T1 = None if given.real_T is None else given.real_T[:, None]
+        real_T1 = given.real_T1
         sums = observed(logits_TE.detach(), probs_TE.detach(), real_T1) | {"chosen": chosen_E, "computed": counts_E}
         if self.training:
             sums["probs"] = over_tokens(probs_TE, real_T1)

@@ -25,9 +25,7 @@ class ExpertChoice(Router):
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
-        token_EC = (
-            given.decision.keep(lambda: self._best(probs_TE, given)) if given.decision else self._best(probs_TE, given)
-        )
+        token_EC = given.keep(lambda: self._best(probs_TE, given))
         experts, capacity = token_EC.shape
         expert_S = torch.arange(experts, device=x_TD.device).repeat_interleave(capacity)
         token_S = token_EC.flatten()

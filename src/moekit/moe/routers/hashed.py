@@ -28,10 +28,10 @@ class HashRouter(Router):
         if given is None or given.token_T is None:
             raise ValueError("a hash router needs the ids of the tokens (RouterInput.token_T)")
         dtype = torch.promote_types(torch.float32, x_TD.dtype)
-        token_T = given.token_T
-        expert_T1 = self.choose(given, lambda: self.expert_V[token_T][:, None])
+        table_T1 = self.expert_V[given.token_T][:, None]
+        expert_T1 = self.choose(given, lambda: table_T1)
         probs_TE = torch.zeros(len(x_TD), self.experts, dtype=dtype, device=x_TD.device)
-        probs_TE.scatter_(1, self.expert_V[token_T][:, None], 1.0)
+        probs_TE.scatter_(1, table_T1, 1.0)
         weight_T1 = torch.ones_like(probs_TE[:, :1])
         return self.token_choice(expert_T1, weight_T1, torch.zeros_like(probs_TE), probs_TE, given)
 

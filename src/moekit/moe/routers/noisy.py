@@ -33,10 +33,11 @@ class NoisyTopK(Router):
         routing = self.token_choice(expert_TK, weight_TK, noisy_TE, noisy_TE.softmax(-1), given)
         if scale_TE is None:
             return routing
-        real_T1 = None if given.real_T is None else given.real_T[:, None]
         gates_TE = torch.zeros_like(noisy_TE).scatter(1, expert_TK.clamp(min=0), weight_TK)
         load_TE = smooth_load(logits_TE, noisy_TE, scale_TE, self.config.top_k)
-        return routing.with_sums(importance=over_tokens(gates_TE, real_T1), load=over_tokens(load_TE, real_T1))
+        return routing.with_sums(
+            importance=over_tokens(gates_TE, given.real_T1), load=over_tokens(load_TE, given.real_T1)
+        )
 
     def loss(self, name: str, sums: Sums) -> Tensor:
         return squared_variation(sums[name]) if name in ("importance", "load") else super().loss(name, sums)
