@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from environment import environment
-from moekit.nn.attention import plain_attention
+from moekit.nn import plain_attention
 
 # (sequences, heads, key-value heads, tokens, head width): 4096 tokens each
 SHAPES = ((32, 3, 1, 128, 64), (16, 4, 2, 256, 64), (8, 8, 4, 512, 64), (4, 8, 4, 1024, 64))
@@ -41,10 +42,11 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str
         torch.randn(batch, h, tokens, width, dtype=dtype, requires_grad=True) for h in (heads, kv_heads, kv_heads)
     ]
     towards = torch.randn(batch, heads, tokens, width, dtype=dtype)
-    expected, got = fused_attention(*inputs), plain_attention(*inputs)
+    scale = width**-0.5
+    expected, got = fused_attention(*inputs), plain_attention(*inputs, scale)
     error = float((got - expected).double().norm() / expected.double().norm())
     pairs = [
-        (seconds(fused_attention, inputs, towards), seconds(plain_attention, inputs, towards))
+        (seconds(fused_attention, inputs, towards), seconds(partial(plain_attention, scale=scale), inputs, towards))
         for _ in range(rounds + 2)
     ][2:]
     ratios = [fused / plain for fused, plain in pairs]

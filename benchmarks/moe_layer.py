@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from environment import environment
-from moekit.config import MoEConfig, SoftmaxTopKConfig
+from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.kernels import Backend
 from moekit.moe import MoELayer
-from moekit.nn import GatedFeedForward
+from moekit.nn import FeedForward
 
 try:
     from transformers import MixtralConfig
@@ -99,7 +99,7 @@ def contestants(shape: Shape, dtype: torch.dtype) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     layers: dict[str, nn.Module] = {
         "dense, three matrices": ThreeMatrices(shape.width, shape.hidden * shape.per_token),
-        "dense, moekit": GatedFeedForward(shape.width, shape.hidden * shape.per_token),
+        "dense, moekit": FeedForward(shape.width, DenseConfig(width=shape.hidden * shape.per_token)),
         "moekit": (ours := moekit_layer(shape)),
     }
     for layer in layers.values():

@@ -6,7 +6,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moekit.config import ModelConfig
-from moekit.counting import count_parameters, inference_flops_per_token, training_flops_per_token
+from moekit.counting import (
+    cached_values_per_token,
+    count_parameters,
+    inference_flops_per_token,
+    training_flops_per_token,
+)
 from moekit.models import Decoder
 
 
@@ -61,6 +66,79 @@ def test_flops_equal_those_of_the_products_that_run(
         model(tokens).sum().backward()
     assert both.get_total_flops() == batch * context * training_flops_per_token(any_config, context)
     assert logits.shape == (batch, context, 256)
+
+
+# Nothing dropped, so that every token costs what is counted.
+SWITCH = {"kind": "switch", "capacity_factor": None}
+
+VARIED: dict[str, dict[str, object]] = {
+    "gpt": {
+        "attention": {"heads": 4, "kv_heads": 4, "head_width": 8, "positions": "none", "qkv_bias": True},
+        "layers": [{"kind": "dense", "width": 48, "activation": "gelu_tanh", "gated": False, "bias": True}] * 2,
+        "norm": "layer",
+        "learned_positions": True,
+        "tie_embeddings": True,
+    },
+    "sandwich": {
+        "attention": {"heads": 4, "kv_heads": 2, "head_width": 8, "output_bias": True, "query_key_norm": "all"},
+        "layers": [{"kind": "moe", "experts": 4, "expert_width": 24, "router": {"top_k": 2}, "activation": "gelu"}],
+        "block": "sandwich",
+    },
+    "one norm": {
+        "attention": {"heads": 4, "kv_heads": 1, "head_width": 8, "query_key_norm": "head"},
+        "layers": [{"kind": "dense", "width": 48, "bias": True}] * 3,
+        "block": "parallel_shared",
+    },
+    "latent": {
+        "attention": {
+            "kind": "latent",
+            "heads": 4,
+            "head_width": 8,
+            "rotary_width": 4,
+            "value_width": 6,
+            "kv_rank": 10,
+            "query_rank": 12,
+            "bias": True,
+        },
+        "layers": [
+            {
+                "kind": "moe",
+                "experts": 4,
+                "expert_width": 24,
+                "router": {"kind": "sigmoid_bias", "top_k": 2},
+                "branch": "gated_shared",
+                "branch_width": 16,
+            },
+            {"kind": "moe", "experts": 3, "expert_width": 16, "router": SWITCH, "gated": False},
+        ],
+        "block": "parallel",
+    },
+    "latent, queries direct": {
+        "attention": {
+            "kind": "latent",
+            "heads": 4,
+            "head_width": 8,
+            "rotary_width": 4,
+            "value_width": 6,
+            "kv_rank": 10,
+        },
+        "layers": [{"kind": "dense", "width": 48}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", VARIED)
+def test_every_variant_is_counted(kind: str) -> None:
+    config = ModelConfig.model_validate({"vocab_size": 256, "width": 32, "context": 24, **VARIED[kind]})
+    model = Decoder(config, backend="reference").eval()
+    counted = count_parameters(config)
+    assert counted.total == sum(counted.by_part.values()) == sum(tensor.numel() for tensor in model.parameters())
+    tokens = torch.randint(0, 256, (2, 24))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        model(tokens)
+    assert forward.get_total_flops() == 2 * 24 * inference_flops_per_token(config, 24)
+    held = sum(cache.key_BGPC.numel() + cache.value_BGPC.numel() for cache in model.new_caches(1))
+    assert held == 24 * cached_values_per_token(config)
 
 
 def test_published_totals() -> None:

@@ -9,7 +9,7 @@ Nothing is added for recomputed activations or the optimiser.
 from collections import Counter
 from dataclasses import dataclass
 
-from moekit.config import DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig
+from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,11 @@ class ParameterCount:
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Count by part: embedding, attention, norm, dense, router, experts, branch, head (0 where tied)."""
-    width, attention = config.width, config.attention
-    projections = width * attention.head_width * (2 * attention.heads + 2 * attention.kv_heads)
+    width = config.width
     parts: Counter[str] = Counter(
-        embedding=config.vocab_size * width,
-        attention=projections * len(config.layers),
-        norm=(2 * len(config.layers) + 1) * width,
+        embedding=(config.vocab_size + (config.context if config.learned_positions else 0)) * width,
+        attention=_attention(width, config.attention) * len(config.layers),
+        norm=_norms(config),
         head=0 if config.tie_embeddings else config.vocab_size * width,
         dense=0,
         router=0,
@@ -39,12 +38,12 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     for layer in config.layers:
         match layer:
             case DenseConfig():
-                parts["dense"] += _gated(width, layer.width)
+                parts["dense"] += _network(width, layer) + _network_biases(width, layer)
             case MoEConfig():
-                expert = _gated(width, layer.expert_width)
+                expert = _network(width, _expert(layer))
                 parts["router"] += (_projections(layer) + _noise_projections(layer)) * width * layer.experts
                 parts["experts"] += expert * layer.experts
-                parts["branch"] += _gated(width, layer.branch_width) + _mixing(width, layer)
+                parts["branch"] += _branch(width, layer)
                 idle += expert * (layer.experts - layer.router.experts_per_token)
     total = sum(parts.values())
     return ParameterCount(total=total, active=total - idle, by_part=dict(parts))
@@ -52,11 +51,13 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 def inference_flops_per_token(config: ModelConfig, context: int) -> int:
     """FLOPs of the forward pass for one token that attends to `context` keys, its prediction included."""
-    attention = config.attention
-    projections = 2 * config.width * attention.head_width * (2 * attention.heads + 2 * attention.kv_heads)
-    scores = 4 * attention.heads * attention.head_width * context
-    feed_forward = sum(_feed_forward_flops(config.width, layer) for layer in config.layers)
-    return len(config.layers) * (projections + scores) + feed_forward + 2 * config.width * config.vocab_size
+    layers = sum(
+        2 * _attention_weights(config.width, config.attention)
+        + _scores(config.attention) * min(context, config.window(index) or context)
+        + _feed_forward_flops(config.width, layer)
+        for index, layer in enumerate(config.layers)
+    )
+    return layers + 2 * config.width * config.vocab_size
 
 
 def training_flops_per_token(config: ModelConfig, context: int) -> int:
@@ -72,21 +73,77 @@ def training_flops_per_token(config: ModelConfig, context: int) -> int:
     return 3 * (inference_flops_per_token(config, context) + noise)
 
 
+def cached_values_per_token(config: ModelConfig) -> int:
+    """What the key-value caches of all layers hold for one token, in numbers; a window bounds the tokens, not this."""
+    return config.attention.cached_values_per_token * len(config.layers)
+
+
+def _attention_weights(width: int, attention: AnyAttentionConfig) -> int:
+    """Of the matrices that every token passes."""
+    heads = attention.heads
+    if isinstance(attention, AttentionConfig):
+        return width * attention.head_width * (2 * heads + 2 * attention.kv_heads)
+    queries, values = attention.head_width + attention.rotary_width, attention.value_width
+    query = width * attention.query_rank if attention.query_rank else 0
+    query += (attention.query_rank or width) * heads * queries
+    latent = width * (attention.kv_rank + attention.rotary_width)
+    return query + latent + attention.kv_rank * heads * (attention.head_width + values) + heads * values * width
+
+
+def _attention(width: int, attention: AnyAttentionConfig) -> int:
+    """All of a layer's, biases and norms of queries, keys and latents included."""
+    count = _attention_weights(width, attention)
+    if isinstance(attention, AttentionConfig):
+        heads, kv_heads, head_width = attention.heads, attention.kv_heads, attention.head_width
+        if attention.query_key_norm != "none":
+            count += head_width * (heads + kv_heads if attention.query_key_norm == "all" else 2)
+        biases = (heads + 2 * kv_heads) * head_width if attention.qkv_bias else 0
+        return count + biases + (width if attention.output_bias else 0)
+    ranks = attention.kv_rank + (attention.query_rank or 0)
+    return count + ranks + ((ranks + attention.rotary_width + width) if attention.bias else 0)
+
+
+def _scores(attention: AnyAttentionConfig) -> int:
+    """FLOPs of one token's scores with one key and of mixing in its value."""
+    if isinstance(attention, AttentionConfig):
+        return 4 * attention.heads * attention.head_width
+    return 2 * attention.heads * (attention.head_width + attention.rotary_width + attention.value_width)
+
+
+def _norms(config: ModelConfig) -> int:
+    per_layer = {"pre": 2, "sandwich": 4, "parallel": 2, "parallel_shared": 1}[config.block]
+    return (per_layer * len(config.layers) + 1) * config.width * (2 if config.norm == "layer" else 1)
+
+
 def _feed_forward_flops(width: int, layer: FeedForwardConfig) -> int:
     if isinstance(layer, DenseConfig):
-        return 2 * _gated(width, layer.width)
-    active = layer.router.experts_per_token * layer.expert_width + layer.branch_width
+        return 2 * _network(width, layer)
+    active = layer.router.experts_per_token * _network(width, _expert(layer))
     # The bias of the residual branch's coefficients is an addition, not a product.
-    mixing = 2 * width if layer.branch == "residual" else 0
-    return 2 * (_gated(width, active) + _projections(layer) * width * layer.experts + mixing)
+    mixing = {"none": 0, "shared": 0, "gated_shared": width, "residual": 2 * width}[layer.branch]
+    branch = _network(width, layer.dense_branch) if layer.branch != "none" else 0
+    return 2 * (active + branch + mixing + _projections(layer) * width * layer.experts)
 
 
-def _gated(width: int, hidden: int) -> int:
-    return 3 * width * hidden
+def _expert(layer: MoEConfig) -> DenseConfig:
+    """One of the experts, as the network that it is."""
+    return DenseConfig(width=layer.expert_width, activation=layer.activation, gated=layer.gated)
 
 
-def _mixing(width: int, layer: MoEConfig) -> int:
-    return 2 * width + 2 if layer.branch == "residual" else 0
+def _network(width: int, layer: DenseConfig) -> int:
+    """Weights of its matrices."""
+    return (3 if layer.gated else 2) * width * layer.width
+
+
+def _network_biases(width: int, layer: DenseConfig) -> int:
+    return ((2 if layer.gated else 1) * layer.width + width) if layer.bias else 0
+
+
+def _branch(width: int, layer: MoEConfig) -> int:
+    if layer.branch == "none":
+        return 0
+    mixing = {"shared": 0, "gated_shared": width, "residual": 2 * width + 2}[layer.branch]
+    return _network(width, layer.dense_branch) + mixing
 
 
 def _projections(layer: MoEConfig) -> int:

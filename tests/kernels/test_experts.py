@@ -5,8 +5,9 @@ Legend: T tokens, S assignments, D model width, F expert width, G = 2 F, E exper
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 from unittest import mock
 
 import pytest
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import moekit.kernels.torch.experts as torch_backend
-from moekit.kernels import Assignments, ExpertsKernel, assign, experts_kernel
+from moekit.config import ActivationName
+from moekit.kernels import Activation, Assignments, ExpertsKernel, assign, experts_kernel
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
 reference = experts_kernel("reference")
@@ -293,3 +295,19 @@ def test_a_gpu_takes_it_and_agrees_with_the_cpu() -> None:
     expected = type(given)(*(t.double() if t.is_floating_point() else t for t in given)).solve(reference)
     for got, wanted in zip(device.solve(experts_kernel("torch")), expected, strict=True):
         assert (got.cpu().double() - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("kernel", [fast, grouped_experts])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("name", get_args(ActivationName))
+def test_every_activation_equals_the_reference(kernel: ExpertsKernel, name: ActivationName, gated: bool) -> None:
+    given = problem(dtype=torch.float32, hidden=16)
+    if not gated:
+        given = given._replace(gate_up_EGD=given.gate_up_EGD[:, ::2].contiguous())
+    activation = Activation(name, gated)
+    expected = given.solve(partial(reference, activation=activation))
+    for got, wanted in zip(given.solve(partial(kernel, activation=activation)), expected, strict=True):
+        assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+    with torch.no_grad():
+        y_TD = kernel(given.x_TD, given.assignments(given.weight_S), given.gate_up_EGD, given.down_EDF, activation)
+    torch.testing.assert_close(y_TD, expected[0], rtol=1e-4, atol=1e-5)

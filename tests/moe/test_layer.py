@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.config import MoEConfig, SoftmaxTopKConfig
+from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.kernels import Backend
 from moekit.moe import MoELayer, add_sums, routing_stats
-from moekit.nn import GatedFeedForward
+from moekit.nn import FeedForward
 
 
 def make_layer(backend: Backend, branch: str = "none", experts: int = 5, top_k: int = 2) -> MoELayer:
@@ -71,7 +71,7 @@ def test_output_and_gradients_equal_the_loop(backend: Backend, branch: str, toke
 
 def test_one_expert_equals_the_dense_layer_bit_for_bit() -> None:
     layer = make_layer("reference", experts=1, top_k=1).float()
-    dense = GatedFeedForward(8, 6)
+    dense = FeedForward(8, DenseConfig(width=6))
     with torch.no_grad():
         dense.gate_up.weight.copy_(layer.experts.gate_up_EGD[0])
         dense.down.weight.copy_(layer.experts.down_EDF[0])

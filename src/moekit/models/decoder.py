@@ -1,60 +1,85 @@
-"""The causal decoder: Llama's shape where a layer is dense, Mixtral's where it is a mixture of experts.
+"""The causal decoder: GPT-2, Llama, Falcon, Mixtral, Grok-1 and DeepSeek-V3 are its configurations.
 
 B batch, T tokens, D model width, V vocabulary, L layers.
 """
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moekit.config import DenseConfig, FeedForwardConfig, ModelConfig
+from moekit.config import DenseConfig, ModelConfig
 from moekit.kernels import Backend
+from moekit.models.base import LanguageModel
 from moekit.moe import Decision, MoELayer, RouterInput, Routing
-from moekit.nn import Attention, GatedFeedForward, KeyValueCache, RMSNorm, Rotary
+from moekit.nn import FeedForward, KeyValueCache, Turn, new_attention, new_norm, new_rotary
 
 
 class DecoderLayer(nn.Module):
-    """h + attention(norm(h)), then h + feed_forward(norm(h))."""
+    """Attention and feed-forward around the residual stream, arranged as `ModelConfig.block` says."""
 
-    def __init__(self, config: ModelConfig, feed_forward: FeedForwardConfig, backend: Backend) -> None:
+    def __init__(self, config: ModelConfig, index: int, backend: Backend) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config.width, config.attention)
-        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feed_forward: GatedFeedForward | MoELayer
+        self.block, feed_forward = config.block, config.layers[index]
+        self.attention_norm = new_norm(config.norm, config.width, config.norm_eps)
+        self.attention = new_attention(config.width, config.attention, config.window(index), config.norm_eps)
+        if config.block != "parallel_shared":
+            self.feed_forward_norm = new_norm(config.norm, config.width, config.norm_eps)
+        if config.block == "sandwich":
+            self.attention_after_norm = new_norm(config.norm, config.width, config.norm_eps)
+            self.feed_forward_after_norm = new_norm(config.norm, config.width, config.norm_eps)
+        self.feed_forward: FeedForward | MoELayer
         if isinstance(feed_forward, DenseConfig):
-            self.feed_forward = GatedFeedForward(config.width, feed_forward.width)
+            self.feed_forward = FeedForward(config.width, feed_forward)
         else:
             self.feed_forward = MoELayer(config.width, feed_forward, config.vocab_size, backend)
 
     def forward(
-        self, h_BTD: Tensor, rotary: Rotary, cache: KeyValueCache | None, given: RouterInput
+        self, h_BTD: Tensor, turn: Turn | None, cache: KeyValueCache | None, given: RouterInput
     ) -> tuple[Tensor, Routing | None]:
-        h_BTD = h_BTD + self.attention(self.attention_norm(h_BTD), rotary, cache)
-        x_BTD = self.feed_forward_norm(h_BTD)
+        """h_BTD after this layer, and its Routing where it has experts."""
+        normed_BTD = self.attention_norm(h_BTD)
+        y_BTD = self.attention(normed_BTD, turn, cache)
+        match self.block:
+            case "pre":
+                h_BTD = h_BTD + y_BTD
+                z_BTD, routing = self._feed_forward(self.feed_forward_norm(h_BTD), given)
+                return h_BTD + z_BTD, routing
+            case "sandwich":
+                h_BTD = h_BTD + self.attention_after_norm(y_BTD)
+                z_BTD, routing = self._feed_forward(self.feed_forward_norm(h_BTD), given)
+                return h_BTD + self.feed_forward_after_norm(z_BTD), routing
+            case "parallel":
+                z_BTD, routing = self._feed_forward(self.feed_forward_norm(h_BTD), given)
+            case "parallel_shared":
+                z_BTD, routing = self._feed_forward(normed_BTD, given)
+        return h_BTD + y_BTD + z_BTD, routing
+
+    def _feed_forward(self, x_BTD: Tensor, given: RouterInput) -> tuple[Tensor, Routing | None]:
         if isinstance(self.feed_forward, MoELayer):
-            y_BTD, routing = self.feed_forward(x_BTD, given)
-            return h_BTD + y_BTD, routing
-        return h_BTD + self.feed_forward(x_BTD), None
+            return self.feed_forward(x_BTD, given)  # type: ignore[no-any-return]
+        return self.feed_forward(x_BTD), None
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """A decoder built from `config`, its weights drawn from torch's current seed.
 
     backend: the kernels that compute the experts.
     """
 
+    config: ModelConfig
+
     def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.rotary = Rotary(config.attention.head_width, config.context, config.attention.rope_base)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in config.layers)
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.position_embedding = nn.Embedding(config.context, config.width) if config.learned_positions else None
+        self.rotary = new_rotary(config.attention)
+        self.layers = nn.ModuleList(DecoderLayer(config, index, backend) for index in range(len(config.layers)))
+        self.norm = new_norm(config.norm, config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -84,29 +109,32 @@ class Decoder(nn.Module):
         recompute: keep no activations inside layers and compute them again in the backward pass, with the same choices.
         Raises ValueError where the sequence is longer than the context.
         """
-        if tokens_BT.shape[1] > self.config.context:
-            raise ValueError(f"{tokens_BT.shape[1]} tokens are more than the context of {self.config.context}")
+        start = caches[0].length if caches else 0
+        if start + tokens_BT.shape[1] > self.config.context:
+            raise ValueError(f"{start + tokens_BT.shape[1]} tokens are more than the context of {self.config.context}")
         given = RouterInput(
             token_T=tokens_BT.flatten(), real_T=None if real_BT is None else real_BT.flatten(), decision=None
         )
         to_obey = iter(decisions or [Decision() for _ in self.moe_layers])
-        h_BTD = self.embedding(tokens_BT)
+        h_BTD = self._embed(tokens_BT, start)
+        turn = self.rotary.turn(start, tokens_BT.shape[1], tokens_BT.device) if self.rotary else None
         for index, layer in enumerate(self.layers):
             if isinstance(layer.feed_forward, MoELayer) and (decisions or recompute):
                 given = replace(given, decision=next(to_obey))
-            arguments = (h_BTD, self.rotary, caches[index] if caches else None, given)
+            arguments = (h_BTD, turn, caches[index] if caches else None, given)
             if recompute and torch.is_grad_enabled():
                 h_BTD, routing = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 h_BTD, routing = layer(*arguments)
             if routings is not None and routing is not None:
                 routings.append(routing)
-        return self.head(self.norm(h_BTD))  # type: ignore[no-any-return]
+        logits_BTV: Tensor = self.head(self.norm(h_BTD))
+        return logits_BTV if self.config.logit_scale == 1 else logits_BTV * self.config.logit_scale
 
     def new_caches(self, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValueCache]:
         """Empty key-value caches for `batch` sequences of up to the context's length."""
-        context, attention = self.config.context, self.config.attention
-        return [KeyValueCache(batch, attention, context, dtype) for _ in self.layers]
+        attentions = [cast(DecoderLayer, layer).attention for layer in self.layers]
+        return [attention.new_cache(batch, self.config.context, dtype) for attention in attentions]
 
     def log_prob(
         self,
@@ -128,13 +156,25 @@ class Decoder(nn.Module):
         loss_S = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
         return -loss_S.view(tokens_BT.shape[0], -1)
 
+    def _embed(self, tokens_BT: Tensor, start: int) -> Tensor:
+        h_BTD: Tensor = self.embedding(tokens_BT)
+        if self.config.embedding_scale != 1:
+            h_BTD = h_BTD * self.config.embedding_scale
+        if self.position_embedding is not None:
+            h_BTD = h_BTD + self.position_embedding.weight[start : start + tokens_BT.shape[1]]
+        return h_BTD
+
     def _initialize(self) -> None:
         std = self.config.init_std
         residual_std = std / math.sqrt(2 * len(self.layers))
         of_routers = {parameter for layer in self.moe_layers for parameter in layer.router.parameters()}
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 1 or parameter in of_routers:
-                continue  # norms start at one, the mixing bias at its default; routers see to theirs below
+            if parameter in of_routers:
+                continue  # they see to theirs below
+            if parameter.dim() == 1:
+                if name.endswith(".bias"):
+                    nn.init.zeros_(parameter)
+                continue  # norms start at one
             writes_to_residual = name.endswith(("attention.output.weight", "down.weight", "down_EDF"))
             nn.init.normal_(parameter, std=residual_std if writes_to_residual else std)
         for layer in self.moe_layers:

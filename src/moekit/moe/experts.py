@@ -3,21 +3,24 @@
 import torch
 from torch import Tensor, nn
 
-from moekit.kernels import Assignments, Backend, experts_kernel
+from moekit.config import MoEConfig
+from moekit.kernels import Activation, Assignments, Backend, experts_kernel
 
 
 class Experts(nn.Module):
-    """E gated feed-forward networks; `backend` says which kernel computes them (all agree to rounding).
+    """E feed-forward networks; `backend` says which kernel computes them (all agree to rounding).
 
-    gate_up_EGD: G = 2 F rows an expert, gate over up. down_EDF. The layout of transformers' stacked experts.
+    gate_up_EGD: G = 2 F rows an expert, gate over up; G = F, up alone, where they are not gated. down_EDF. The layout of transformers' stacked experts.
     """
 
-    def __init__(self, width: int, hidden: int, experts: int, backend: Backend = "torch") -> None:
+    def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:
         super().__init__()
-        self.gate_up_EGD = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        experts, hidden = config.experts, config.expert_width
+        self.activation = Activation(config.activation, config.gated)
+        self.gate_up_EGD = nn.Parameter(torch.empty(experts, 2 * hidden if config.gated else hidden, width))
         self.down_EDF = nn.Parameter(torch.empty(experts, width, hidden))
         self.kernel = experts_kernel(backend)
 
     def forward(self, x_TD: Tensor, assignments: Assignments) -> Tensor:
         """y_TD: for each token the weighted sum of its experts' outputs; zeros where it has none."""
-        return self.kernel(x_TD, assignments, self.gate_up_EGD, self.down_EDF)
+        return self.kernel(x_TD, assignments, self.gate_up_EGD, self.down_EDF, self.activation)

@@ -7,11 +7,11 @@ from moekit.kernels import Backend
 from moekit.moe.experts import Experts
 from moekit.moe.routers import new_router
 from moekit.moe.routing import RouterInput, Routing
-from moekit.nn import GatedFeedForward
+from moekit.nn import FeedForward
 
 
 class MoELayer(nn.Module):
-    """y = routed(x), plus shared(x), or mixed with a residual branch, as the configuration says.
+    """y = routed(x), plus shared(x), that times sigmoid(w x), or mixed with a residual branch, as the configuration says.
 
     residual: c = softmax(W x + b) in two values, y = c_0 · routed(x) + c_1 · branch(x) (Residual-MoE, arXiv 2201.05596,
     section 4.1.1, as DeepSpeed computes it). vocab_size: of the model, for a router that hashes token ids.
@@ -21,9 +21,10 @@ class MoELayer(nn.Module):
         super().__init__()
         self.config = config
         self.router = new_router(width, config.experts, config.router, vocab_size)
-        self.experts = Experts(width, config.expert_width, config.experts, backend)
-        self.branch = GatedFeedForward(width, config.branch_width) if config.branch_width else None
+        self.experts = Experts(width, config, backend)
+        self.branch = FeedForward(width, config.dense_branch) if config.branch_width else None
         self.mixing = nn.Linear(width, 2) if config.branch == "residual" else None
+        self.branch_gate = nn.Linear(width, 1, bias=False) if config.branch == "gated_shared" else None
 
     def forward(self, x_BTD: Tensor, given: RouterInput | None = None) -> tuple[Tensor, Routing]:
         """y of the shape of x, and what the router decided for its tokens in row-major order.
@@ -38,6 +39,8 @@ class MoELayer(nn.Module):
             if self.mixing is not None:
                 share_T2 = self.mixing(x_TD).softmax(-1)
                 y_TD = share_T2[:, :1] * y_TD + share_T2[:, 1:] * branch_TD
+            elif self.branch_gate is not None:
+                y_TD = y_TD + self.branch_gate(x_TD).sigmoid() * branch_TD
             else:
                 y_TD = y_TD + branch_TD
         return y_TD.view(x_BTD.shape), routing

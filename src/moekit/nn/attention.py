@@ -1,27 +1,28 @@
-"""Causal self-attention, with a key-value cache for decoding step by step.
+"""Causal self-attention with grouped queries, and its key-value cache for decoding step by step.
 
 B batch, T tokens, D model width, H query heads, G key-value heads, R = H / G, C head width, P positions in the cache.
 """
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.config import AttentionConfig
-from moekit.nn.rotary import Rotary
-
-# Up to this many tokens the gradient of plain products is 1.6 to 4 times as fast as that of torch's fused attention, on
-# a CPU in bf16 (benchmarks/attention.py); beyond, their T² scores cost more than they save, in time and in memory.
-_PLAIN_UP_TO = 256
+from moekit.nn.norm import RMSNorm
+from moekit.nn.rotary import Turn
+from moekit.nn.scores import Scores
 
 
 class KeyValueCache:
-    """Keys and values of one layer, written in place: room for `context` positions, `length` of them filled."""
+    """What a layer remembers of each position, here keys and values, written in place: room for `context` positions.
 
-    def __init__(self, batch: int, config: AttentionConfig, context: int, dtype: torch.dtype) -> None:
-        shape = (batch, config.kv_heads, context, config.head_width)
-        self.key_BGPC = torch.empty(shape, dtype=dtype)
-        self.value_BGPC = torch.empty(shape, dtype=dtype)
+    heads, widths: the shapes of the two things that are kept.
+    """
+
+    def __init__(self, batch: int, heads: int, widths: tuple[int, int], context: int, dtype: torch.dtype) -> None:
+        self.key_BGPC = torch.empty(batch, heads, context, widths[0], dtype=dtype)
+        self.value_BGPC = torch.empty(batch, heads, context, widths[1], dtype=dtype)
         self.length = 0
 
     def append(self, key_BGTC: Tensor, value_BGTC: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,59 +40,56 @@ class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key-value heads (Ainslie et al., arXiv 2305.13245).
 
     query_key_value: one matrix of (H + 2 G) C rows, queries first, then keys, then values.
+    window: how far back each token looks, itself included; None for everything.
     """
 
-    def __init__(self, width: int, config: AttentionConfig) -> None:
+    def __init__(self, width: int, config: AttentionConfig, window: int | None = None, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.config = config
-        self.query_key_value = nn.Linear(width, (config.heads + 2 * config.kv_heads) * config.head_width, bias=False)
-        self.output = nn.Linear(config.heads * config.head_width, width, bias=False)
+        heads, kv_heads, head_width = config.heads, config.kv_heads, config.head_width
+        self.query_key_value = nn.Linear(width, (heads + 2 * kv_heads) * head_width, bias=config.qkv_bias)
+        self.output = nn.Linear(heads * head_width, width, bias=config.output_bias)
+        self.query_norm: RMSNorm | None = None
+        self.key_norm: RMSNorm | None = None
+        if config.query_key_norm != "none":
+            together = (heads, kv_heads) if config.query_key_norm == "all" else (1, 1)
+            self.query_norm, self.key_norm = (RMSNorm(count * head_width, norm_eps) for count in together)
+        self.scores = Scores(
+            scale=config.scale or 1 / math.sqrt(head_width),
+            window=window,
+            soft_cap=config.soft_cap,
+            alibi_heads=heads if config.positions == "alibi" else 0,
+        )
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: KeyValueCache | None = None) -> Tensor:
-        """y_BTD. With a cache, x holds the tokens that follow those in it."""
+    def forward(self, x_BTD: Tensor, turn: Turn | None, cache: KeyValueCache | None = None) -> Tensor:
+        """y_BTD. turn: of the positions of x, where they are rotary. With a cache, x follows the tokens in it."""
         heads, kv_heads = self.config.heads, self.config.kv_heads
         batch, tokens, _ = x_BTD.shape
-        projected = self.query_key_value(x_BTD).view(batch, tokens, heads + 2 * kv_heads, -1).transpose(1, 2)
-        turned = rotary(projected[:, : heads + kv_heads], cache.length if cache else 0)
+        projected = self._normed(self.query_key_value(x_BTD))
+        projected = projected.view(batch, tokens, heads + 2 * kv_heads, -1).transpose(1, 2)
+        turned = projected[:, : heads + kv_heads]
+        if turn:
+            turned = turn(turned)
         query_BHTC, key_BGPC, value_BGPC = turned[:, :heads], turned[:, heads:], projected[:, heads + kv_heads :]
         if cache:
             key_BGPC, value_BGPC = cache.append(key_BGPC, value_BGPC)
-        mixed_BHTC = causal_attention(query_BHTC, key_BGPC, value_BGPC)
+        mixed_BHTC = self.scores.mix(query_BHTC, key_BGPC, value_BGPC)
         return self.output(mixed_BHTC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def new_cache(self, batch: int, context: int, dtype: torch.dtype) -> KeyValueCache:
+        """An empty cache for `batch` sequences."""
+        width = self.config.head_width
+        return KeyValueCache(batch, self.config.kv_heads, (width, width), context, dtype)
 
-def causal_attention(query_BHTC: Tensor, key_BGPC: Tensor, value_BGPC: Tensor) -> Tensor:
-    """softmax(q k / sqrt(C)) v for the last T of P positions, each seeing itself and those before it: y_BHTC."""
-    tokens, positions = query_BHTC.shape[2], key_BGPC.shape[2]
-    learns = torch.is_grad_enabled() and query_BHTC.requires_grad
-    if learns and tokens == positions <= _PLAIN_UP_TO and query_BHTC.is_cpu and query_BHTC.dtype == torch.bfloat16:
-        return plain_attention(query_BHTC, key_BGPC, value_BGPC)
-    # Whole sequences have a fast path, and one token may see all: only a block in between needs a mask.
-    mask_TP = None
-    if 1 < tokens < positions:
-        mask_TP = torch.ones(tokens, positions, dtype=torch.bool).tril(positions - tokens)
-    return F.scaled_dot_product_attention(
-        query_BHTC,
-        key_BGPC,
-        value_BGPC,
-        attn_mask=mask_TP,
-        is_causal=1 < tokens == positions,
-        enable_gqa=query_BHTC.shape[1] != key_BGPC.shape[1],
-    )
-
-
-def plain_attention(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor) -> Tensor:
-    """The same for whole sequences as two batched products with a softmax between; keeps T² scores for the gradient."""
-    batch, heads, tokens, width = query_BHTC.shape
-    groups = batch * key_BGTC.shape[1]
-    rows = heads // key_BGTC.shape[1] * tokens
-    future_TT = query_BHTC.new_full((tokens, tokens), float("-inf")).triu(1)
-    # The R heads that share a key head are R · T rows of one product.
-    scores = torch.baddbmm(
-        future_TT.repeat(rows // tokens, 1).expand(groups, rows, tokens),
-        query_BHTC.reshape(groups, rows, width),
-        key_BGTC.reshape(groups, tokens, width).transpose(1, 2),
-        alpha=width**-0.5,
-    )
-    mixed = torch.bmm(scores.softmax(-1), value_BGTC.reshape(groups, tokens, width))
-    return mixed.view(batch, heads, tokens, width)
+    def _normed(self, projected_BTN: Tensor) -> Tensor:
+        """Queries and keys through their norms, where there are any."""
+        if self.query_norm is None or self.key_norm is None:
+            return projected_BTN
+        query_rows, key_rows = self.config.heads * self.config.head_width, self.config.kv_heads * self.config.head_width
+        query, key, value = torch.split(projected_BTN, [query_rows, key_rows, key_rows], -1)
+        shape = (*projected_BTN.shape[:-1], -1)
+        query, key = (
+            norm(part.reshape(*shape, norm.weight.numel())).flatten(2)
+            for norm, part in ((self.query_norm, query), (self.key_norm, key))
+        )
+        return torch.cat((query, key, value), -1)

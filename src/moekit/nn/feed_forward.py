@@ -2,20 +2,22 @@
 
 from torch import Tensor, nn
 
-from moekit.kernels import gated_activation
+from moekit.config import DenseConfig
+from moekit.kernels import Activation
 
 
-class GatedFeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)), hidden width F (Shazeer, arXiv 2002.05202, SwiGLU without biases).
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202), or down(act(up(x))), as the configuration says.
 
-    gate and up are one matrix of 2 F rows, gate first, as in a MoE layer's experts.
+    gate and up are one matrix of 2 F rows, gate first, as in a MoE layer's experts; without a gate, up alone.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, config: DenseConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * config.width if config.gated else config.width, bias=config.bias)
+        self.activation = Activation(config.activation, config.gated)
+        self.down = nn.Linear(config.width, width, bias=config.bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """y_TD for any leading shape."""
-        return self.down(gated_activation(self.gate_up(x_TD)))  # type: ignore[no-any-return]
+        return self.down(self.activation(self.gate_up(x_TD)))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 T tokens (all leading dimensions), D model width.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,3 +51,8 @@ class _RMSNorm(torch.autograd.Function):
         grad_x_TD = along_TD.addcmul_(normed_TD, mean_T1, value=-1).mul_(scale_T1)
         grad_weight_D = normed_TD.mul_(grad_TD).view(-1, x_TD.shape[-1]).sum(0)
         return grad_x_TD.to(x_TD.dtype), grad_weight_D, None, None
+
+
+def new_norm(kind: Literal["rms", "layer"], width: int, eps: float) -> nn.Module:
+    """RMSNorm, or LayerNorm with a bias."""
+    return RMSNorm(width, eps) if kind == "rms" else nn.LayerNorm(width, eps)

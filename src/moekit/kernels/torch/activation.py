@@ -1,11 +1,14 @@
-"""silu(gate) * up and its gradient, in few passes over memory: for the dense network and for experts alike.
+"""What stands between a feed-forward network's two products, and its gradient, in few passes over memory.
 
-In bfloat16 one such pass costs up to a tenth of a matrix product of the same rows, and autograd's own way with the two
-halves of one matrix takes more of them: it copies the gradients together.
+act(gate) * up, or act(up) alone, for the dense network and for experts alike. In bfloat16 one pass costs up to a tenth
+of a matrix product of the same rows, and autograd's own way with the two halves of one matrix takes more of them: it
+copies the gradients together.
 
-Legend: T rows, F hidden width, G = 2 F (gate, then up).
+Legend: T rows, F hidden width, G what the first product gives: 2 F (gate, then up) where it is gated, else F.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,44 +16,119 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moekit.config import ActivationName
 
-def gated_activation(gate_up_TG: Tensor) -> Tensor:
-    """hidden_TF = silu(gate_TF) * up_TF, differentiable once. gate_up_TG: gate, then up, along the last dimension."""
-    if torch.is_grad_enabled() and gate_up_TG.requires_grad:
-        hidden_TF: Tensor = _GatedActivation.apply(gate_up_TG)  # type: ignore[no-untyped-call]
-        return hidden_TF
-    gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
-    return F.silu(gate_TF).mul_(up_TF)
+_aten = torch.ops.aten
 
 
-def activate(gate_up_TG: Tensor, activated_TF: Tensor, hidden_TF: Tensor) -> Tensor:
-    """Writes silu(gate) into activated_TF and hidden_TF = silu(gate) * up, which is returned."""
-    gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
-    torch.ops.aten.silu.out(gate_TF, out=activated_TF)
-    return torch.mul(activated_TF, up_TF, out=hidden_TF)
+@dataclass(frozen=True)
+class _Function:
+    """forward(x, out), and backward(grad, x, out), whose out may be grad itself."""
+
+    forward: Callable[[Tensor, Tensor], Any]
+    backward: Callable[[Tensor, Tensor, Tensor], Any]
 
 
-def activate_backward(grad_hidden_TF: Tensor, gate_up_TG: Tensor, activated_TF: Tensor) -> Tensor:
-    """grad_gate_up_TG from what `activate` took and wrote."""
-    gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
-    grad_gate_up_TG = torch.empty_like(gate_up_TG)
-    grad_gate_TF, grad_up_TF = grad_gate_up_TG.chunk(2, dim=-1)
-    torch.mul(grad_hidden_TF, activated_TF, out=grad_up_TF)
-    torch.mul(grad_hidden_TF, up_TF, out=grad_gate_TF)
-    torch.ops.aten.silu_backward.grad_input(grad_gate_TF, gate_TF, grad_input=grad_gate_TF)
-    return grad_gate_up_TG
+def _gelu(approximate: str) -> _Function:
+    return _Function(
+        lambda x, out: _aten.gelu.out(x, approximate=approximate, out=out),
+        lambda grad, x, out: _aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=out),
+    )
 
 
-class _GatedActivation(torch.autograd.Function):
+_FUNCTIONS: dict[ActivationName, _Function] = {
+    "silu": _Function(
+        lambda x, out: _aten.silu.out(x, out=out),
+        lambda grad, x, out: _aten.silu_backward.grad_input(grad, x, grad_input=out),
+    ),
+    "gelu": _gelu("none"),
+    "gelu_tanh": _gelu("tanh"),
+    "relu": _Function(
+        lambda x, out: torch.clamp_min(x, 0, out=out),
+        lambda grad, x, out: _aten.threshold_backward.grad_input(grad, x, 0, grad_input=out),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Which function, and whether a gate goes through it while `up` does not."""
+
+    name: ActivationName = "silu"
+    gated: bool = True
+
+    def __call__(self, x_TG: Tensor) -> Tensor:
+        """hidden_TF, differentiable once."""
+        if torch.is_grad_enabled() and x_TG.requires_grad:
+            hidden_TF: Tensor = _Activate.apply(x_TG, self)  # type: ignore[no-untyped-call]
+            return hidden_TF
+        if not self.gated:
+            return self.write(x_TG, x_TG, torch.empty_like(x_TG))
+        gate_TF, up_TF = x_TG.chunk(2, dim=-1)
+        activated_TF = torch.empty_like(gate_TF, memory_format=torch.contiguous_format)
+        _FUNCTIONS[self.name].forward(gate_TF, activated_TF)
+        return activated_TF.mul_(up_TF)
+
+    def room(self, x_TG: Tensor, size: int) -> Tensor:
+        """An empty tensor for what `write` keeps of `size` rows beside the result; of no rows where that is nothing."""
+        return x_TG.new_empty(size if self.gated else 0, x_TG.shape[-1] // 2)
+
+    def write(self, x_TG: Tensor, activated_TF: Tensor, hidden_TF: Tensor) -> Tensor:
+        """Writes hidden_TF, which is returned, and the activated gate, where there is one, into activated_TF."""
+        function = _FUNCTIONS[self.name].forward
+        if not self.gated:
+            function(x_TG, hidden_TF)
+            return hidden_TF
+        gate_TF, up_TF = x_TG.chunk(2, dim=-1)
+        function(gate_TF, activated_TF)
+        return torch.mul(activated_TF, up_TF, out=hidden_TF)
+
+    def backward(self, grad_hidden_TF: Tensor, x_TG: Tensor, activated_TF: Tensor) -> Tensor:
+        """grad_x_TG from what `write` took and wrote."""
+        function = _FUNCTIONS[self.name].backward
+        grad_x_TG = torch.empty_like(x_TG)
+        if not self.gated:
+            function(grad_hidden_TF, x_TG, grad_x_TG)
+            return grad_x_TG
+        gate_TF, up_TF = x_TG.chunk(2, dim=-1)
+        grad_gate_TF, grad_up_TF = grad_x_TG.chunk(2, dim=-1)
+        torch.mul(grad_hidden_TF, activated_TF, out=grad_up_TF)
+        torch.mul(grad_hidden_TF, up_TF, out=grad_gate_TF)
+        function(grad_gate_TF, gate_TF, grad_gate_TF)
+        return grad_x_TG
+
+
+SILU_GATED = Activation()
+
+
+def plain_activation(x_TG: Tensor, activation: Activation) -> Tensor:
+    """The same by torch's own functions, left to autograd: what the fast way is held to."""
+    functions: dict[ActivationName, Callable[[Tensor], Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "relu": F.relu,
+    }
+    function = functions[activation.name]
+    if not activation.gated:
+        return function(x_TG)
+    gate_TF, up_TF = x_TG.chunk(2, dim=-1)
+    return function(gate_TF) * up_TF
+
+
+class _Activate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up_TG: Tensor) -> Tensor:
-        shape_TF = (*gate_up_TG.shape[:-1], gate_up_TG.shape[-1] // 2)
-        activated_TF, hidden_TF = gate_up_TG.new_empty(shape_TF), gate_up_TG.new_empty(shape_TF)
-        ctx.save_for_backward(gate_up_TG, activated_TF)
-        return activate(gate_up_TG, activated_TF, hidden_TF)
+    def forward(ctx: Any, x_TG: Tensor, activation: Activation) -> Tensor:
+        width = x_TG.shape[-1] // 2 if activation.gated else x_TG.shape[-1]
+        hidden_TF = x_TG.new_empty((*x_TG.shape[:-1], width))
+        activated_TF = torch.empty_like(hidden_TF) if activation.gated else hidden_TF
+        activation.write(x_TG, activated_TF, hidden_TF)
+        ctx.activation = activation
+        ctx.save_for_backward(x_TG, activated_TF if activation.gated else None)
+        return hidden_TF
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_hidden_TF: Tensor) -> Tensor:
-        gate_up_TG, activated_TF = ctx.saved_tensors
-        return activate_backward(grad_hidden_TF, gate_up_TG, activated_TF)
+    def backward(ctx: Any, grad_hidden_TF: Tensor) -> tuple[Tensor, None]:
+        x_TG, activated_TF = ctx.saved_tensors
+        return ctx.activation.backward(grad_hidden_TF, x_TG, activated_TF), None

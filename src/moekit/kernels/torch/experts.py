@@ -4,7 +4,7 @@ What makes it fast, beside the loop: the rows of a token are weighted and summed
 memory; everything between belongs to one run and stays in the cache; on a CPU small experts are multiplied together
 (see `padding`), and several runs at a time, each on one core.
 
-Legend: T tokens, S assignments, D model width, F expert width, G = 2 F (gate, then up), E experts.
+Legend: T tokens, S assignments, D model width, F expert width, G = 2 F (gate, then up) or F, E experts.
 In the functions that serve one run of N experts, S are its own assignments.
 """
 
@@ -19,7 +19,7 @@ from torch._compile import _disable_dynamo  # the public form imports all of dyn
 from torch.autograd.function import once_differentiable
 
 from moekit.kernels.assignments import Assignments
-from moekit.kernels.torch.activation import activate, activate_backward, gated_activation
+from moekit.kernels.torch.activation import SILU_GATED, Activation
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 from moekit.kernels.torch.padding import Run, padded
 from moekit.kernels.torch.scratch import scratch
@@ -32,10 +32,13 @@ _MOST_UNEVEN = 1.25
 
 
 @_disable_dynamo  # a graph of torch.compile ends here: these loops and workers are not for tracing
-def experts(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
-    """y_TD: for each token, the sum over its assignments of weight * down(silu(gate(x)) * up(x)).
+def experts(
+    x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor, activation: Activation = SILU_GATED
+) -> Tensor:
+    """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x)).
 
-    gate_up_EGD: gate over up, G = 2 F rows per expert; down_EDF. Tokens without an assignment get zeros.
+    gate_up_EGD: gate over up, G = 2 F rows per expert; up alone, G = F, where the activation is not gated. down_EDF.
+    Tokens without an assignment get zeros.
     Under autocast the products are in autocast's dtype, as those of nn.Linear are, and so is y_TD.
     Differentiable, once, with respect to x_TD, assignments.weight_S, gate_up_EGD and down_EDF.
     """
@@ -44,17 +47,23 @@ def experts(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_ED
         dtype = torch.get_autocast_dtype(device)
         x_TD, gate_up_EGD, down_EDF = x_TD.to(dtype), gate_up_EGD.to(dtype), down_EDF.to(dtype)
     if fits_grouped(x_TD, down_EDF):
-        return grouped_experts(x_TD, assignments, gate_up_EGD, down_EDF)
-    assignments, runs = padded(assignments, x_TD.device, x_TD.dtype, 3 * down_EDF[0].numel())
+        return grouped_experts(x_TD, assignments, gate_up_EGD, down_EDF, activation)
+    one_expert = gate_up_EGD[0].numel() + down_EDF[0].numel()
+    assignments, runs = padded(assignments, x_TD.device, x_TD.dtype, one_expert)
     differentiable = (x_TD, assignments.weight_S, gate_up_EGD, down_EDF)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
-        y_TD: Tensor = _Experts.apply(*differentiable, assignments, runs)  # type: ignore[no-untyped-call]
+        y_TD: Tensor = _Experts.apply(*differentiable, assignments, runs, activation)  # type: ignore[no-untyped-call]
         return y_TD
-    return _without_gradients(x_TD, assignments, runs, gate_up_EGD, down_EDF)
+    return _without_gradients(x_TD, assignments, runs, gate_up_EGD, down_EDF, activation)
 
 
 def _without_gradients(
-    x_TD: Tensor, assignments: Assignments, runs: Sequence[Run], gate_up_EGD: Tensor, down_EDF: Tensor
+    x_TD: Tensor,
+    assignments: Assignments,
+    runs: Sequence[Run],
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    activation: Activation,
 ) -> Tensor:
     token_S, weight_S, _, slot_S, token_offsets_T = assignments
 
@@ -63,7 +72,7 @@ def _without_gradients(
         x_SD = x_TD.index_select(0, token_S[own])
         gate_up_SG = x_SD.new_empty(x_SD.shape[0], gate_up_EGD.shape[1])
         _multiply(x_SD, gate_up_EGD[e].transpose(1, 2), gate_up_SG)
-        _multiply(gated_activation(gate_up_SG), down_EDF[e].transpose(1, 2), y_SD[own])
+        _multiply(activation(gate_up_SG), down_EDF[e].transpose(1, 2), y_SD[own])
 
     with scratch(token_S.numel(), x_TD) as y_SD:
         _each_run(one_run, runs, gate_up_EGD)
@@ -80,23 +89,24 @@ class _Experts(torch.autograd.Function):
         down_EDF: Tensor,
         assignments: Assignments,
         runs: Sequence[Run],
+        activation: Activation,
     ) -> Tensor:
         token_S, _, _, slot_S, token_offsets_T = assignments
         size, width, hidden = token_S.numel(), x_TD.shape[1], down_EDF.shape[2]
-        gate_up_SG = x_TD.new_empty(size, 2 * hidden)
-        activated_SF, hidden_SF = x_TD.new_empty(size, hidden), x_TD.new_empty(size, hidden)
+        gate_up_SG = x_TD.new_empty(size, gate_up_EGD.shape[1])
+        activated_SF, hidden_SF = activation.room(gate_up_SG, size), x_TD.new_empty(size, hidden)
         keep_y = ctx.needs_input_grad[1] and _weigh_outputs(down_EDF)  # for the gradient of the weights
 
         def one_run(run: Run) -> None:
             own, e = _places(run)
             _multiply(x_TD.index_select(0, token_S[own]), gate_up_EGD[e].transpose(1, 2), gate_up_SG[own])
-            activate(gate_up_SG[own], activated_SF[own], hidden_SF[own])
+            activation.write(gate_up_SG[own], activated_SF[own], hidden_SF[own])
             _multiply(hidden_SF[own], down_EDF[e].transpose(1, 2), y_SD[own])
 
         with nullcontext(x_TD.new_empty(size, width)) if keep_y else scratch(size, x_TD) as y_SD:
             _each_run(one_run, runs, gate_up_EGD)
             y_TD = _sum_by_token(y_SD, slot_S, token_offsets_T, weight_S.index_select(0, slot_S))
-        ctx.runs = runs
+        ctx.runs, ctx.activation = runs, activation
         ctx.save_for_backward(
             *(x_TD, weight_S, gate_up_EGD, down_EDF),
             *(token_S, slot_S, token_offsets_T),
@@ -140,7 +150,7 @@ class _Experts(torch.autograd.Function):
                 _multiply_transposed(grad_y_SD, own_hidden_SF, grad_down_EDF[e])
             if not needs_hidden:
                 return
-            grad_gate_up_SG = activate_backward(grad_hidden_SF, gate_up_SG[own], activated_SF[own])
+            grad_gate_up_SG = ctx.activation.backward(grad_hidden_SF, gate_up_SG[own], activated_SF[own])
             if needs_x:
                 _multiply(grad_gate_up_SG, gate_up_EGD[e], grad_x_SD[own])
             if grad_gate_up_EGD is not None:
@@ -152,7 +162,7 @@ class _Experts(torch.autograd.Function):
             grad_x_TD = _sum_by_token(grad_x_SD, slot_S, token_offsets_T) if needs_x else None
         if grad_weight_S is not None:
             grad_weight_S = grad_weight_S.to(weight_S.dtype)
-        return grad_x_TD, grad_weight_S, grad_gate_up_EGD, grad_down_EDF, None, None
+        return grad_x_TD, grad_weight_S, grad_gate_up_EGD, grad_down_EDF, None, None, None
 
 
 def _places(run: Run) -> tuple[slice, slice]:

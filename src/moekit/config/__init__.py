@@ -1,0 +1,69 @@
+"""A model is its configuration: frozen, keyword-only classes that say everything about its shape.
+
+No behaviour hangs on a model's name. A layer plan says per layer whether its feed-forward part is dense or a
+mixture of experts (MoE), the latter alone, with a shared expert, or beside a residual dense branch.
+Nothing here needs torch, so a configuration can be read, checked and counted (`moekit.counting`) at once.
+"""
+
+from moekit.config.attention import (
+    AnyAttentionConfig,
+    AttentionConfig,
+    LatentAttentionConfig,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    RotaryConfig,
+    YarnScaling,
+)
+from moekit.config.base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layers, NonNegative, Positive
+from moekit.config.decoder import ModelConfig
+from moekit.config.feed_forward import ActivationName, DenseConfig, FeedForwardConfig, MoEConfig
+from moekit.config.routers import (
+    AnyRouterConfig,
+    ExpertChoiceConfig,
+    GShardConfig,
+    HashConfig,
+    NoisyTopKConfig,
+    RenormalizingConfig,
+    RouterConfig,
+    SigmoidBiasConfig,
+    SinkhornConfig,
+    SoftmaxTopKConfig,
+    SwitchConfig,
+    TopKConfig,
+)
+
+__all__ = [
+    "BYTE_VOCAB_SIZE",
+    "MAX_LAYERS",
+    "ActivationName",
+    "AnyAttentionConfig",
+    "AnyRouterConfig",
+    "AttentionConfig",
+    "Config",
+    "Count",
+    "DenseConfig",
+    "ExpertChoiceConfig",
+    "FeedForwardConfig",
+    "GShardConfig",
+    "HashConfig",
+    "LatentAttentionConfig",
+    "Layers",
+    "LinearScaling",
+    "Llama3Scaling",
+    "MoEConfig",
+    "ModelConfig",
+    "NoisyTopKConfig",
+    "NonNegative",
+    "Positive",
+    "RenormalizingConfig",
+    "RopeScaling",
+    "RotaryConfig",
+    "RouterConfig",
+    "SigmoidBiasConfig",
+    "SinkhornConfig",
+    "SoftmaxTopKConfig",
+    "SwitchConfig",
+    "TopKConfig",
+    "YarnScaling",
+]

@@ -1,0 +1,42 @@
+"""What a family of models is: published configurations, and how Hugging Face's folders name settings and tensors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moekit.checkpoint.layout import Stored
+from moekit.config import Config
+from moekit.families.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published configuration. source: where it is published.
+
+    parameters, active: totals as published, where they are, for the table that holds ours against them.
+    """
+
+    config: Config
+    source: str
+    parameters: float | None = None
+    active: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of folder.
+
+    model_type, architecture: of config.json. read: our configuration of its settings; raises what Settings raises.
+    write: the settings of config.json for a configuration of ours, or None where the family cannot say it: `read` of
+    what it gives has to be the configuration again. layout: the stored tensors of a model of that configuration;
+    None where each of the model's own tensors is stored under its own name.
+    ignored: whether a tensor of that name is a leftover that carries nothing (old files hold buffers).
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Settings], Config]
+    write: Callable[[Any], dict[str, Any] | None]
+    layout: Callable[[Any], Sequence[Stored]] | None
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    ignored: Callable[[str], bool] = lambda name: False

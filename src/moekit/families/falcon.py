@@ -1,0 +1,210 @@
+"""Falcon in its three forms: one key-value head with one norm, groups of them with two norms, and all with ALiBi."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import Tensor
+
+from moekit.checkpoint.layout import Part, Stored, View, stored
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.families.base import Family, Preset
+from moekit.families.gpt2 import head, norm
+from moekit.families.llama_like import ACTIVATIONS, number_of_layers, only_dense
+from moekit.families.parts import both, read_rope, write_rope
+from moekit.families.settings import Settings
+
+Block = Literal["pre", "parallel", "parallel_shared"]
+
+
+def read(settings: Settings) -> ModelConfig:
+    """Our configuration of a Falcon's settings."""
+    width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    if heads < 1 or width % heads:
+        raise settings.problem("num_attention_heads", f"({heads}) must divide hidden_size ({width})")
+    grouped = settings.flag("new_decoder_architecture", False)
+    if grouped:
+        kv_heads = settings.integer("num_kv_heads", heads)
+    else:
+        kv_heads = 1 if settings.flag("multi_query", True) else heads
+    rope, bias, alibi = read_rope(settings), settings.flag("bias", False), settings.flag("alibi", False)
+    layer = DenseConfig(
+        width=settings.integer("ffn_hidden_size", 4 * width),
+        activation=settings.choice("activation", ACTIVATIONS, "gelu"),
+        gated=False,
+        bias=bias,
+    )
+    return ModelConfig(
+        vocab_size=settings.integer("vocab_size"),
+        width=width,
+        context=settings.integer("max_position_embeddings", 2048),
+        attention=AttentionConfig(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_width=width // heads,
+            positions="alibi" if alibi else "rotary",
+            rope_base=rope.rope_base,
+            rope_scaling=rope.rope_scaling,
+            qkv_bias=bias,
+            output_bias=bias,
+        ),
+        layers=(layer,) * number_of_layers(settings),
+        block=_read_block(settings, grouped=grouped),
+        norm="layer",
+        norm_eps=settings.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        init_std=settings.number("initializer_range", 0.02),
+    )
+
+
+def _read_block(settings: Settings, *, grouped: bool) -> Block:
+    if grouped:
+        # The number of norms decides; without it there are two.
+        return "parallel_shared" if settings.integer("num_ln_in_parallel_attn", 2) == 1 else "parallel"
+    return "parallel_shared" if settings.flag("parallel_attn", True) else "pre"
+
+
+def write(config: ModelConfig) -> dict[str, Any] | None:
+    """A Falcon's settings."""
+    layer, attention = only_dense(config), config.attention
+    if layer is None or not isinstance(attention, AttentionConfig) or config.block == "sandwich":
+        return None
+    grouped = config.block == "parallel" or attention.kv_heads not in (1, attention.heads)
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": len(config.layers),
+        "num_attention_heads": attention.heads,
+        "num_kv_heads": attention.kv_heads,
+        "ffn_hidden_size": layer.width,
+        "activation": names[layer.activation],
+        "bias": layer.bias,
+        "alibi": attention.positions == "alibi",
+        "new_decoder_architecture": grouped,
+        "num_ln_in_parallel_attn": (1 if config.block == "parallel_shared" else 2) if grouped else None,
+        "multi_query": attention.kv_heads == 1,
+        "parallel_attn": config.block != "pre",
+        "layer_norm_epsilon": config.norm_eps,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tie_embeddings,
+        **write_rope(attention),
+    }
+
+
+def layout(config: ModelConfig) -> list[Stored]:
+    """Falcon's tensors."""
+    assert isinstance(config.attention, AttentionConfig)
+    return list(_layout(config, config.attention))
+
+
+def _layout(config: ModelConfig, attention: AttentionConfig) -> Iterator[Stored]:
+    yield stored("transformer.word_embeddings.weight", "embedding.weight")
+    for index in range(len(config.layers)):
+        theirs, ours = f"transformer.h.{index}", f"layers.{index}"
+        if config.block == "parallel":
+            yield from norm(f"{theirs}.ln_attn", f"{ours}.attention_norm")
+            yield from norm(f"{theirs}.ln_mlp", f"{ours}.feed_forward_norm")
+        else:
+            yield from norm(f"{theirs}.input_layernorm", f"{ours}.attention_norm")
+        if config.block == "pre":
+            yield from norm(f"{theirs}.post_attention_layernorm", f"{ours}.feed_forward_norm")
+        yield from _projections(f"{theirs}.self_attention", attention, f"{ours}.attention", config.width)
+        yield from both(f"{theirs}.self_attention.dense", f"{ours}.attention.output", bias=attention.output_bias)
+        yield from both(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.feed_forward.gate_up", bias=attention.output_bias)
+        yield from both(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.feed_forward.down", bias=attention.output_bias)
+    yield from norm("transformer.ln_f", "norm")
+    yield from head(config)
+
+
+def _projections(theirs: str, attention: AttentionConfig, ours: str, width: int) -> Iterator[Stored]:
+    """Queries, keys and values as one matrix: for each key-value head its queries, its key, its value.
+
+    That is one group of all queries for the form with one key-value head, and [q, k, v] a head for that with all.
+    """
+    weight = f"{ours}.query_key_value.weight"
+    yield _fused(f"{theirs}.query_key_value.weight", weight, attention, (width,))
+    if attention.qkv_bias:
+        yield _fused(f"{theirs}.query_key_value.bias", f"{ours}.query_key_value.bias", attention, ())
+
+
+def _fused(theirs: str, ours: str, attention: AttentionConfig, inner: tuple[int, ...]) -> Stored:
+    groups, width = attention.kv_heads, attention.head_width
+    shared = attention.heads // groups
+    queries = groups * shared
+
+    def of_ours(begin: int, end: int) -> View:
+        def view(tensor: Tensor) -> Tensor:
+            return tensor[begin * width : end * width].view(groups, -1, width, *inner)
+
+        return view
+
+    def of_stored(begin: int, end: int) -> View:
+        def view(tensor: Tensor) -> Tensor:
+            return tensor.view(groups, shared + 2, width, *inner)[:, begin:end]
+
+        return view
+
+    # Heads in our matrix, and in each of the file's groups.
+    places = (
+        ((0, queries), (0, shared)),
+        ((queries, queries + groups), (shared, shared + 1)),
+        ((queries + groups, queries + 2 * groups), (shared + 1, shared + 2)),
+    )
+    return Stored(
+        name=theirs,
+        shape=(groups * (shared + 2) * width, *inner),
+        parts=tuple(Part(ours=ours, of_ours=of_ours(*a), of_stored=of_stored(*b)) for a, b in places),
+    )
+
+
+def _falcon(
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    block: Block,
+    *,
+    positions: Literal["rotary", "alibi"] = "rotary",
+    vocab: int = 65_024,
+    bias: bool = False,
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab,
+        width=width,
+        context=2048,
+        attention=AttentionConfig(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_width=width // heads,
+            positions=positions,
+            qkv_bias=bias,
+            output_bias=bias,
+        ),
+        layers=(DenseConfig(width=4 * width, activation="gelu", gated=False, bias=bias),) * layers,
+        block=block,
+        norm="layer",
+        tie_embeddings=True,
+    )
+
+
+_SOURCE = "arXiv 2311.16867, table 16, and the published config.json"
+
+FAMILY = Family(
+    model_type="falcon",
+    architecture="FalconForCausalLM",
+    read=read,
+    write=write,
+    layout=layout,
+    ignored=lambda name: name.endswith("rotary_emb.inv_freq"),
+    presets={
+        "falcon-7b": Preset(config=_falcon(32, 4544, 71, 1, "parallel_shared"), source=_SOURCE, parameters=7e9),
+        "falcon-40b": Preset(config=_falcon(60, 8192, 128, 8, "parallel"), source=_SOURCE, parameters=40e9),
+        "falcon-180b": Preset(config=_falcon(80, 14_848, 232, 8, "parallel"), source=_SOURCE, parameters=180e9),
+        "falcon-rw-1b": Preset(
+            config=_falcon(24, 2048, 32, 32, "pre", positions="alibi", vocab=50_304, bias=True),
+            source="its published config.json",
+            parameters=1.3e9,
+        ),
+    },
+)

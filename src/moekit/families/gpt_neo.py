@@ -1,0 +1,157 @@
+"""GPT-Neo: GPT-2's kind with global and local layers in turn, unscaled scores, and separate matrices without biases."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from moekit.checkpoint.layout import Stored, stored
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.families.base import Family, Preset
+from moekit.families.gpt2 import head, norm
+from moekit.families.llama_like import ACTIVATIONS, only_dense
+from moekit.families.parts import both, separate_projections
+from moekit.families.settings import Settings
+
+
+def read(settings: Settings) -> ModelConfig:
+    """Our configuration of a GPT-Neo's settings."""
+    width, heads, layers = (
+        settings.integer("hidden_size"),
+        settings.integer("num_heads"),
+        settings.integer("num_layers"),
+    )
+    if heads < 1 or width % heads or not 0 < layers <= 10_000:
+        raise settings.problem("num_heads", f"({heads}) must divide hidden_size ({width})")
+    window, kinds = settings.integer("window_size", 256), _kinds(settings, layers)
+    return _neo(
+        vocab=settings.integer("vocab_size"),
+        width=width,
+        heads=heads,
+        layers=layers,
+        context=settings.integer("max_position_embeddings"),
+        hidden=settings.integer("intermediate_size", 4 * width),
+        windows=tuple(window if kind == "local" else None for kind in kinds),
+        activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
+        norm_eps=settings.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        init_std=settings.number("initializer_range", 0.02),
+    )
+
+
+def _kinds(settings: Settings, layers: int) -> list[str]:
+    """`global` or `local` for each layer; old files have only `attention_types`, [[kinds, how often], ...]."""
+    kinds = settings.values.get("attention_layers")
+    try:
+        if kinds is None:
+            types = settings.values.get("attention_types")
+            kinds = [kind for pattern, times in types for _ in range(min(times, 10_000)) for kind in pattern]  # type: ignore[union-attr]
+        if len(kinds) == layers and set(kinds) <= {"global", "local"}:
+            return list(kinds)
+    except (TypeError, ValueError):
+        pass
+    raise settings.problem("attention_types", f"must say global or local for each of the {layers} layers")
+
+
+def _neo(
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    hidden: int,
+    windows: tuple[int | None, ...] = (None, 256),
+    vocab: int = 50_257,
+    context: int = 2048,
+    activation: str = "gelu_tanh",
+    **more: Any,
+) -> ModelConfig:
+    layer = {"width": hidden, "activation": activation, "gated": False, "bias": True}
+    return ModelConfig(
+        vocab_size=vocab,
+        width=width,
+        context=context,
+        attention=AttentionConfig(
+            heads=heads,
+            kv_heads=heads,
+            head_width=width // heads,
+            positions="none",
+            scale=1.0,
+            output_bias=True,
+            windows=windows,
+        ),
+        layers=(DenseConfig.model_validate(layer),) * layers,
+        norm="layer",
+        learned_positions=True,
+        **{"tie_embeddings": True, **more},
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any] | None:
+    """A GPT-Neo's settings."""
+    layer, attention = only_dense(config), config.attention
+    if layer is None or not isinstance(attention, AttentionConfig) or attention.scale != 1:
+        return None
+    windows = [config.window(index) for index in range(len(config.layers))]
+    sizes = {window for window in windows if window is not None}
+    if len(sizes) > 1:
+        return None
+    kinds = ["global" if window is None else "local" for window in windows]
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context,
+        "hidden_size": config.width,
+        "num_layers": len(config.layers),
+        "num_heads": attention.heads,
+        "intermediate_size": layer.width,
+        "window_size": sizes.pop() if sizes else 256,
+        "attention_types": [[[kind], 1] for kind in kinds],
+        "attention_layers": kinds,
+        "activation_function": names[layer.activation],
+        "layer_norm_epsilon": config.norm_eps,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def layout(config: ModelConfig) -> list[Stored]:
+    """GPT-Neo's tensors."""
+    assert isinstance(config.attention, AttentionConfig)
+    return list(_layout(config, config.attention))
+
+
+def _layout(config: ModelConfig, attention: AttentionConfig) -> Iterator[Stored]:
+    yield stored("transformer.wte.weight", "embedding.weight")
+    yield stored("transformer.wpe.weight", "position_embedding.weight")
+    for index in range(len(config.layers)):
+        theirs, ours = f"transformer.h.{index}", f"layers.{index}"
+        yield from norm(f"{theirs}.ln_1", f"{ours}.attention_norm")
+        yield from norm(f"{theirs}.ln_2", f"{ours}.feed_forward_norm")
+        yield from separate_projections(f"{theirs}.attn.attention", attention, f"{ours}.attention", "out_proj")
+        yield from both(f"{theirs}.mlp.c_fc", f"{ours}.feed_forward.gate_up", bias=True)
+        yield from both(f"{theirs}.mlp.c_proj", f"{ours}.feed_forward.down", bias=True)
+    yield from norm("transformer.ln_f", "norm")
+    yield from head(config)
+
+
+def _is_mask(name: str) -> bool:
+    """Old files hold each layer's causal mask."""
+    return name.endswith((".attn.attention.bias", ".attn.attention.masked_bias"))
+
+
+_SOURCE = "EleutherAI's published config.json"
+
+FAMILY = Family(
+    model_type="gpt_neo",
+    architecture="GPTNeoForCausalLM",
+    read=read,
+    write=write,
+    layout=layout,
+    ignored=_is_mask,
+    presets={
+        "gpt-neo-1.3b": Preset(
+            config=_neo(layers=24, width=2048, heads=16, hidden=8192), source=_SOURCE, parameters=1.3e9
+        ),
+        "gpt-neo-2.7b": Preset(
+            config=_neo(layers=32, width=2560, heads=20, hidden=10_240), source=_SOURCE, parameters=2.7e9
+        ),
+    },
+)

@@ -1,0 +1,196 @@
+"""Families that are Llama with a few differences: what their settings and tensors have in common."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from moekit.checkpoint.layout import Stored, stored
+from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.families.parts import expert_networks, gated_network, read_rope, separate_projections, write_rope
+from moekit.families.settings import Settings
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""Names of activations as transformers has them, and ours."""
+
+
+def read_attention(
+    settings: Settings,
+    *,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    query_key_norm: Literal["none", "head", "all"] = "none",
+    windows: Sequence[int | None] = (None,),
+) -> AttentionConfig:
+    """Heads, rotary positions, and what the caller knows of the rest."""
+    heads = settings.integer("num_attention_heads")
+    rope = read_rope(settings)
+    return AttentionConfig(
+        heads=heads,
+        kv_heads=settings.integer("num_key_value_heads", heads),
+        head_width=settings.integer("head_dim", settings.integer("hidden_size") // max(heads, 1)),
+        rope_base=rope.rope_base,
+        rope_scaling=rope.rope_scaling,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        query_key_norm=query_key_norm,
+        windows=tuple(windows),
+    )
+
+
+def read_windows(settings: Settings, *, default_on: bool) -> tuple[int | None, ...]:
+    """One window a layer from `layer_types`; without them `sliding_window` for all, where it is used at all.
+
+    default_on: whether a `sliding_window` counts where `use_sliding_window` is missing.
+    """
+    if not settings.has("sliding_window") or not settings.flag("use_sliding_window", default_on):
+        return (None,)
+    window = settings.integer("sliding_window")
+    kinds = settings.values.get("layer_types")
+    if kinds is None:
+        if settings.has("max_window_layers"):
+            full = settings.integer("max_window_layers")
+            layers = settings.integer("num_hidden_layers")
+            return tuple(window if index >= full else None for index in range(min(layers, 10_000)))
+        return (window,)
+    choices = {"full_attention": None, "sliding_attention": window}
+    if not isinstance(kinds, list) or any(kind not in choices for kind in kinds):
+        raise settings.problem("layer_types", f"must be a list of {' and '.join(choices)}")
+    return tuple(choices[kind] for kind in kinds)
+
+
+def read_decoder(settings: Settings, attention: AnyAttentionConfig, layers: Sequence[Any], **more: Any) -> ModelConfig:
+    """The whole, from its attention and its layers' feed-forward parts."""
+    return ModelConfig(
+        vocab_size=settings.integer("vocab_size"),
+        width=settings.integer("hidden_size"),
+        context=settings.integer("max_position_embeddings"),
+        attention=attention,
+        layers=tuple(layers),
+        tie_embeddings=settings.flag("tie_word_embeddings", False),
+        norm_eps=settings.number("rms_norm_eps", 1e-6),
+        init_std=settings.number("initializer_range", 0.02),
+        **more,
+    )
+
+
+def number_of_layers(settings: Settings) -> int:
+    """How many layers there are, bounded so that a hostile file cannot make us build for ever."""
+    layers = settings.integer("num_hidden_layers")
+    if not 0 < layers <= 10_000:
+        raise settings.problem("num_hidden_layers", f"is {layers}, and must lie between 1 and 10,000")
+    return layers
+
+
+def dense_layer(settings: Settings, width_key: str = "intermediate_size", *, bias: bool = False) -> DenseConfig:
+    """A gated network."""
+    return DenseConfig(
+        width=settings.integer(width_key),
+        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        bias=bias,
+    )
+
+
+def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
+    """The settings that all of these families have; None where the model is not of Llama's shape."""
+    attention = config.attention
+    plain = config.block == "pre" and config.norm == "rms" and not config.learned_positions
+    unscaled = config.embedding_scale == config.logit_scale == 1
+    if not (plain and unscaled) or not isinstance(attention, AttentionConfig):
+        return None
+    if attention.positions != "rotary" or attention.scale is not None or attention.soft_cap is not None:
+        return None
+    activations = {layer.activation for layer in config.layers}
+    if len(activations) > 1 or not all(layer.gated for layer in config.layers):
+        return None
+    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": len(config.layers),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_width,
+        "hidden_act": names[activations.pop()],
+        "tie_word_embeddings": config.tie_embeddings,
+        "rms_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+        **write_rope(attention),
+        **more,
+    }
+
+
+def write_windows(config: ModelConfig) -> dict[str, Any]:
+    """`sliding_window` and `layer_types`; nothing where no layer has a window."""
+    windows = [config.window(index) for index in range(len(config.layers))]
+    sizes = {window for window in windows if window is not None}
+    if not sizes:
+        return {"sliding_window": None, "use_sliding_window": False}
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return {"sliding_window": max(sizes), "use_sliding_window": True, "layer_types": kinds, "max_window_layers": 0}
+
+
+def only_dense(config: ModelConfig) -> DenseConfig | None:
+    """The one dense network that every layer is; None where layers differ or are mixtures."""
+    first = config.layers[0]
+    return first if isinstance(first, DenseConfig) and set(config.layers) == {first} else None
+
+
+def only_moe(config: ModelConfig) -> MoEConfig | None:
+    """The one mixture that every sparse layer is; None where they differ or there is none."""
+    kinds = {layer for layer in config.layers if isinstance(layer, MoEConfig)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def dropless_softmax(config: MoEConfig) -> SoftmaxTopKConfig | None:
+    """The router, where it is a plain softmax over the top k without a capacity."""
+    router = config.router
+    return router if isinstance(router, SoftmaxTopKConfig) and router.capacity_factor is None else None
+
+
+def llama_layout(
+    config: ModelConfig, moe: Callable[[str, MoEConfig, str], Iterator[Stored]] | None = None
+) -> list[Stored]:
+    """Llama's tensors; `moe(theirs, config, ours)` gives those of a sparse layer, named from the layer on."""
+    assert isinstance(config.attention, AttentionConfig)
+    return list(_llama_layout(config, config.attention, moe))
+
+
+def _llama_layout(
+    config: ModelConfig, attention: AttentionConfig, moe: Callable[[str, MoEConfig, str], Iterator[Stored]] | None
+) -> Iterator[Stored]:
+    yield from embeddings_and_norm(config)
+    for index, layer in enumerate(config.layers):
+        theirs, ours = f"model.layers.{index}", f"layers.{index}"
+        yield stored(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
+        yield stored(f"{theirs}.post_attention_layernorm.weight", f"{ours}.feed_forward_norm.weight")
+        yield from separate_projections(f"{theirs}.self_attn", attention, f"{ours}.attention")
+        if isinstance(layer, DenseConfig):
+            yield from gated_network(f"{theirs}.mlp", layer, f"{ours}.feed_forward")
+        else:
+            assert moe is not None
+            yield from moe(theirs, layer, f"{ours}.feed_forward")
+
+
+def embeddings_and_norm(config: ModelConfig) -> Iterator[Stored]:
+    """What stands before and after the layers. Files of tied models may hold the head as a copy, or not."""
+    yield stored("model.embed_tokens.weight", "embedding.weight")
+    yield stored("model.norm.weight", "norm.weight")
+    head = stored("lm_head.weight", "embedding.weight" if config.tie_embeddings else "head.weight")
+    yield Stored(name=head.name, parts=head.parts, optional=config.tie_embeddings)
+
+
+def routed_experts(theirs: str, config: MoEConfig, ours: str) -> Iterator[Stored]:
+    """Router and experts as Qwen and OLMoE name them."""
+    yield stored(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight")
+    yield from expert_networks(f"{theirs}.mlp.experts", config, ours)
+
+
+def is_rotary_buffer(name: str) -> bool:
+    """Files written by old versions hold the rotary frequencies, which follow from the settings."""
+    return name.endswith("rotary_emb.inv_freq")

@@ -1,0 +1,90 @@
+"""OLMoE: 64 narrow experts, eight a token, weights not renormalised; queries and keys normed."""
+
+from typing import Any
+
+from moekit.checkpoint.layout import Stored
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.families.base import Family, Preset
+from moekit.families.llama_like import (
+    ACTIVATIONS,
+    dropless_softmax,
+    is_rotary_buffer,
+    llama_layout,
+    number_of_layers,
+    only_moe,
+    read_attention,
+    read_decoder,
+    routed_experts,
+    write_decoder,
+)
+from moekit.families.settings import Settings
+
+
+def read(settings: Settings) -> ModelConfig:
+    """Our configuration of an OLMoE's settings."""
+    if settings.has("clip_qkv"):
+        raise settings.problem("clip_qkv", "is set, and moekit does not clip queries, keys and values")
+    bias = settings.flag("attention_bias", False)
+    attention = read_attention(settings, qkv_bias=bias, output_bias=bias, query_key_norm="all")
+    layer = MoEConfig(
+        experts=settings.integer("num_experts"),
+        expert_width=settings.integer("intermediate_size"),
+        router=SoftmaxTopKConfig(
+            top_k=settings.integer("num_experts_per_tok"),
+            renormalize=settings.flag("norm_topk_prob", False),
+            balance_loss=settings.number("router_aux_loss_coef", 0.01),
+        ),
+        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+    )
+    return read_decoder(settings, attention, [layer] * number_of_layers(settings))
+
+
+def write(config: ModelConfig) -> dict[str, Any] | None:
+    """An OLMoE's settings."""
+    layer, attention = only_moe(config), config.attention
+    if layer is None or layer.branch != "none" or set(config.layers) != {layer}:
+        return None
+    router = dropless_softmax(layer)
+    if router is None or not isinstance(attention, AttentionConfig) or attention.query_key_norm != "all":
+        return None
+    if attention.qkv_bias != attention.output_bias or attention.windows != (None,):
+        return None
+    return write_decoder(
+        config,
+        intermediate_size=layer.expert_width,
+        num_experts=layer.experts,
+        num_experts_per_tok=router.top_k,
+        norm_topk_prob=router.renormalize,
+        router_aux_loss_coef=router.balance_loss,
+        attention_bias=attention.qkv_bias,
+    )
+
+
+def layout(config: ModelConfig) -> list[Stored]:
+    """OLMoE's tensors."""
+    return llama_layout(config, routed_experts)
+
+
+FAMILY = Family(
+    model_type="olmoe",
+    architecture="OlmoeForCausalLM",
+    read=read,
+    write=write,
+    layout=layout,
+    ignored=is_rotary_buffer,
+    presets={
+        "olmoe-1b-7b": Preset(
+            config=ModelConfig(
+                vocab_size=50_304,
+                width=2048,
+                context=4096,
+                attention=AttentionConfig(heads=16, kv_heads=16, head_width=128, query_key_norm="all"),
+                layers=(MoEConfig(experts=64, expert_width=1024, router=SoftmaxTopKConfig(top_k=8, renormalize=False)),)
+                * 16,
+            ),
+            source="arXiv 2409.02060, table 1 and appendix B",
+            parameters=6.9e9,
+            active=1.3e9,
+        ),
+    },
+)

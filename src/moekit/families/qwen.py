@@ -1,0 +1,217 @@
+"""Qwen 2 and 3, dense and with experts: biases of queries, keys and values in 2, norms of queries and keys in 3."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from moekit.checkpoint.layout import Stored, stored
+from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.families.base import Family, Preset
+from moekit.families.llama_like import (
+    ACTIVATIONS,
+    dense_layer,
+    dropless_softmax,
+    is_rotary_buffer,
+    llama_layout,
+    number_of_layers,
+    only_dense,
+    only_moe,
+    read_attention,
+    read_decoder,
+    read_windows,
+    routed_experts,
+    write_decoder,
+    write_windows,
+)
+from moekit.families.parts import gated_network
+from moekit.families.settings import Settings
+
+Norms = Literal["none", "head"]
+
+
+def _attention(settings: Settings, norms: Norms) -> AttentionConfig:
+    """Version 2 has biases and no norms, version 3 norms and biases where it says so."""
+    windows = read_windows(settings, default_on=False)
+    if norms == "none":
+        bias = settings.flag("qkv_bias", True)
+        return read_attention(settings, qkv_bias=bias, windows=windows)
+    bias = settings.flag("attention_bias", False)
+    return read_attention(settings, qkv_bias=bias, output_bias=bias, query_key_norm="head", windows=windows)
+
+
+def _write_attention(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
+    attention = config.attention
+    if not isinstance(attention, AttentionConfig) or attention.query_key_norm != norms:
+        return None
+    if norms == "none":
+        return None if attention.output_bias else {"qkv_bias": attention.qkv_bias}
+    return {"attention_bias": attention.qkv_bias} if attention.qkv_bias == attention.output_bias else None
+
+
+def _read_dense(settings: Settings, norms: Norms) -> ModelConfig:
+    return read_decoder(settings, _attention(settings, norms), [dense_layer(settings)] * number_of_layers(settings))
+
+
+def _write_dense(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
+    layer, attention = only_dense(config), _write_attention(config, norms)
+    # The dense Qwen 2 knows no other way than biases.
+    if layer is None or layer.bias or attention is None or attention.pop("qkv_bias", True) is False:
+        return None
+    return write_decoder(config, intermediate_size=layer.width, **attention, **write_windows(config))
+
+
+def _read_moe(settings: Settings, norms: Norms) -> ModelConfig:
+    shared = settings.integer("shared_expert_intermediate_size") if norms == "none" else 0
+    experts = settings.integer("num_experts") if settings.has("num_experts") else settings.integer("num_local_experts")
+    sparse = MoEConfig(
+        experts=experts,
+        expert_width=settings.integer("moe_intermediate_size"),
+        router=SoftmaxTopKConfig(
+            top_k=settings.integer("num_experts_per_tok"),
+            renormalize=settings.flag("norm_topk_prob", False),
+            balance_loss=settings.number("router_aux_loss_coef", 0.001),
+        ),
+        branch="gated_shared" if shared else "none",
+        branch_width=shared,
+        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+    )
+    step, dense_ones = settings.integer("decoder_sparse_step", 1), settings.values.get("mlp_only_layers") or []
+    if step < 1 or not isinstance(dense_ones, list):
+        raise settings.problem("decoder_sparse_step", "must be 1 or more, and mlp_only_layers a list")
+    layers: list[FeedForwardConfig] = [
+        dense_layer(settings) if index in dense_ones or (index + 1) % step else sparse
+        for index in range(number_of_layers(settings))
+    ]
+    return read_decoder(settings, _attention(settings, norms), layers)
+
+
+def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
+    sparse, attention = only_moe(config), _write_attention(config, norms)
+    if sparse is None or attention is None or sparse.branch != ("gated_shared" if norms == "none" else "none"):
+        return None
+    router = dropless_softmax(sparse)
+    dense = {layer for layer in config.layers if isinstance(layer, DenseConfig)}
+    if router is None or len(dense) > 1 or any(layer.bias for layer in dense):
+        return None
+    more = {"shared_expert_intermediate_size": sparse.branch_width} if norms == "none" else {}
+    return write_decoder(
+        config,
+        intermediate_size=dense.pop().width if dense else sparse.expert_width,
+        moe_intermediate_size=sparse.expert_width,
+        num_experts=sparse.experts,
+        num_experts_per_tok=router.top_k,
+        norm_topk_prob=router.renormalize,
+        router_aux_loss_coef=router.balance_loss,
+        decoder_sparse_step=1,
+        mlp_only_layers=[index for index, layer in enumerate(config.layers) if isinstance(layer, DenseConfig)],
+        **attention,
+        **write_windows(config),
+        **more,
+    )
+
+
+def _sparse(theirs: str, layer: MoEConfig, ours: str) -> Iterator[Stored]:
+    yield from routed_experts(theirs, layer, ours)
+    if layer.branch == "gated_shared":
+        yield from gated_network(f"{theirs}.mlp.shared_expert", layer.dense_branch, f"{ours}.branch")
+        yield stored(f"{theirs}.mlp.shared_expert_gate.weight", f"{ours}.branch_gate.weight")
+
+
+def _moe_layout(config: ModelConfig) -> list[Stored]:
+    return llama_layout(config, _sparse)
+
+
+def _qwen3(
+    layers: int, width: int, heads: int, kv_heads: int, feed_forward: FeedForwardConfig, *, tied: bool = False
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=151_936,
+        width=width,
+        context=40_960,
+        attention=AttentionConfig(heads=heads, kv_heads=kv_heads, head_width=128, rope_base=1e6, query_key_norm="head"),
+        layers=(feed_forward,) * layers,
+        norm_eps=1e-6,
+        tie_embeddings=tied,
+    )
+
+
+def _experts(width: int) -> MoEConfig:
+    return MoEConfig(experts=128, expert_width=width, router=SoftmaxTopKConfig(top_k=8, balance_loss=0.001))
+
+
+_QWEN_3 = "arXiv 2505.09388, tables 1 and 2, and its published config.json"
+_QWEN_15_MOE = ModelConfig(
+    vocab_size=151_936,
+    width=2048,
+    context=8192,
+    attention=AttentionConfig(heads=16, kv_heads=16, head_width=128, rope_base=1e6, qkv_bias=True),
+    layers=(
+        MoEConfig(
+            experts=60,
+            expert_width=1408,
+            router=SoftmaxTopKConfig(top_k=4, renormalize=False, balance_loss=0.001),
+            branch="gated_shared",
+            branch_width=5632,
+        ),
+    )
+    * 24,
+    norm_eps=1e-6,
+)
+
+FAMILIES = (
+    Family(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        read=lambda settings: _read_dense(settings, "none"),
+        write=lambda config: _write_dense(config, "none"),
+        layout=llama_layout,
+        ignored=is_rotary_buffer,
+    ),
+    Family(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        read=lambda settings: _read_dense(settings, "head"),
+        write=lambda config: _write_dense(config, "head"),
+        layout=llama_layout,
+        ignored=is_rotary_buffer,
+        presets={
+            "qwen3-0.6b": Preset(
+                config=_qwen3(28, 1024, 16, 8, DenseConfig(width=3072), tied=True), source=_QWEN_3, parameters=0.6e9
+            ),
+            "qwen3-8b": Preset(
+                config=_qwen3(36, 4096, 32, 8, DenseConfig(width=12_288)), source=_QWEN_3, parameters=8.2e9
+            ),
+        },
+    ),
+    Family(
+        model_type="qwen2_moe",
+        architecture="Qwen2MoeForCausalLM",
+        read=lambda settings: _read_moe(settings, "none"),
+        write=lambda config: _write_moe(config, "none"),
+        layout=_moe_layout,
+        ignored=is_rotary_buffer,
+        presets={
+            "qwen1.5-moe-a2.7b": Preset(
+                config=_QWEN_15_MOE,
+                source="Qwen1.5-MoE's announcement and published config.json",
+                parameters=14.3e9,
+                active=2.7e9,
+            ),
+        },
+    ),
+    Family(
+        model_type="qwen3_moe",
+        architecture="Qwen3MoeForCausalLM",
+        read=lambda settings: _read_moe(settings, "head"),
+        write=lambda config: _write_moe(config, "head"),
+        layout=_moe_layout,
+        ignored=is_rotary_buffer,
+        presets={
+            "qwen3-30b-a3b": Preset(
+                config=_qwen3(48, 2048, 32, 4, _experts(768)), source=_QWEN_3, parameters=30.5e9, active=3.3e9
+            ),
+            "qwen3-235b-a22b": Preset(
+                config=_qwen3(94, 4096, 64, 4, _experts(1536)), source=_QWEN_3, parameters=235e9, active=22e9
+            ),
+        },
+    ),
+)

@@ -1,0 +1,189 @@
+"""Models in and out of Hugging Face folders."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moekit.checkpoint import Stored, StoredTensors, check_weights, dtype_of, read_weights, stored, write_weights
+from moekit.checkpoint import write_folder as write_whole
+from moekit.config import Config
+from moekit.errors import MoekitError
+from moekit.families import Family, Settings, describe, family_of, same_function
+
+CONFIG = "config.json"
+_MAX_CONFIG_BYTES = 16_000_000
+
+# What stands beside the weights and goes with them.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def read_settings(folder: Path) -> Settings:
+    """The folder's config.json; raises MoekitError where there is none, or it is not an object of JSON."""
+    file = folder / CONFIG
+    try:
+        if file.stat().st_size > _MAX_CONFIG_BYTES:
+            raise MoekitError(f"{file} is larger than a config.json can be.")
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MoekitError(f"Cannot read {file}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise MoekitError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise MoekitError(f"{file} must hold an object of settings.")
+    return Settings(values, file)
+
+
+def read_config(folder: Path) -> tuple[Family, Config]:
+    """The family and the configuration that a folder names; its weights are not looked at."""
+    settings = read_settings(folder)
+    family = family_of(settings)
+    try:
+        return family, family.read(settings)
+    except ValueError as error:  # pydantic's: the settings contradict each other or lie out of bounds
+        raise MoekitError(f"{settings.file}: {_first_line(error)}") from error
+
+
+def read_model(
+    folder: Path,
+    build: Callable[[Config], nn.Module],
+    dtype: torch.dtype | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """The model in the folder, in evaluation mode, its weights as they are stored or in `dtype`.
+
+    build: gives the module of a configuration; called on the meta device, so that no weight is drawn only to be
+    overwritten. on_bytes: called with the bytes read so far and those there are.
+    """
+    family, config = read_config(folder)
+    tensors = StoredTensors.open(folder)
+    with torch.device("meta"):
+        model = build(config)
+    layout = layout_of(family, config, model)
+    # On the meta device first: a file that lies about sizes must not make us allocate them.
+    check_weights(own_tensors(model), layout, tensors, ignored=family.ignored)
+    stored_types = dtype_of(layout, tensors)
+    allocate(model, {name: dtype or stored_type for name, stored_type in stored_types.items()})
+    read_weights(
+        own_tensors(model), layout, tensors, ignored=family.ignored, on_bytes=_counted(on_bytes, layout, tensors)
+    )
+    return model.eval()
+
+
+def write_model(model: nn.Module, config: Config, target: Path, origin: Path | None) -> None:
+    """Write a folder: config.json, safetensors, and what stood beside the weights in the folder `origin`.
+
+    The folder is of the family that it came from, if that can still say the configuration. Raises MoekitError where the
+    disk is full, UsageError where `target` holds something; what is not complete never stands under its name.
+    """
+    text = config_text(model, config, origin)
+    family = family_of(Settings(json.loads(text), target / CONFIG))
+    layout = layout_of(family, config, model)
+
+    def fill(folder: Path) -> None:
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_weights(folder, layout, own_tensors(model))
+        for name in COMPANIONS:
+            if origin is not None and (origin / name).is_file():
+                shutil.copyfile(origin / name, folder / name)
+
+    write_whole(target, fill)
+
+
+def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
+    """config.json: that of the origin as far as it says the same model, else what the configuration alone says."""
+    kept: dict[str, Any] = {}
+    preferred = None
+    if origin is not None and (origin / CONFIG).is_file():
+        kept = read_settings(origin).values
+        preferred = str(kept.get("model_type"))
+        if same_function(read_config(origin)[1], config):
+            return _json(kept | _types(model))
+    _, settings = describe(config, preferred)
+    if settings["model_type"] != preferred:
+        kept = {key: value for key, value in kept.items() if key.endswith("_token_id")}
+    return _json(kept | settings | _types(model))
+
+
+def layout_of(family: Family, config: Config, model: nn.Module) -> list[Stored]:
+    """The stored tensors of that model in that family's folders."""
+    if family.layout is None:
+        return [stored(name, name) for name in own_tensors(model)]
+    return list(family.layout(config))
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; one that has two names (tied embeddings) under its first."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(named.values())
+
+
+def allocate(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Replace every tensor on the meta device by an uninitialised one; shared ones stay shared."""
+    made: dict[int, Tensor] = {}
+    for prefix, module in model.named_modules():
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in kind.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    dtype = dtypes.get(f"{prefix}.{name}" if prefix else name, tensor.dtype)
+                    empty = torch.empty(tensor.shape, dtype=dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(empty, empty.is_floating_point()) if is_parameter else empty
+                kind[name] = made[id(tensor)]
+
+
+def _counted(
+    on_bytes: Callable[[int, int], None] | None, layout: list[Stored], tensors: StoredTensors
+) -> Callable[[int], None] | None:
+    if on_bytes is None:
+        return None
+    total = sum(tensors[entry.name].size for entry in layout if entry.name in tensors)
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        on_bytes(done, total)
+
+    return count
+
+
+def _types(model: nn.Module) -> dict[str, str]:
+    """The number type that most weights have, as transformers reads it."""
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return {"dtype": str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")} if sizes else {}
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _first_line(error: ValueError) -> str:
+    problems = getattr(error, "errors", None)
+    if problems is None:
+        return f"{error}."
+    first = problems(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}.".lstrip(": ")

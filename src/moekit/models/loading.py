@@ -1,0 +1,71 @@
+"""From a folder or a hub id to a model."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from moekit.config import Config, ModelConfig
+from moekit.errors import MoekitError, UsageError
+from moekit.families import presets
+from moekit.models.base import LanguageModel
+from moekit.models.decoder import Decoder
+from moekit.models.folder import COMPANIONS, CONFIG, read_model
+
+MODELS: dict[type[Config], type[LanguageModel]] = {ModelConfig: Decoder}
+"""The module of each kind of configuration."""
+
+
+def build(config: Config) -> LanguageModel:
+    """The model of that configuration, its weights drawn from torch's current seed."""
+    return MODELS[type(config)](config)
+
+
+def load(
+    model: str | Path, *, dtype: torch.dtype | None = None, on_bytes: Callable[[int, int], None] | None = None
+) -> LanguageModel:
+    """The model in a local folder, or of a hub id (owner/name), in evaluation mode.
+
+    dtype: of its weights; None leaves them as they are stored. on_bytes: called with bytes read and bytes in all.
+    Only safetensors are read, and old `.bin` files through torch's `weights_only`; code in the folder never runs.
+    Raises UsageError where there is no such folder, MoekitError where it cannot be read; both name file and tensor.
+    """
+    folder = find(model)
+    loaded = read_model(folder, build, dtype, on_bytes)
+    assert isinstance(loaded, LanguageModel)
+    loaded.origin = folder
+    return loaded
+
+
+def find(model: str | Path) -> Path:
+    """The local folder of a model, which is downloaded where a hub id is given."""
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise UsageError(f"{folder} is not a model's folder: it has no {CONFIG}.")
+        return folder
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; a model is a folder with {CONFIG}, or a hub id (owner/name).")
+    text = str(model)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
+        hint = " It is the name of a preset, which has no weights." if text in presets() else ""
+        raise UsageError(f"There is no folder {text!r}, and it is no hub id (owner/name).{hint}")
+    return _downloaded(text)
+
+
+def _downloaded(hub_id: str) -> Path:
+    """A snapshot in Hugging Face's cache; it shows its own progress."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UsageError("Models of the hub need huggingface_hub: pip install huggingface_hub") from error
+    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *COMPANIONS]
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise MoekitError(f"{hub_id} cannot be downloaded: {' '.join(str(error).split())}") from error
+    return folder
