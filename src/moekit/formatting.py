@@ -11,6 +11,11 @@ def count_text(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G", "T", "P", "E")).rstrip()
 
 
+def parameters_text(count: float) -> str:
+    """A number of parameters as the field writes it: `46.7 B` for thousands of millions."""
+    return _scaled(count, ("", "k", "M", "B", "T")).rstrip()
+
+
 def duration_text(seconds: float) -> str:
     """`0.8 s`, `42 s`, `3 min 12 s`, `2 h 5 min`."""
     if seconds < 10:

@@ -101,6 +101,8 @@ def read_rope(settings: Settings) -> RotaryConfig:
 def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | None:
     if kind == "default":
         return None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise settings.problem("rope_type", f"is {kind!r}, and moekit has default, linear, llama3 and yarn")
     factor = given.number("factor")
     if kind == "linear":
         return LinearScaling(factor=factor)
@@ -108,16 +110,14 @@ def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | No
     if kind == "llama3":
         low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
         return Llama3Scaling(factor=factor, low=low, high=high, context=context)
-    if kind == "yarn":
-        return YarnScaling(
-            factor=factor,
-            context=context,
-            fast=given.number("beta_fast", 32.0),
-            slow=given.number("beta_slow", 1.0),
-            magnitude=_yarn_magnitude(given, factor),
-            whole_ends=given.flag("truncate", True),
-        )
-    raise settings.problem("rope_type", f"is {kind!r}, and moekit has default, linear, llama3 and yarn")
+    return YarnScaling(
+        factor=factor,
+        context=context,
+        fast=given.number("beta_fast", 32.0),
+        slow=given.number("beta_slow", 1.0),
+        magnitude=_yarn_magnitude(given, factor),
+        whole_ends=given.flag("truncate", True),
+    )
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:

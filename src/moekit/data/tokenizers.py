@@ -1,0 +1,106 @@
+"""Text to token ids and how many bytes they stand for: the tokenizer that lies beside a model, or bytes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from moekit.config import BYTE_VOCAB_SIZE
+from moekit.data.corpus import SEPARATOR
+from moekit.errors import MoekitError, UsageError
+
+TOKENIZER = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """What evaluation and training need. start: the token that stands before a text, None where there is none."""
+
+    start: int | None
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start or end."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become replacement characters."""
+        ...
+
+
+class ByteTokenizer:
+    """Every byte is a token; texts start after a separator, byte 0, as moekit's own models are trained."""
+
+    start: int | None = SEPARATOR
+    vocab_size = BYTE_VOCAB_SIZE
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of the text."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of bytes."""
+        return bytes(id_ for id_ in ids if id_ < BYTE_VOCAB_SIZE).decode("utf-8", errors="replace")
+
+
+class FileTokenizer:
+    """The tokenizer.json of a folder, by Hugging Face's `tokenizers`.
+
+    start: config.json's bos_token_id, or its eos_token_id where there is no other, as GPT-2's texts are told apart.
+    Raises MoekitError where the file cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer as Rust
+
+        file = folder / TOKENIZER
+        try:
+            self._rust = Rust.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
+            raise MoekitError(f"{file} is not a tokenizer: {' '.join(str(error).split())}") from error
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self.vocab_size = self._rust.get_vocab_size()
+        self.start = _start(folder)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text."""
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return str(self._rust.decode(list(ids)))
+
+
+def tokenizer_of(folder: Path | None, vocab_size: int) -> Tokenizer:
+    """The tokenizer for a model of `vocab_size` tokens that came from `folder`.
+
+    A model of 256 tokens without a file reads bytes. Raises UsageError where there is no tokenizer, or where its ids
+    would not all be tokens of the model.
+    """
+    if folder is not None and (folder / TOKENIZER).is_file():
+        tokenizer = FileTokenizer(folder)
+        if tokenizer.vocab_size > vocab_size:
+            raise UsageError(
+                f"{folder / TOKENIZER} has {tokenizer.vocab_size:,} tokens, and the model beside it {vocab_size:,}."
+            )
+        return tokenizer
+    if vocab_size == BYTE_VOCAB_SIZE:
+        return ByteTokenizer()
+    where = f"{folder} has" if folder else "The model has"
+    raise UsageError(
+        f"{where} no {TOKENIZER}, and {vocab_size:,} tokens are not bytes; convert its tokenizer with "
+        "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+    )
+
+
+def _start(folder: Path) -> int | None:
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for key in ("bos_token_id", "eos_token_id"):
+        value = values.get(key) if isinstance(values, dict) else None
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

@@ -1,0 +1,90 @@
+"""Parameters and bytes of a model, from its configuration alone."""
+
+from collections import Counter
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from moekit.config import Config, ModelConfig
+from moekit.counting import ParameterCount, cached_values_per_token, count_parameters
+from moekit.models import build
+from moekit.moe import MoELayer
+
+# Bytes of a weight. The quantised types come in blocks with their scales: 32 weights in 34 and 18 bytes, 256 in 210 and
+# 144 (ggml-quants). Norms and other vectors stay wider there, which is less than a thousandth of a model.
+BYTES_PER_WEIGHT = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "q8_0": 34 / 32,
+    "q6_k": 210 / 256,
+    "q4_k": 144 / 256,
+    "q4_0": 18 / 32,
+}
+
+
+class ModelPlan(BaseModel):
+    """params_active: those that take part in one token's forward pass, embedding tables included.
+
+    weight_bytes: by type of number. kv_cache_bytes_per_token: of all layers in bfloat16, None where there is no such
+    cache; a window bounds the tokens that are kept, not this.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    source: str | None
+    params_total: int
+    params_active: int
+    active_share: float
+    params_by_part: dict[str, int]
+    weight_bytes: dict[str, int]
+    kv_cache_bytes_per_token: int | None
+
+
+def plan_model(name: str, config: Config, source: str | None = None) -> ModelPlan:
+    """What the configuration tells."""
+    count = count_parameters(config) if isinstance(config, ModelConfig) else count_by_building(config)
+    cache = 2 * cached_values_per_token(config) if isinstance(config, ModelConfig) else None
+    return ModelPlan(
+        model=name,
+        source=source,
+        params_total=count.total,
+        params_active=count.active,
+        active_share=count.active / count.total,
+        params_by_part={part: size for part, size in count.by_part.items() if size},
+        weight_bytes={kind: round(count.total * size) for kind, size in BYTES_PER_WEIGHT.items()},
+        kv_cache_bytes_per_token=cache,
+    )
+
+
+def count_by_building(config: Config) -> ParameterCount:
+    """The same for a model of any kind, which is built without memory for its weights and looked at."""
+    with torch.device("meta"):
+        model = build(config)
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parts[part_of(name)] += parameter.numel()
+    idle = sum(_idle(module) for module in model.modules() if isinstance(module, MoELayer))
+    total = sum(parts.values())
+    return ParameterCount(total=total, active=total - idle, by_part=dict(parts))
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a parameter belongs to, by the modules on the way to it."""
+    modules = name.split(".")
+    for part in ("experts", "router", "branch"):
+        if part in modules:
+            return part
+    for module in reversed(modules):
+        for part in ("norm", "attention", "feed_forward", "embedding", "head"):
+            if part in module:
+                return part
+    return modules[0]
+
+
+def _idle(layer: MoELayer) -> int:
+    experts: nn.Module = layer.experts
+    chosen = layer.config.router.experts_per_token
+    size = sum(parameter.numel() for parameter in experts.parameters())
+    return size // layer.config.experts * (layer.config.experts - chosen)
