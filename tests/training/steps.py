@@ -102,7 +102,8 @@ def step(
         recompute=recompute,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    result = training_step(model, optimizer, tokens_BT, config, 0.0, real_BT)
+    batch = {"tokens": tokens_BT} | ({} if real_BT is None else {"real": real_BT})
+    result = training_step(model, optimizer, batch, config, 0.0)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return Step(result.loss, gradients, result.sums, {name: b.clone() for name, b in model.named_buffers()})
 

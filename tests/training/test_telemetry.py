@@ -32,8 +32,8 @@ MOE = MoEConfig(experts=8, expert_width=16, router=SoftmaxTopKConfig(top_k=2))
 SIGMOID = MoEConfig(experts=8, expert_width=16, router=SigmoidBiasConfig(top_k=2))
 
 
-def batch(step: int) -> Tensor:
-    return torch.randint(0, 256, (8, 17), generator=torch.Generator().manual_seed(step))
+def batch(step: int) -> dict[str, Tensor]:
+    return {"tokens": torch.randint(0, 256, (8, 17), generator=torch.Generator().manual_seed(step))}
 
 
 def config(**changes: object) -> TrainingConfig:
@@ -87,7 +87,7 @@ def test_figures_do_not_depend_on_how_a_batch_is_computed(
         model, settings = Decoder(plan).double(), config(**changes)
         optimizer = new_optimizer(model, settings)
         steps = [training_step(model, optimizer, batch(step), settings, rate=1e-3) for step in (1, 2, 3)]
-        figures.append([routing_by_layer(plan, step.sums) for step in steps])
+        figures.append([routing_by_layer((0, 1), step.sums) for step in steps])
     for whole, parts in zip(*figures, strict=True):
         assert whole.keys() == parts.keys() == {0, 1}
         for layer in whole:
@@ -175,7 +175,7 @@ def test_a_collapse_is_told_once_a_layer(make_config: Callable[..., ModelConfig]
     for step in range(1, 101):
         # Layer 0 falls ill at step 11, for good; layer 1 never for twenty steps on end.
         found = {0: ill if step > 10 else well, 1: well if step % 20 == 0 else ill}
-        told += [(step, text) for text in watch.see(step, plan, found)]
+        told += [(step, text) for text in watch.see(step, {0: MOE, 1: MOE}, found)]
         watch = CollapseWatch.model_validate_json(watch.model_dump_json())  # as through a checkpoint
     assert told == [(30, "layer 0: 6 of 8 experts get no tokens (step 30)")]
     assert watch.warnings == {0: told[0][1]}

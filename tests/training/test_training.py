@@ -43,12 +43,12 @@ def training_config(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate(values | changes)
 
 
-def batch(step: int) -> Tensor:
-    return torch.randint(0, 256, (4, 17), generator=torch.Generator().manual_seed(step))
+def batch(step: int) -> dict[str, Tensor]:
+    return {"tokens": torch.randint(0, 256, (4, 17), generator=torch.Generator().manual_seed(step))}
 
 
 def evaluate(model: Decoder) -> float:
-    return -model.log_prob(batch(0)).mean().item() / math.log(2)
+    return -model.log_prob(batch(0)["tokens"]).mean().item() / math.log(2)
 
 
 def ignore(report: StepReport) -> None:
@@ -96,7 +96,7 @@ def test_it_learns(make_config: Callable[..., ModelConfig], tmp_path: Path) -> N
     always = batch(5)
     run = Trainer(
         Decoder(config), training_config(steps=40, evaluate_at=frozenset({1, 40})), lambda step: always,
-        lambda model: -model.log_prob(always).mean().item() / math.log(2), tmp_path / "state",
+        lambda model: -model.log_prob(always["tokens"]).mean().item() / math.log(2), tmp_path / "state",
     ).run(ignore)  # fmt: skip
     assert run.points[0].bits_per_byte > 7
     assert run.points[-1].bits_per_byte < 5
@@ -132,8 +132,8 @@ def test_auxiliary_losses_reach_the_router(make_config: Callable[..., ModelConfi
     with_losses = router.grad.clone()
     routings: list[Routing] = []
     model.zero_grad()
-    logits = model(batch(1)[:, :-1], routings=routings)
-    F.cross_entropy(logits.flatten(0, 1), batch(1)[:, 1:].flatten()).backward(retain_graph=True)
+    logits = model(batch(1)["tokens"][:, :-1], routings=routings)
+    F.cross_entropy(logits.flatten(0, 1), batch(1)["tokens"][:, 1:].flatten()).backward(retain_graph=True)
     without = router.grad.clone()
     sum(model.moe_layers[0].router.losses(routings[0].sums).values()).backward()
     assert not torch.allclose(with_losses, without, rtol=1e-3)

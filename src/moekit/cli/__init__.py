@@ -10,6 +10,8 @@ import click
 
 from moekit import __version__
 from moekit.cli.compare import compare
+from moekit.cli.evaluate import evaluate
+from moekit.cli.plan import plan
 from moekit.errors import MoekitError
 
 _INTERRUPTED = 130
@@ -24,7 +26,8 @@ def moekit() -> None:
     """
 
 
-moekit.add_command(compare)
+for verb in (compare, evaluate, plan):
+    moekit.add_command(verb)
 
 
 def main() -> None:

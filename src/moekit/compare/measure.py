@@ -14,7 +14,7 @@ from torch import Tensor
 from moekit.compare.results import ExpertsByDomain, LayerRouting
 from moekit.data import is_scored
 from moekit.hardware import Precision
-from moekit.models import Decoder
+from moekit.models import Decoder, LanguageModel
 from moekit.moe import Routing, add_sums, routing_stats
 from moekit.training import matrix_precision
 
@@ -24,7 +24,7 @@ _SHUFFLES = 200
 
 
 def held_out_bits(
-    model: Decoder, windows_NT: Tensor, precision: Precision, routings: list[list[Routing]] | None = None
+    model: LanguageModel, windows_NT: Tensor, precision: Precision, routings: list[list[Routing]] | None = None
 ) -> tuple[float, int]:
     """(bits, bytes): the model's code length of the windows' targets, and how many count.
 
@@ -35,7 +35,7 @@ def held_out_bits(
     for batch_NT in torch.split(windows_NT, _BATCH):
         of_batch: list[Routing] = []
         with torch.no_grad(), matrix_precision(precision):
-            log_prob_NT = model.log_prob(batch_NT, of_batch)
+            log_prob_NT = _log_prob(model, batch_NT, of_batch)
         scored_NT = is_scored(batch_NT[:, 1:])
         bits -= float(log_prob_NT[scored_NT].double().sum()) / math.log(2)
         count += int(scored_NT.sum())
@@ -44,14 +44,19 @@ def held_out_bits(
     return bits, count
 
 
-def mean_bits_per_byte(model: Decoder, windows: dict[str, Tensor], precision: Precision) -> float:
+def _log_prob(model: LanguageModel, tokens_NT: Tensor, routings: list[Routing]) -> Tensor:
+    """log_prob; a decoder also tells how it routed."""
+    return model.log_prob(tokens_NT, routings) if isinstance(model, Decoder) else model.log_prob(tokens_NT)
+
+
+def mean_bits_per_byte(model: LanguageModel, windows: dict[str, Tensor], precision: Precision) -> float:
     """Bits per byte over all domains' windows together."""
     totals = [held_out_bits(model, windows_NT, precision) for windows_NT in windows.values()]
     return sum(bits for bits, _ in totals) / sum(count for _, count in totals)
 
 
 def measure_domains(
-    model: Decoder, windows: dict[str, Tensor], precision: Precision
+    model: LanguageModel, windows: dict[str, Tensor], precision: Precision
 ) -> tuple[float, dict[str, float], list[LayerRouting], list[ExpertsByDomain]]:
     """Bits per byte in all and by domain, and per MoE layer the router's figures and its experts by domain."""
     model.eval()
@@ -70,7 +75,7 @@ def measure_domains(
         for batch in of_domain:
             for layer, routing in enumerate(batch):
                 window_counts[layer].append(count_by_window(routing, windows_NT.shape[1] - 1))
-    moe_layers = [index for index, layer in enumerate(model.config.layers) if layer.kind == "moe"]
+    moe_layers = model.moe_places
     stats = [
         LayerRouting(layer=layer, **vars(routing_stats(add_sums(batch[position].sums for batch in routings))))
         for position, layer in enumerate(moe_layers)

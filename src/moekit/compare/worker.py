@@ -58,15 +58,16 @@ class Worker:
         self.model = Decoder(self.plan.entry(contestant).config)
         self._balance_hash_routers()
 
-    def batch(self, step: int) -> torch.Tensor:
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The tokens of one step: the same for every contestant."""
-        return training_batch(
+        tokens_BT = training_batch(
             self.corpus,
             step=step,
             sequences=self.training.sequences,
             context=self.training.context,
             seed=self.seed,
         )
+        return {"tokens": tokens_BT}
 
     def windows(self, tokens_per_domain: int) -> dict[str, torch.Tensor]:
         """Held-out windows: the same for every contestant, seed and point of the curve."""
@@ -110,9 +111,9 @@ class Worker:
         optimizer = new_optimizer(self.model, self.training)
         seconds = []
         for step in range(1, _CALIBRATION_STEPS + 1):
-            tokens = self.batch(step)
+            batch = self.batch(step)
             step_begin = time.perf_counter()
-            training_step(self.model, optimizer, tokens, self.training, rate=1e-4)
+            training_step(self.model, optimizer, batch, self.training, rate=1e-4)
             seconds.append(time.perf_counter() - step_begin)
         measuring = time.perf_counter()
         mean_bits_per_byte(self.model.eval(), self.windows(self.plan.curve_tokens), self.training.precision)

@@ -17,7 +17,9 @@ from moekit.config.attention import (
 )
 from moekit.config.base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layers, NonNegative, Positive
 from moekit.config.decoder import ModelConfig
+from moekit.config.encoder import EncoderConfig
 from moekit.config.feed_forward import ActivationName, DenseConfig, FeedForwardConfig, MoEConfig
+from moekit.config.recurrent import LSTMConfig
 from moekit.config.routers import (
     AnyRouterConfig,
     ExpertChoiceConfig,
@@ -32,6 +34,8 @@ from moekit.config.routers import (
     SwitchConfig,
     TopKConfig,
 )
+from moekit.config.seq2seq import GRUSeq2SeqConfig, LSTMSeq2SeqConfig
+from moekit.config.xlnet import XLNetConfig
 
 __all__ = [
     "BYTE_VOCAB_SIZE",
@@ -43,10 +47,14 @@ __all__ = [
     "Config",
     "Count",
     "DenseConfig",
+    "EncoderConfig",
     "ExpertChoiceConfig",
     "FeedForwardConfig",
+    "GRUSeq2SeqConfig",
     "GShardConfig",
     "HashConfig",
+    "LSTMConfig",
+    "LSTMSeq2SeqConfig",
     "LatentAttentionConfig",
     "Layers",
     "LinearScaling",
@@ -65,5 +73,6 @@ __all__ = [
     "SoftmaxTopKConfig",
     "SwitchConfig",
     "TopKConfig",
+    "XLNetConfig",
     "YarnScaling",
 ]

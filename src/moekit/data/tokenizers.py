@@ -30,8 +30,10 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """Every byte is a token; texts start after a separator, byte 0, as moekit's own models are trained."""
 
-    start: int | None = SEPARATOR
     vocab_size = BYTE_VOCAB_SIZE
+
+    def __init__(self, start: int = SEPARATOR) -> None:
+        self.start: int | None = start
 
     def encode(self, text: str) -> list[int]:
         """The bytes of the text."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from moekit.data import Document
 from moekit.data.tokenizers import Tokenizer
+from moekit.errors import UsageError
+from moekit.models import NGram
 
 # Windows of a batch hold about so many tokens together: enough to keep the processor busy, few enough to stay small.
 _BATCH_TOKENS = 4096
@@ -30,22 +32,26 @@ class Evaluation(BaseModel):
     perplexity: float
     tokens: int
     bytes: int
-    context: int
     by_domain: dict[str, float]
 
 
-class Scorer:
+Score = tuple[float, int, int]
+"""(nats, tokens, bytes) of a text."""
+
+
+class WindowScorer:
     """Sums log probabilities over windows of at most `context` + 1 tokens.
 
     A document is cut into windows whose first token is context only: the tokenizer's start token for the first, the
-    last token of the window before for the others, so that each token is scored once.
+    last token of the window before for the others, so that each token is scored once. log_prob: tokens_BT to log
+    probabilities (B, T - 1) in nats of all but the first of each row.
     """
 
     def __init__(self, log_prob: Callable[[Tensor], Tensor], tokenizer: Tokenizer, context: int) -> None:
         self.log_prob, self.tokenizer, self.context = log_prob, tokenizer, context
 
-    def score(self, text: str) -> tuple[float, int, int]:
-        """(nats, tokens, bytes) of a text. Without a start token its first token is not scored, nor are its bytes."""
+    def __call__(self, text: str) -> Score:
+        """Without a start token the first token is not scored, nor are its bytes."""
         ids = self.tokenizer.encode(text)
         size = len(text.encode("utf-8"))
         if self.tokenizer.start is not None:
@@ -61,37 +67,52 @@ class Scorer:
         return nats, len(ids) - 1, size
 
 
+class LineScorer:
+    """Scores a text line by line, as a model of words sees it: each line a sentence, its end one more token.
+
+    A word that the model does not know costs what the model gives all such words together, and nothing for its letters.
+    """
+
+    def __init__(self, model: NGram) -> None:
+        self.model = model
+
+    def __call__(self, text: str) -> Score:
+        """The end of a line stands for its line feed."""
+        nats, tokens = 0.0, 0
+        for scores in self.model.score_sentences(text.split("\n")):
+            nats -= float(scores.sum()) * math.log(10)
+            tokens += len(scores)
+        return nats, tokens, len(text.encode("utf-8"))
+
+
 def evaluate(
-    log_prob: Callable[[Tensor], Tensor],
-    tokenizer: Tokenizer,
+    score: Callable[[str], Score],
     documents: Sequence[Document],
-    context: int,
     on_document: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Score all documents. log_prob: tokens_BT to log probabilities (B, T - 1) in nats of all but the first.
+    """Score all documents. on_document: called with the number of documents done.
 
-    on_document: called with the number of documents done. Raises ValueError where nothing could be scored.
+    Raises UsageError where there is nothing to score.
     """
-    scorer = Scorer(log_prob, tokenizer, context)
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, tuple[float, int]] = {}
     tokens = 0
     for index, document in enumerate(documents):
-        nats, count, size = scorer.score(document.text.decode("utf-8"))
-        of_domain = sums.setdefault(document.domain, [0.0, 0.0])
-        of_domain[0] += nats
-        of_domain[1] += size
+        nats, count, size = score(document.text.decode("utf-8"))
+        before = sums.get(document.domain, (0.0, 0))
+        sums[document.domain] = (before[0] + nats, before[1] + size)
         tokens += count
         on_document(index + 1)
-    nats, size = (sum(of_domain[part] for of_domain in sums.values()) for part in (0, 1))
-    if not tokens or not size:
-        raise ValueError("there is no token to score")
+    total_nats = sum(nats for nats, _ in sums.values())
+    total_bytes = sum(size for _, size in sums.values())
+    if not tokens or not total_bytes:
+        raise UsageError("There is no token to score in that text.")
     return Evaluation(
-        bits_per_byte=nats / math.log(2) / size,
-        perplexity=math.exp(min(nats / tokens, 700.0)),
+        bits_per_byte=total_nats / math.log(2) / total_bytes,
+        # exp(709) is the largest double
+        perplexity=math.exp(min(total_nats / tokens, 700.0)),
         tokens=tokens,
-        bytes=int(size),
-        context=context,
-        by_domain={name: n / math.log(2) / s for name, (n, s) in sorted(sums.items()) if s},
+        bytes=total_bytes,
+        by_domain={name: nats / math.log(2) / size for name, (nats, size) in sorted(sums.items()) if size},
     )
 
 

@@ -7,9 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moekit.config import Config, ModelConfig
+from moekit.config import (
+    Config,
+    EncoderConfig,
+    GRUSeq2SeqConfig,
+    LSTMConfig,
+    LSTMSeq2SeqConfig,
+    ModelConfig,
+    XLNetConfig,
+)
 from moekit.errors import MoekitError, UsageError, did_you_mean
 from moekit.families import (
+    bert,
     deepseek_v3,
     falcon,
     gpt2,
@@ -17,14 +26,17 @@ from moekit.families import (
     gpt_neo,
     grok1,
     llama,
+    lstm,
     mistral,
     mixtral,
     olmoe,
-    own,
     qwen,
+    seq2seq,
+    xlnet,
 )
 from moekit.families.base import Family, Preset
 from moekit.families.settings import Settings
+from moekit.families.whole import whole_family
 
 # By the configuration that they describe; the first that can say a configuration is the one it is saved as.
 FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
@@ -38,8 +50,13 @@ FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
         gpt2.FAMILY,
         gpt_neo.FAMILY,
         falcon.FAMILY,
-        own.FAMILY,
+        whole_family(ModelConfig, "moekit_decoder", "Decoder"),
     ),
+    EncoderConfig: bert.FAMILIES,
+    XLNetConfig: xlnet.FAMILIES,
+    LSTMConfig: (lstm.FAMILY,),
+    LSTMSeq2SeqConfig: (seq2seq.LSTM_FAMILY,),
+    GRUSeq2SeqConfig: (seq2seq.GRU_FAMILY,),
 }
 
 # What only training looks at: two configurations that differ in nothing else are the same function.

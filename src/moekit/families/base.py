@@ -31,6 +31,7 @@ class Family:
     what it gives has to be the configuration again. layout: the stored tensors of a model of that configuration;
     None where each of the model's own tensors is stored under its own name.
     ignored: whether a tensor of that name is a leftover that carries nothing (old files hold buffers).
+    renamed: the name in the layout of a stored tensor, where old files have another.
     """
 
     model_type: str
@@ -40,3 +41,4 @@ class Family:
     layout: Callable[[Any], Sequence[Stored]] | None
     presets: Mapping[str, Preset] = field(default_factory=dict)
     ignored: Callable[[str], bool] = lambda name: False
+    renamed: Callable[[str], str] = lambda name: name

@@ -1,7 +1,26 @@
 """Whole models, each built from its configuration."""
 
+from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.base import LanguageModel
 from moekit.models.decoder import Decoder
+from moekit.models.encoder import Encoder
 from moekit.models.loading import MODELS, build, find, load
+from moekit.models.ngram import NGram
+from moekit.models.recurrent import LSTMLanguageModel
+from moekit.models.seq2seq import LSTMSeq2Seq
+from moekit.models.xlnet import XLNet
 
-__all__ = ["MODELS", "Decoder", "LanguageModel", "build", "find", "load"]
+__all__ = [
+    "MODELS",
+    "Decoder",
+    "Encoder",
+    "GRUSeq2Seq",
+    "LSTMLanguageModel",
+    "LSTMSeq2Seq",
+    "LanguageModel",
+    "NGram",
+    "XLNet",
+    "build",
+    "find",
+    "load",
+]

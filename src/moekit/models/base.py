@@ -1,11 +1,13 @@
 """What every language model made of torch modules has. B batch, T tokens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from moekit.config import Config
 from moekit.models.folder import write_model
+from moekit.moe import MoELayer, Routing
 
 
 class LanguageModel(nn.Module):
@@ -19,10 +21,32 @@ class LanguageModel(nn.Module):
         self.config = config
         self.origin: Path | None = None
 
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens; None where there is no limit."""
+        return getattr(self.config, "context", None)
+
+    @property
+    def moe_layers(self) -> list[MoELayer]:
+        """Those that have experts, in the order in which their Routings come."""
+        return [module for module in self.modules() if isinstance(module, MoELayer)]
+
+    @property
+    def moe_places(self) -> list[int]:
+        """Where they stand among the model's layers, or in a row where there is no such order."""
+        return list(range(len(self.moe_layers)))
+
     def log_prob(self, tokens_BT: Tensor) -> Tensor:
         """log p in nats of each token but the first, shape (B, T - 1), at least fp32.
 
         Given those before it, for a causal model; a subclass that means something else by it says so.
+        """
+        raise NotImplementedError
+
+    def loss(self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None) -> tuple[Tensor, int]:
+        """The sum of the objective's loss in nats over the targets of a batch, and their number.
+
+        batch: as the objective of moekit.data makes it. routings: gets the Routing of each MoE layer appended.
         """
         raise NotImplementedError
 

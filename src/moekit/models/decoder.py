@@ -4,8 +4,9 @@ B batch, T tokens, D model width, V vocabulary, L layers.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,11 @@ class Decoder(LanguageModel):
         """Those that have experts, in the order in which their Routings come."""
         return [layer.feed_forward for layer in self.layers if isinstance(layer.feed_forward, MoELayer)]
 
+    @property
+    def moe_places(self) -> list[int]:
+        """Their indices in the model."""
+        return [index for index, layer in enumerate(self.layers) if isinstance(layer.feed_forward, MoELayer)]
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -155,6 +161,20 @@ class Decoder(LanguageModel):
         logits_BTV = logits_BTV.to(torch.promote_types(torch.float32, logits_BTV.dtype))
         loss_S = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
         return -loss_S.view(tokens_BT.shape[0], -1)
+
+    def loss(
+        self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None, **passes: Any
+    ) -> tuple[Tensor, int]:
+        """The sum of -log p in nats over all tokens but the first of each row, and their number.
+
+        batch: `tokens` (B, T + 1), int64, and where some are padding, which has to stand at the end, `real`, bool.
+        passes: `decisions` and `recompute`, as `forward` takes them.
+        """
+        real_BT = batch.get("real")
+        log_prob_BT = self.log_prob(batch["tokens"], routings, real_BT=real_BT, **passes)
+        if real_BT is None:
+            return -log_prob_BT.sum(), log_prob_BT.numel()
+        return -log_prob_BT.masked_fill(~real_BT[:, 1:], 0).sum(), int(real_BT[:, 1:].sum())
 
     def _embed(self, tokens_BT: Tensor, start: int) -> Tensor:
         h_BTD: Tensor = self.embedding(tokens_BT)

@@ -14,6 +14,7 @@ from moekit.checkpoint import write_folder as write_whole
 from moekit.config import Config
 from moekit.errors import MoekitError
 from moekit.families import Family, Settings, describe, family_of, same_function
+from moekit.models.special_tokens import with_special_tokens
 
 CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 16_000_000
@@ -55,7 +56,7 @@ def read_config(folder: Path) -> tuple[Family, Config]:
     settings = read_settings(folder)
     family = family_of(settings)
     try:
-        return family, family.read(settings)
+        return family, with_special_tokens(family.read(settings), folder)
     except ValueError as error:  # pydantic's: the settings contradict each other or lie out of bounds
         raise MoekitError(f"{settings.file}: {_first_line(error)}") from error
 
@@ -72,7 +73,7 @@ def read_model(
     overwritten. on_bytes: called with the bytes read so far and those there are.
     """
     family, config = read_config(folder)
-    tensors = StoredTensors.open(folder)
+    tensors = _renamed(StoredTensors.open(folder), family)
     with torch.device("meta"):
         model = build(config)
     layout = layout_of(family, config, model)
@@ -150,6 +151,15 @@ def allocate(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
                     is_parameter = isinstance(tensor, nn.Parameter)
                     made[id(tensor)] = nn.Parameter(empty, empty.is_floating_point()) if is_parameter else empty
                 kind[name] = made[id(tensor)]
+
+
+def _renamed(tensors: StoredTensors, family: Family) -> StoredTensors:
+    """The tensors under today's names."""
+    names = {name: family.renamed(name) for name in tensors}
+    twice = [name for name, new in names.items() if name != new and new in tensors]
+    if twice:
+        raise MoekitError(f"{tensors[twice[0]].file} holds {twice[0]!r} and {names[twice[0]]!r}, which are one tensor.")
+    return StoredTensors({new: tensors[name] for name, new in names.items()})
 
 
 def _counted(

@@ -6,14 +6,35 @@ from pathlib import Path
 
 import torch
 
-from moekit.config import Config, ModelConfig
+from moekit.config import (
+    Config,
+    EncoderConfig,
+    GRUSeq2SeqConfig,
+    LSTMConfig,
+    LSTMSeq2SeqConfig,
+    ModelConfig,
+    XLNetConfig,
+)
 from moekit.errors import MoekitError, UsageError
 from moekit.families import presets
+from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.base import LanguageModel
 from moekit.models.decoder import Decoder
+from moekit.models.encoder import Encoder
 from moekit.models.folder import COMPANIONS, CONFIG, read_model
+from moekit.models.ngram import NGram, load_arpa
+from moekit.models.recurrent import LSTMLanguageModel
+from moekit.models.seq2seq import LSTMSeq2Seq
+from moekit.models.xlnet import XLNet
 
-MODELS: dict[type[Config], type[LanguageModel]] = {ModelConfig: Decoder}
+MODELS: dict[type[Config], type[LanguageModel]] = {
+    ModelConfig: Decoder,
+    EncoderConfig: Encoder,
+    XLNetConfig: XLNet,
+    LSTMConfig: LSTMLanguageModel,
+    LSTMSeq2SeqConfig: LSTMSeq2Seq,
+    GRUSeq2SeqConfig: GRUSeq2Seq,
+}
 """The module of each kind of configuration."""
 
 
@@ -24,13 +45,17 @@ def build(config: Config) -> LanguageModel:
 
 def load(
     model: str | Path, *, dtype: torch.dtype | None = None, on_bytes: Callable[[int, int], None] | None = None
-) -> LanguageModel:
-    """The model in a local folder, or of a hub id (owner/name), in evaluation mode.
+) -> LanguageModel | NGram:
+    """The model in a local folder or of a hub id (owner/name), in evaluation mode; the n-gram model of a .arpa file.
 
     dtype: of its weights; None leaves them as they are stored. on_bytes: called with bytes read and bytes in all.
     Only safetensors are read, and old `.bin` files through torch's `weights_only`; code in the folder never runs.
     Raises UsageError where there is no such folder, MoekitError where it cannot be read; both name file and tensor.
     """
+    if str(model).endswith(".arpa"):
+        if not Path(model).is_file():
+            raise UsageError(f"There is no file {str(model)!r}.")
+        return load_arpa(Path(model))
     folder = find(model)
     loaded = read_model(folder, build, dtype, on_bytes)
     assert isinstance(loaded, LanguageModel)

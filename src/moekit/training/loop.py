@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from moekit.errors import MoekitError, TrainingFailed
-from moekit.models import Decoder
+from moekit.models import LanguageModel
 from moekit.moe import Sums
 from moekit.training.average import new_average
 from moekit.training.checkpoint import load_state, save_state
@@ -74,7 +74,7 @@ class StepReport(BaseModel):
 
 
 class Trainer:
-    """Trains `model` on `batch(step)`: int64 tokens (sequences, context + 1), a pure function of the step from 1 on.
+    """Trains `model` on `batch(step)`, as its `loss` takes it: a pure function of the step from 1 on.
 
     evaluate: gives held-out bits per byte of the model. state_path: where the state is kept; if it exists, training
     goes on from there, and ends with the same bits as a run that was never stopped. log: gets a record of each step.
@@ -82,10 +82,10 @@ class Trainer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         config: TrainingConfig,
-        batch: Callable[[int], Tensor],
-        evaluate: Callable[[Decoder], float],
+        batch: Callable[[int], Mapping[str, Tensor]],
+        evaluate: Callable[[LanguageModel], float],
         state_path: Path,
         log: StepLog | None = None,
     ) -> None:
@@ -93,14 +93,17 @@ class Trainer:
         self.batch, self.evaluate, self.state_path, self.log = batch, evaluate, state_path, log
         self.optimizer = new_optimizer(model, config)
         self.average = new_average(model)
+        self.mixtures = {
+            place: layer.config for place, layer in zip(model.moe_places, model.moe_layers, strict=True)
+        }
         self.progress = Progress()
         if state_path.exists():
             self.progress = Progress.model_validate(load_state(state_path, model, self.average, self.optimizer))
 
     @property
-    def averaged(self) -> Decoder:
+    def averaged(self) -> LanguageModel:
         """The model with averaged weights, which is what is measured; `model` itself has the latest."""
-        return cast(Decoder, self.average.module)
+        return cast(LanguageModel, self.average.module)
 
     def run(self, on_step: Callable[[StepReport], None]) -> Progress:
         """Train to the last step, calling on_step after each.
@@ -128,10 +131,10 @@ class Trainer:
 
     def _step(self) -> StepReport:
         progress = self.progress
-        tokens = self.batch(progress.step + 1)
+        batch = self.batch(progress.step + 1)
         begin = time.perf_counter()
         rate = learning_rate(progress.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
-        result = training_step(self.model, self.optimizer, tokens, self.config, rate)
+        result = training_step(self.model, self.optimizer, batch, self.config, rate)
         loss = result.loss / math.log(2)
         self.average.update_parameters(self.model)
         progress.seconds += time.perf_counter() - begin
@@ -144,12 +147,13 @@ class Trainer:
 
     def _report(self, loss: float, rate: float, sums: Sequence[Sums]) -> StepReport:
         """What there is to say of the step just taken; also goes into the log."""
-        step, seconds, layers = self.progress.step, self.progress.seconds, routing_by_layer(self.model.config, sums)
+        step, seconds = self.progress.step, self.progress.seconds
+        layers = routing_by_layer(self.mixtures, sums)
         report = StepReport(step=step, loss=loss, seconds=seconds)
         if layers:
             report.load_max_over_mean = max(stats.load_max_over_mean for stats in layers.values())
             report.dead_experts = max(stats.dead_experts for stats in layers.values())
-            report.warnings = self.progress.collapse.see(step, self.model.config, layers)
+            report.warnings = self.progress.collapse.see(step, self.mixtures, layers)
         if self.log:
             self.log.write(StepRecord.of(step, loss, rate, seconds, layers))
         return report

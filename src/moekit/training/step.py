@@ -4,14 +4,16 @@ A rank is one process of torch.distributed, where that is initialised; each give
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from moekit.models import Decoder
+from moekit.models import LanguageModel
+from moekit.models.encoder import NOT_PREDICTED
 from moekit.moe import Decision, Routing, Sums, add_sums
 from moekit.training.config import TrainingConfig
 
@@ -35,47 +37,35 @@ def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
 
 
 def training_step(
-    model: Decoder,
+    model: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    tokens_BT: Tensor,
+    batch: Mapping[str, Tensor],
     config: TrainingConfig,
     rate: float,
-    real_BT: Tensor | None = None,
 ) -> StepResult:
-    """One optimiser step at learning rate `rate` on tokens_BT, int64 (sequences, context + 1).
+    """One optimiser step at learning rate `rate` on a batch as `model.loss` takes it, rows first in every tensor.
 
-    real_BT: bool, False for padding (at the end of a sequence), which is neither predicted nor routed.
-    The gradient is that of the mean over all real targets plus the routers' losses of the whole batch, however it is
-    cut: those losses are not sums over tokens, so where there are several micro-batches a first pass without gradients
+    The gradient is that of the mean over all targets plus the routers' losses of the whole batch, however it is cut:
+    those losses are not sums over tokens, so where there are several micro-batches a first pass without gradients
     counts what the routers choose, and the second chooses the same.
     Where the loss or a gradient is not finite, the weights stay as they were and the loss given is NaN.
     """
-    micro_batches = list(torch.split(tokens_BT, config.micro_sequences))
-    masks: Sequence[Tensor | None] = [None] * len(micro_batches)
-    targets = torch.tensor(float(tokens_BT[:, 1:].numel()))
-    if real_BT is not None:
-        masks = list(torch.split(real_BT, config.micro_sequences))
-        targets = real_BT[:, 1:].sum().float()
+    micro_batches = _cut(batch, config.micro_sequences)
+    targets = torch.tensor(float(count_targets(batch)))
     _sum_over_ranks([targets])
 
     optimizer.zero_grad(set_to_none=True)
-    decisions: list[list[Decision]] = [[] for _ in micro_batches]
+    passes = [_Pass(micro_batch, [], config) for micro_batch in micro_batches]
     whole = None
     with_losses = any(layer.router.coefficients for layer in model.moe_layers)
     if with_losses and len(micro_batches) > 1:
-        decisions = [[Decision() for _ in model.moe_layers] for _ in micro_batches]
-        whole = _sums_beforehand(model, micro_batches, masks, decisions, config)
+        passes = [replace(one, decisions=[Decision() for _ in model.moe_layers]) for one in passes]
+        whole = _sums_beforehand(model, passes)
     parts: list[list[dict[str, Tensor]]] = []
     total = torch.zeros((), dtype=torch.float64)
-    for micro_batch_BT, mask_BT, own_decisions in zip(micro_batches, masks, decisions, strict=True):
-        routings: list[Routing] = []
-        with matrix_precision(config.precision):
-            log_prob_BT = model.log_prob(
-                micro_batch_BT, routings, real_BT=mask_BT, decisions=own_decisions, recompute=config.recompute
-            )
-        if mask_BT is not None:
-            log_prob_BT = log_prob_BT.masked_fill(~mask_BT[:, 1:], 0)
-        loss = -log_prob_BT.sum() / targets
+    for one in passes:
+        summed, routings = one.loss(model)
+        loss = summed / targets
         total += loss.detach()
         parts.append([routing.sums for routing in routings])
         if with_losses:
@@ -101,29 +91,50 @@ def matrix_precision(precision: str) -> torch.autocast | nullcontext[None]:
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _sums_beforehand(
-    model: Decoder,
-    micro_batches: Sequence[Tensor],
-    masks: Sequence[Tensor | None],
-    decisions: Sequence[list[Decision]],
-    config: TrainingConfig,
-) -> list[dict[str, Tensor]]:
+def count_targets(batch: Mapping[str, Tensor]) -> int:
+    """How many predictions the loss of a batch sums over: the count that `model.loss` gives, without a pass."""
+    if "target_real" in batch:
+        return int(batch["target_real"].sum())
+    if "labels" in batch:
+        return int((batch["labels"] != NOT_PREDICTED).sum())
+    if "targets" in batch:
+        return batch["targets"].numel()
+    real_BT = batch.get("real")
+    return int(batch["tokens"][:, 1:].numel() if real_BT is None else real_BT[:, 1:].sum())
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One micro-batch; decisions: what its routers choose, obeyed once it is known."""
+
+    batch: Mapping[str, Tensor]
+    decisions: list[Decision]
+    config: TrainingConfig
+
+    def loss(self, model: LanguageModel) -> tuple[Tensor, list[Routing]]:
+        """The sum over its targets, and the routings of its MoE layers."""
+        options: dict[str, Any] = {"recompute": True} if self.config.recompute else {}
+        if self.decisions:
+            options["decisions"] = self.decisions
+        routings: list[Routing] = []
+        with matrix_precision(self.config.precision):
+            summed, _ = model.loss(self.batch, routings, **options)
+        return summed, routings
+
+
+def _cut(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
+    """Micro-batches of so many rows."""
+    parts = {name: torch.split(tensor, rows) for name, tensor in batch.items()}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+
+
+def _sums_beforehand(model: LanguageModel, passes: Sequence[_Pass]) -> list[dict[str, Tensor]]:
     """The sums of the whole batch per MoE layer; fills the decisions. Noise drawn here is drawn again afterwards."""
-    parts: list[list[dict[str, Tensor]]] = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), matrix_precision(config.precision):
-        for micro_batch_BT, mask_BT, own_decisions in zip(micro_batches, masks, decisions, strict=True):
-            routings: list[Routing] = []
-            model(
-                micro_batch_BT[:, :-1],
-                routings=routings,
-                real_BT=None if mask_BT is None else mask_BT[:, :-1],
-                decisions=own_decisions,
-            )
-            parts.append([routing.sums for routing in routings])
-    return _over_ranks(parts)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return _over_ranks([[routing.sums for routing in one.loss(model)[1]] for one in passes])
 
 
-def _auxiliary_loss(model: Decoder, own: Sequence[Sums], whole: Sequence[Sums]) -> Tensor:
+def _auxiliary_loss(model: LanguageModel, own: Sequence[Sums], whole: Sequence[Sums]) -> Tensor:
     """The routers' losses of the whole batch, with the gradient of this micro-batch's part in it."""
     loss = torch.zeros(())
     for layer, own_sums, whole_sums in zip(model.moe_layers, own, whole, strict=True):

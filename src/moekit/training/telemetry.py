@@ -1,7 +1,7 @@
 """What the routers do while a model trains: figures of each layer, a log of all steps, a warning of collapse."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import FileIO
@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from moekit import files
-from moekit.config import ModelConfig, MoEConfig
+from moekit.config import MoEConfig
 from moekit.moe import RoutingStats, Sums, collapse_text, routing_stats
 
 # Fewer consecutive steps than this are a bad batch, not a collapse.
@@ -21,11 +21,10 @@ COLLAPSED_STEPS = 20
 _NEEDED = ("tokens", "chosen", "computed", "top_score", "logit_squares")
 
 
-def routing_by_layer(config: ModelConfig, sums: Sequence[Sums]) -> dict[int, RoutingStats]:
-    """The figures of each MoE layer, by its index in the model; `sums` are in the order of those layers."""
+def routing_by_layer(layers: Iterable[int], sums: Sequence[Sums]) -> dict[int, RoutingStats]:
+    """The figures of each MoE layer, by its index in the model; `layers` are these, in the order of `sums`."""
     if not sums:
         return {}
-    layers = [index for index, layer in enumerate(config.layers) if layer.kind == "moe"]
     # Together: a device is waited for once, not once for each figure. Counts are exact in doubles.
     wanted = [of_layer[name].double().flatten() for of_layer in sums for name in _NEEDED]
     parts = iter(torch.split(torch.cat(wanted).cpu(), [part.numel() for part in wanted]))
@@ -38,12 +37,14 @@ class CollapseWatch(BaseModel):
     streaks: dict[int, int] = {}
     warnings: dict[int, str] = {}
 
-    def see(self, step: int, config: ModelConfig, layers: Mapping[int, RoutingStats]) -> list[str]:
-        """Take in the figures of `step`; gives a sentence for each layer whose collapse has now lasted."""
+    def see(self, step: int, mixtures: Mapping[int, MoEConfig], layers: Mapping[int, RoutingStats]) -> list[str]:
+        """Take in the figures of `step`; gives a sentence for each layer whose collapse has now lasted.
+
+        mixtures: the configuration of each layer with experts.
+        """
         new = {}
         for layer, stats in layers.items():
-            moe = config.layers[layer]
-            assert isinstance(moe, MoEConfig)
+            moe = mixtures[layer]
             text = collapse_text(stats, experts=moe.experts, experts_per_token=moe.router.experts_per_token)
             self.streaks[layer] = self.streaks.get(layer, 0) + 1 if text else 0
             if self.streaks[layer] >= COLLAPSED_STEPS and layer not in self.warnings:
