@@ -12,13 +12,22 @@ from moekit.models.folder import layout_of, own_tensors
 
 PRESETS = presets()
 
-# Where the published figure is further than two percent from what the published shape gives.
+# What the published shape gives where that is not the published figure.
 OFF = {
     # The paper's row has 24 heads of 128 in a width of 2048, and that is more than 1.3 B.
     "gpt3-1.3b": 1.517e9,
     # "40B" is a name: the published shape has 41.3 B.
     "falcon-40b": 41.3e9,
     "deepseek-v3": 671e9,
+    # T5's paper gives 770 million, which its shape does not have.
+    "t5-large": 737.7e6,
+    # The paper's table is rounded: its experts alone, from its own dimensions, come to more.
+    "gshard-12b": 13.2e9,
+    "gshard-37b": 39.5e9,
+    "gshard-50b": 51.9e9,
+    "gshard-150b": 155.5e9,
+    "gshard-200b": 206.5e9,
+    "gshard-600b": 619.4e9,
 }
 
 
@@ -33,7 +42,13 @@ def test_published_totals(name: str) -> None:
         if preset.active is not None:
             assert count_parameters(preset.config).active == pytest.approx(preset.active, rel=0.025)
     if preset.parameters is not None:
-        assert total == pytest.approx(OFF.get(name, preset.parameters), rel=0.02)
+        assert agrees(total, OFF.get(name, preset.parameters))
+
+
+def agrees(total: int, published: float) -> bool:
+    """Within two percent, or the same when it is rounded to as many digits as were published."""
+    digits = len(f"{published:.15g}".replace(".", "").strip("0").split("e")[0])
+    return abs(total - published) <= 0.02 * published or float(f"{total:.{digits - 1}e}") == published
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -10,6 +10,7 @@ from tests.conftest import RESIDUAL, model_config
 from moekit.config import (
     Config,
     EncoderConfig,
+    EncoderDecoderConfig,
     GRUSeq2SeqConfig,
     LSTMConfig,
     LSTMSeq2SeqConfig,
@@ -27,6 +28,9 @@ PAIR = {"source_vocab_size": 11, "target_vocab_size": 13, "embedding_width": 6, 
 MODELS: dict[str, Config] = {
     "moekit_decoder": model_config((RESIDUAL,)),
     "moekit_encoder": EncoderConfig(vocab_size=17, width=8, context=12, heads=2, layers=(MOE,)),
+    "moekit_encoder_decoder": EncoderDecoderConfig(
+        vocab_size=17, width=8, heads=2, head_width=4, encoder_layers=(MOE,), decoder_layers=(MOE,)
+    ),
     "moekit_xlnet": XLNetConfig(vocab_size=17, width=8, heads=2, layers=(MOE,)),
     "moekit_lstm": LSTMConfig(vocab_size=11, embedding_width=6, widths=(9, 6)),
     "moekit_lstm_seq2seq": LSTMSeq2SeqConfig(**PAIR, layers=2),

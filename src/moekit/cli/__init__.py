@@ -12,6 +12,7 @@ from moekit import __version__
 from moekit.cli.compare import compare
 from moekit.cli.evaluate import evaluate
 from moekit.cli.plan import plan
+from moekit.cli.train import train
 from moekit.errors import MoekitError
 
 _INTERRUPTED = 130
@@ -26,7 +27,7 @@ def moekit() -> None:
     """
 
 
-for verb in (compare, evaluate, plan):
+for verb in (compare, train, evaluate, plan):
     moekit.add_command(verb)
 
 

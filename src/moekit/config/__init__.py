@@ -5,6 +5,10 @@ mixture of experts (MoE), the latter alone, with a shared expert, or beside a re
 Nothing here needs torch, so a configuration can be read, checked and counted (`moekit.counting`) at once.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
 from moekit.config.attention import (
     AnyAttentionConfig,
     AttentionConfig,
@@ -18,7 +22,9 @@ from moekit.config.attention import (
 from moekit.config.base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layers, NonNegative, Positive
 from moekit.config.decoder import ModelConfig
 from moekit.config.encoder import EncoderConfig
+from moekit.config.encoder_decoder import EncoderDecoderConfig
 from moekit.config.feed_forward import ActivationName, DenseConfig, FeedForwardConfig, MoEConfig
+from moekit.config.ngram import NGramConfig
 from moekit.config.recurrent import LSTMConfig
 from moekit.config.routers import (
     AnyRouterConfig,
@@ -37,17 +43,31 @@ from moekit.config.routers import (
 from moekit.config.seq2seq import GRUSeq2SeqConfig, LSTMSeq2SeqConfig
 from moekit.config.xlnet import XLNetConfig
 
+AnyModelConfig = Annotated[
+    ModelConfig
+    | EncoderConfig
+    | EncoderDecoderConfig
+    | XLNetConfig
+    | LSTMConfig
+    | LSTMSeq2SeqConfig
+    | GRUSeq2SeqConfig
+    | NGramConfig,
+    Field(discriminator="kind"),
+]
+
 __all__ = [
     "BYTE_VOCAB_SIZE",
     "MAX_LAYERS",
     "ActivationName",
     "AnyAttentionConfig",
+    "AnyModelConfig",
     "AnyRouterConfig",
     "AttentionConfig",
     "Config",
     "Count",
     "DenseConfig",
     "EncoderConfig",
+    "EncoderDecoderConfig",
     "ExpertChoiceConfig",
     "FeedForwardConfig",
     "GRUSeq2SeqConfig",
@@ -61,6 +81,7 @@ __all__ = [
     "Llama3Scaling",
     "MoEConfig",
     "ModelConfig",
+    "NGramConfig",
     "NoisyTopKConfig",
     "NonNegative",
     "Positive",

@@ -19,6 +19,8 @@ from moekit.data.split import split_documents
 from moekit.errors import MoekitError, UsageError
 
 Bytes = npt.NDArray[np.uint8]
+Tokens = npt.NDArray[np.uint8] | npt.NDArray[np.uint32]
+"""Bytes, or ids where a tokenizer has been over them."""
 
 SEPARATOR = 0
 """The byte before each document; text itself never holds it."""
@@ -32,8 +34,8 @@ class DomainText:
     """One domain's text, SEPARATOR before each document; a file that was cut in two counts on both sides."""
 
     name: str
-    train: Bytes
-    held_out: Bytes
+    train: Tokens
+    held_out: Tokens
     train_files: int
     held_out_files: int
 

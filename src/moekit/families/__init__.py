@@ -10,6 +10,7 @@ from typing import Any
 from moekit.config import (
     Config,
     EncoderConfig,
+    EncoderDecoderConfig,
     GRUSeq2SeqConfig,
     LSTMConfig,
     LSTMSeq2SeqConfig,
@@ -25,6 +26,7 @@ from moekit.families import (
     gpt3,
     gpt_neo,
     grok1,
+    gshard,
     llama,
     lstm,
     mistral,
@@ -32,6 +34,8 @@ from moekit.families import (
     olmoe,
     qwen,
     seq2seq,
+    switch,
+    t5,
     xlnet,
 )
 from moekit.families.base import Family, Preset
@@ -54,13 +58,16 @@ FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
     ),
     EncoderConfig: bert.FAMILIES,
     XLNetConfig: xlnet.FAMILIES,
+    EncoderDecoderConfig: (t5.FAMILY, switch.FAMILY, gshard.FAMILY),
     LSTMConfig: (lstm.FAMILY,),
     LSTMSeq2SeqConfig: (seq2seq.LSTM_FAMILY,),
     GRUSeq2SeqConfig: (seq2seq.GRU_FAMILY,),
 }
 
 # What only training looks at: two configurations that differ in nothing else are the same function.
-_TRAINING_ONLY = frozenset({"init_std", "z_loss", "balance_loss", "importance_loss", "load_loss", "bias_step"})
+_TRAINING_ONLY = frozenset(
+    {"init_std", "init_factor", "jitter", "z_loss", "balance_loss", "importance_loss", "load_loss", "bias_step"}
+)
 
 
 def presets() -> dict[str, Preset]:

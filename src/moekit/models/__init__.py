@@ -4,6 +4,7 @@ from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.base import LanguageModel
 from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
+from moekit.models.encoder_decoder import EncoderDecoder
 from moekit.models.loading import MODELS, build, find, load
 from moekit.models.ngram import NGram
 from moekit.models.recurrent import LSTMLanguageModel
@@ -14,6 +15,7 @@ __all__ = [
     "MODELS",
     "Decoder",
     "Encoder",
+    "EncoderDecoder",
     "GRUSeq2Seq",
     "LSTMLanguageModel",
     "LSTMSeq2Seq",

@@ -9,6 +9,7 @@ import torch
 from moekit.config import (
     Config,
     EncoderConfig,
+    EncoderDecoderConfig,
     GRUSeq2SeqConfig,
     LSTMConfig,
     LSTMSeq2SeqConfig,
@@ -21,6 +22,7 @@ from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.base import LanguageModel
 from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
+from moekit.models.encoder_decoder import EncoderDecoder
 from moekit.models.folder import COMPANIONS, CONFIG, read_model
 from moekit.models.ngram import NGram, load_arpa
 from moekit.models.recurrent import LSTMLanguageModel
@@ -31,6 +33,7 @@ MODELS: dict[type[Config], type[LanguageModel]] = {
     ModelConfig: Decoder,
     EncoderConfig: Encoder,
     XLNetConfig: XLNet,
+    EncoderDecoderConfig: EncoderDecoder,
     LSTMConfig: LSTMLanguageModel,
     LSTMSeq2SeqConfig: LSTMSeq2Seq,
     GRUSeq2SeqConfig: GRUSeq2Seq,

@@ -23,7 +23,7 @@ class RelativeBias(nn.Module):
     def forward(self, tokens: int, positions: int) -> Tensor:
         """bias_HTP of the last `tokens` of `positions`, for all of these."""
         place_P = torch.arange(positions, device=self.weight.device)
-        distance_TP = place_P - place_P[:tokens, None]
+        distance_TP = place_P - place_P[positions - tokens :, None]
         bucket_TP = bucket(distance_TP, len(self.weight), self.max_distance, both_ways=self.both_ways)
         return self.weight[bucket_TP].permute(2, 0, 1)
 

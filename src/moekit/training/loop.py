@@ -93,9 +93,7 @@ class Trainer:
         self.batch, self.evaluate, self.state_path, self.log = batch, evaluate, state_path, log
         self.optimizer = new_optimizer(model, config)
         self.average = new_average(model)
-        self.mixtures = {
-            place: layer.config for place, layer in zip(model.moe_places, model.moe_layers, strict=True)
-        }
+        self.mixtures = {place: layer.config for place, layer in zip(model.moe_places, model.moe_layers, strict=True)}
         self.progress = Progress()
         if state_path.exists():
             self.progress = Progress.model_validate(load_state(state_path, model, self.average, self.optimizer))

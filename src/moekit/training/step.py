@@ -86,6 +86,16 @@ def training_step(
     return StepResult(loss=total.item(), sums=sums)
 
 
+def held_out_bits(model: LanguageModel, batches: Sequence[Mapping[str, Tensor]], config: TrainingConfig) -> float:
+    """Bits per prediction over those batches, of a model in evaluation mode."""
+    nats, count = 0.0, 0
+    for batch in batches:
+        with torch.no_grad(), matrix_precision(config.precision):
+            summed, targets = model.loss(batch)
+        nats, count = nats + float(summed), count + targets
+    return nats / math.log(2) / count
+
+
 def matrix_precision(precision: str) -> torch.autocast | nullcontext[None]:
     """A context in which matrix products run in `precision` ("float32" or "bfloat16") on the CPU."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()

@@ -1,0 +1,31 @@
+"""How each kind of model scores text."""
+
+from collections.abc import Callable
+
+from moekit.data.tokenizers import ByteTokenizer, tokenizer_of
+from moekit.errors import UsageError
+from moekit.evaluation.score import LineScorer, Score, WindowScorer
+from moekit.models import LanguageModel, NGram
+
+_LONGEST = 2048
+"""Tokens of context where neither the model nor the caller sets a limit: more costs memory and changes little."""
+
+
+def scorer_of(model: LanguageModel | NGram, context: int | None = None) -> Callable[[str], Score]:
+    """What gives (nats, tokens, bytes) of a text.
+
+    context: tokens that a prediction may see at most; by default what the model takes, up to 2048.
+    Raises UsageError where the model takes fewer, or its tokenizer is missing.
+    """
+    if isinstance(model, NGram):
+        if not model.vocabulary.is_bytes:
+            return LineScorer(model)
+        return WindowScorer(model.log_prob, ByteTokenizer(model.vocabulary.begin), context or _LONGEST)
+    limit = model.context
+    if context is not None and limit is not None and context > limit:
+        raise UsageError(f"The model's context is {limit:,} tokens; --context {context:,} is more.")
+    vocab_size = getattr(model.config, "vocab_size", None)
+    if vocab_size is None:
+        raise UsageError(f"A {type(model).__name__} scores pairs of texts, not a text.")
+    tokenizer = tokenizer_of(model.origin, vocab_size)
+    return WindowScorer(model.log_prob, tokenizer, context or min(limit or _LONGEST, _LONGEST))
