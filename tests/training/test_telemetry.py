@@ -168,8 +168,7 @@ def test_tensorboard_events(make_config: Callable[..., ModelConfig], tmp_path: P
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_collapse_is_told_once_a_layer(make_config: Callable[..., ModelConfig]) -> None:
-    plan = make_config((MOE, MOE))
+def test_a_collapse_is_told_once_a_layer() -> None:
     well, ill = stats(), stats(dead_experts=6)
     watch, told = CollapseWatch(), []
     for step in range(1, 101):

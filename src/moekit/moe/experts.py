@@ -10,7 +10,8 @@ from moekit.kernels import Activation, Assignments, Backend, experts_kernel
 class Experts(nn.Module):
     """E feed-forward networks; `backend` says which kernel computes them (all agree to rounding).
 
-    gate_up_EGD: G = 2 F rows an expert, gate over up; G = F, up alone, where they are not gated. down_EDF. The layout of transformers' stacked experts.
+    gate_up_EGD: G = 2 F rows an expert, gate over up; G = F, up alone, where they are not gated.
+    down_EDF. The layout of transformers' stacked experts.
     """
 
     def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:

@@ -11,7 +11,7 @@ from moekit.nn import FeedForward
 
 
 class MoELayer(nn.Module):
-    """y = routed(x), plus shared(x), that times sigmoid(w x), or mixed with a residual branch, as the configuration says.
+    """y = routed(x), plus shared(x), that times sigmoid(w x), or mixed with a residual branch, as configured.
 
     residual: c = softmax(W x + b) in two values, y = c_0 · routed(x) + c_1 · branch(x) (Residual-MoE, arXiv 2201.05596,
     section 4.1.1, as DeepSpeed computes it). vocab_size: of the model, for a router that hashes token ids.

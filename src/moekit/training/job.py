@@ -11,7 +11,14 @@ import yaml
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
 from moekit import files
-from moekit.config import AnyModelConfig, Config, NGramConfig
+from moekit.config import (
+    AnyModelConfig,
+    Config,
+    EncoderDecoderConfig,
+    GRUSeq2SeqConfig,
+    LSTMSeq2SeqConfig,
+    NGramConfig,
+)
 from moekit.data import Corpus, check_large_enough, load_corpus
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from moekit.data.tokens import tokenized
@@ -20,7 +27,7 @@ from moekit.families import preset
 from moekit.models import Decoder, LanguageModel, NGram, build, load
 from moekit.training.config import TrainingConfig
 from moekit.training.loop import StepReport, Trainer
-from moekit.training.objectives import Objective
+from moekit.training.objectives import Objective, PairObjective, read_pairs
 from moekit.training.step import held_out_bits
 from moekit.training.telemetry import StepLog
 from moekit.validation import validate
@@ -59,7 +66,8 @@ class Schedule(Config):
 class Job(Config):
     """The file. One of model (a configuration with its kind), preset (a name) and start (a folder to go on from).
 
-    data: sources as `moekit compare --data` takes them, none for the embedded corpus. tokenizer: a folder with a
+    data: sources as `moekit compare --data` takes them, none for the embedded corpus. pairs: instead of these a file of
+    JSON lines with `source` and `target`, for a model that goes from one to the other. tokenizer: a folder with a
     tokenizer.json; without it bytes, or that of `start`.
     """
 
@@ -67,6 +75,7 @@ class Job(Config):
     preset: str | None = None
     start: str | None = None
     data: tuple[str, ...] = ()
+    pairs: str | None = None
     text_column: str = "text"
     domain_column: str | None = None
     tokenizer: str | None = None
@@ -111,10 +120,9 @@ def run_job(
     saved) where it was stopped, and what the loop raises.
     """
     with _fixed(job, out):
-        corpus = load_corpus(job.data, text_column=job.text_column, domain_column=job.domain_column, say=say)
         if isinstance(job.model, NGramConfig):
-            return _train_ngram(job.model, corpus, out, say)
-        return _train(job, corpus, out, on_start, on_step)
+            return _train_ngram(job.model, _corpus(job, say), out, say)
+        return _train(job, out, on_start, on_step, say)
 
 
 @contextmanager
@@ -150,17 +158,14 @@ def _train_ngram(config: NGramConfig, corpus: Corpus, out: Path, say: Say) -> Re
 
 
 def _train(
-    job: Job, corpus: Corpus, out: Path, on_start: Callable[[int], None], on_step: Callable[[StepReport], None]
+    job: Job, out: Path, on_start: Callable[[int], None], on_step: Callable[[StepReport], None], say: Say
 ) -> Result:
     assert job.training is not None
     torch.manual_seed(job.training.seed)
     model = _model(job)
-    tokenizer = _tokenizer(job, model)
-    corpus = tokenized(corpus, tokenizer)
     config = _training_config(job.training, model)
     check_trainable(model, config)
-    check_large_enough(corpus, context=config.context, sequences=config.sequences)
-    objective = Objective(model.config, corpus, sequences=config.sequences, context=config.context, seed=config.seed)
+    objective = _objective(job, model, config, say)
     measured = objective.held_out(8192)
     trainer = Trainer(
         model.train(),
@@ -173,7 +178,8 @@ def _train(
     on_start(config.steps)
     progress = trainer.run(on_step)
     trained = trainer.averaged.eval()
-    trained.origin = Path(job.start or job.tokenizer) if job.start or job.tokenizer else None
+    folder = job.start or job.tokenizer
+    trained.origin = Path(folder) if folder else None
     trained.save(out / "model")
     return Result(
         model=str(out / "model"),
@@ -195,9 +201,33 @@ def _model(job: Job) -> LanguageModel:
     return build(config)
 
 
+def _corpus(job: Job, say: Say) -> Corpus:
+    return load_corpus(job.data, text_column=job.text_column, domain_column=job.domain_column, say=say)
+
+
+def _objective(job: Job, model: LanguageModel, config: TrainingConfig, say: Say) -> Objective | PairObjective:
+    tokenizer = _tokenizer(job, model)
+    if job.pairs is None:
+        corpus = tokenized(_corpus(job, say), tokenizer)
+        check_large_enough(corpus, context=config.context, sequences=config.sequences)
+        return Objective(model.config, corpus, sequences=config.sequences, context=config.context, seed=config.seed)
+    end, pad = _end_and_pad(model)
+    train, held_out = read_pairs(Path(job.pairs), tokenizer.encode, config.context)
+    return PairObjective(train, held_out, config.sequences, config.seed, pad=pad, end=end)
+
+
+def _end_and_pad(model: LanguageModel) -> tuple[int | None, int]:
+    match model.config:
+        case LSTMSeq2SeqConfig() | GRUSeq2SeqConfig():
+            return model.config.end_token, model.config.end_token
+        case EncoderDecoderConfig():
+            return model.config.end_token, model.config.pad_token
+    raise UsageError(f"A {type(model).__name__} does not learn from pairs: leave them out.")
+
+
 def _tokenizer(job: Job, model: LanguageModel) -> Tokenizer:
     folder = job.tokenizer or job.start
-    vocab_size = getattr(model.config, "vocab_size", 0)
+    vocab_size = _smallest_vocabulary(model.config)
     tokenizer: Tokenizer = ByteTokenizer()
     if folder is not None and (job.tokenizer or (Path(folder) / "tokenizer.json").is_file()):
         tokenizer = FileTokenizer(Path(folder))
@@ -206,6 +236,11 @@ def _tokenizer(job: Job, model: LanguageModel) -> Tokenizer:
             f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model's vocab_size is {vocab_size:,}."
         )
     return tokenizer
+
+
+def _smallest_vocabulary(config: Config) -> int:
+    names = ("vocab_size", "source_vocab_size", "target_vocab_size")
+    return min(int(getattr(config, name)) for name in names if getattr(config, name, None) is not None)
 
 
 def _training_config(schedule: Schedule, model: LanguageModel) -> TrainingConfig:

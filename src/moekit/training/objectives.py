@@ -3,7 +3,10 @@
 B sequences, T tokens of context.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +14,15 @@ from torch import Tensor
 
 from moekit.config import Config, EncoderConfig, EncoderDecoderConfig, LSTMConfig, ModelConfig, XLNetConfig
 from moekit.data import Corpus, held_out_windows, training_batch
+from moekit.data.objectives.draws import uniform
 from moekit.data.objectives.masked import masked_batch
+from moekit.data.objectives.pairs import pair_batch
 from moekit.data.objectives.permutation import permutation_batch
 from moekit.data.objectives.spans import span_batch
 from moekit.errors import UsageError
 
 Batch = dict[str, Tensor]
+Pair = tuple[Sequence[int], Sequence[int]]
 
 # A step that no training takes: the draws of what is measured are its own, and always the same.
 _MEASURED = 2**63
@@ -59,8 +65,76 @@ def _objective(config: Config, context: int) -> tuple[Callable[[Tensor, int, int
             return _seeded(permutation_batch), context
         case EncoderDecoderConfig():
             return _seeded(span_batch, config=config), context
-    raise UsageError(f"A {type(config).__name__} learns from pairs of texts; running text does not do.")
+    raise UsageError(f"A {type(config).__name__} learns from pairs of texts: name a file with pairs.")
 
 
 def _seeded(make: Callable[..., Batch], **fixed: Any) -> Callable[[Tensor, int, int], Batch]:
     return lambda windows_BT, seed, step: make(windows_BT, seed=seed, step=step, **fixed)
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """Batches of pairs of texts, drawn with replacement: a pure function of the seed and the step.
+
+    end: the token that ends sources and targets, or None; pad: what fills rows up.
+    """
+
+    train_pairs: Sequence[Pair]
+    held_out_pairs: Sequence[Pair]
+    sequences: int
+    seed: int
+    pad: int
+    end: int | None
+
+    def train(self, step: int) -> Batch:
+        """The batch of a training step."""
+        draws = uniform((self.sequences,), seed=self.seed, step=step, stream=7)
+        return self._batch([self.train_pairs[int(draw * len(self.train_pairs))] for draw in draws])
+
+    def held_out(self, tokens: int) -> list[Batch]:
+        """Batches of held-out pairs, always the same, up to about so many target tokens."""
+        taken, count = [], 0
+        for pair in self.held_out_pairs:
+            taken.append(pair)
+            count += len(pair[1])
+            if count >= tokens:
+                break
+        return [self._batch(taken[i : i + self.sequences]) for i in range(0, len(taken), self.sequences)]
+
+    def _batch(self, pairs: Sequence[Pair]) -> Batch:
+        sources, targets = zip(*pairs, strict=True)
+        return pair_batch(sources, targets, pad=self.pad, end=self.end)
+
+
+def read_pairs(file: Path, encode: Callable[[str], list[int]], longest: int) -> tuple[list[Pair], list[Pair]]:
+    """Training and held-out pairs of a file of JSON lines with `source` and `target`; every tenth is held out.
+
+    longest: tokens of either side; longer pairs are left out. Raises UsageError naming the line that is wrong.
+    """
+    train: list[Pair] = []
+    held_out: list[Pair] = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {file}: {error}.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        pair = _pair(line)
+        if pair is None:
+            raise UsageError(f"{file}, line {number}: expected an object with the texts `source` and `target`.")
+        source, target = encode(pair[0]), encode(pair[1])
+        if 0 < len(source) <= longest and 0 < len(target) <= longest:
+            (held_out if number % 10 == 0 else train).append((source, target))
+    if not train or not held_out:
+        raise UsageError(f"{file} holds {len(train)} pairs to train with and {len(held_out)} to hold out: give more.")
+    return train, held_out
+
+
+def _pair(line: str) -> tuple[str, str] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    values = (row.get("source"), row.get("target")) if isinstance(row, dict) else (None, None)
+    return (values[0], values[1]) if isinstance(values[0], str) and isinstance(values[1], str) else None

@@ -1,0 +1,113 @@
+"""moekit's models in EleutherAI's lm-evaluation-harness (pip install moekit[harness]).
+
+    from lm_eval import simple_evaluate
+    from moekit.evaluation.harness import HarnessModel
+
+    simple_evaluate(HarnessModel.load("./my-model"), tasks=["lambada_openai"])
+
+T tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+from tqdm import tqdm
+
+from moekit.data.tokenizers import Tokenizer, tokenizer_of
+from moekit.errors import UsageError
+from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, load
+
+_LONGEST = 2048
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """A causal model, whose call gives logits; the harness asks it for log likelihoods and greedy text.
+
+    Raises UsageError where the model is not causal, or its tokenizer has no token to start a text with.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        if not isinstance(model, Decoder | LSTMLanguageModel):
+            raise UsageError(f"The harness needs a causal model, and a {type(model).__name__} is none.")
+        if tokenizer.start is None:
+            raise UsageError("The harness needs a token that starts a text: set bos_token_id in config.json.")
+        self.model, self.tokenizer = model, tokenizer
+        self.context = model.context or _LONGEST
+        self._start = tokenizer.start
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """The model in a folder, with its tokenizer."""
+        model = load(path)
+        if not isinstance(model, LanguageModel):
+            raise UsageError("The harness needs a causal model, and an n-gram model gives no logits.")
+        return cls(model, tokenizer_of(model.origin, getattr(model.config, "vocab_size", 0)))
+
+    @property
+    def eot_token_id(self) -> int:
+        """What stands between texts."""
+        return self._start
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """The ids of a text, never with special tokens."""
+        return self.tokenizer.encode(string)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p in nats of each whole text, each of its tokens given as many before it as fit."""
+        totals = []
+        for request in tqdm(requests, disable=disable_tqdm):
+            windows = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), prefix_token=self._start, max_seq_len=self.context, context_len=1
+            )
+            scored = [self._score(*make_disjoint_window(window))[0] for window in windows]
+            totals.append(sum(scored))
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The most probable continuation, token by token, up to a stop string."""
+        texts = []
+        for request in tqdm(requests, disable=disable_tqdm):
+            context, options = request.args
+            stops = options.get("until") or []
+            stops = [stops] if isinstance(stops, str) else stops
+            if options.get("do_sample") or options.get("temperature", 0):
+                raise UsageError("The adapter generates greedily: leave do_sample and temperature out.")
+            texts.append(self._continue(context, stops, int(options.get("max_gen_toks", 256))))
+        return texts
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        return [self._score(context, text) for _, context, text in tqdm(requests, disable=disable_tqdm)]
+
+    def _score(self, context: list[int], text: list[int]) -> tuple[float, bool]:
+        """log p of the text after the context, and whether greedy decoding would write it."""
+        ids = (context + text)[-(self.context + 1) :]
+        log_probs_TV = self._logits(ids[:-1])[-len(text) :].double().log_softmax(-1)
+        target_T = torch.tensor(ids[-len(text) :])
+        chosen = log_probs_TV.gather(1, target_T[:, None])
+        return float(chosen.sum()), bool((log_probs_TV.argmax(-1) == target_T).all())
+
+    def _continue(self, context: str, stops: Sequence[str], tokens: int) -> str:
+        ids = self.tok_encode(context) or [self._start]
+        written: list[int] = []
+        for _ in range(tokens):
+            window = (ids + written)[-self.context :]
+            written.append(int(self._logits(window)[-1].argmax()))
+            text = self.tokenizer.decode(written)
+            cut = [text.index(stop) for stop in stops if stop in text]
+            if cut:
+                return text[: min(cut)]
+            if written[-1] == self._start:
+                return self.tokenizer.decode(written[:-1])
+        return self.tokenizer.decode(written)
+
+    def _logits(self, ids: list[int]) -> Tensor:
+        with torch.no_grad():
+            logits_BTV: Tensor = self.model(torch.tensor([ids]))
+        return logits_BTV[0]
