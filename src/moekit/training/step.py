@@ -50,8 +50,9 @@ def training_step(
     counts what the routers choose, and the second chooses the same.
     Where the loss or a gradient is not finite, the weights stay as they were and the loss given is NaN.
     """
-    micro_batches = _cut(batch, config.micro_sequences)
-    targets = torch.tensor(float(count_targets(batch)))
+    device = next(model.parameters()).device
+    micro_batches = _cut({name: tensor.to(device) for name, tensor in batch.items()}, config.micro_sequences)
+    targets = torch.tensor(float(count_targets(batch)), device=device)
     _sum_over_ranks([targets])
 
     optimizer.zero_grad(set_to_none=True)
@@ -62,7 +63,7 @@ def training_step(
         passes = [replace(one, decisions=[Decision() for _ in model.moe_layers]) for one in passes]
         whole = _sums_beforehand(model, passes)
     parts: list[list[dict[str, Tensor]]] = []
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for one in passes:
         summed, routings = one.loss(model)
         loss = summed / targets
@@ -96,9 +97,9 @@ def held_out_bits(model: LanguageModel, batches: Sequence[Mapping[str, Tensor]],
     return nats / math.log(2) / count
 
 
-def matrix_precision(precision: str) -> torch.autocast | nullcontext[None]:
-    """A context in which matrix products run in `precision` ("float32" or "bfloat16") on the CPU."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+def matrix_precision(precision: str, device: str = "cpu") -> torch.autocast | nullcontext[None]:
+    """A context in which matrix products run in `precision` ("float32" or "bfloat16") on that kind of device."""
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def count_targets(batch: Mapping[str, Tensor]) -> int:
@@ -127,7 +128,7 @@ class _Pass:
         if self.decisions:
             options["decisions"] = self.decisions
         routings: list[Routing] = []
-        with matrix_precision(self.config.precision):
+        with matrix_precision(self.config.precision, next(model.parameters()).device.type):
             summed, _ = model.loss(self.batch, routings, **options)
         return summed, routings
 
@@ -140,7 +141,8 @@ def _cut(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
 
 def _sums_beforehand(model: LanguageModel, passes: Sequence[_Pass]) -> list[dict[str, Tensor]]:
     """The sums of the whole batch per MoE layer; fills the decisions. Noise drawn here is drawn again afterwards."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         return _over_ranks([[routing.sums for routing in one.loss(model)[1]] for one in passes])
 
 

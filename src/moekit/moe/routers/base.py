@@ -31,7 +31,7 @@ class Router(nn.Module):
 
     def __init__(self, width: int, experts: int, config: RouterConfig, **coefficients: float) -> None:
         super().__init__()
-        self.experts = experts
+        self.experts, self.config = experts, config
         self.capacity_factor = config.capacity_factor
         self.coefficients = {name: value for name, value in {"z": config.z_loss, **coefficients}.items() if value}
         self.weight = nn.Parameter(torch.empty(experts, width))

@@ -18,9 +18,7 @@ class ExpertChoice(Router):
     token alone, as in generation, is taken by all.
     """
 
-    def __init__(self, width: int, experts: int, config: ExpertChoiceConfig) -> None:
-        super().__init__(width, experts, config)
-        self.config = config
+    config: ExpertChoiceConfig
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         logits_TE = self.logits(x_TD)

@@ -17,9 +17,10 @@ class NoisyTopK(Router):
     appendix A), so that at first the noise alone chooses.
     """
 
+    config: NoisyTopKConfig
+
     def __init__(self, width: int, experts: int, config: NoisyTopKConfig) -> None:
         super().__init__(width, experts, config, importance=config.importance_loss, load=config.load_loss)
-        self.config = config
         self.noise_weight = nn.Parameter(torch.empty(experts, width))
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:

@@ -21,9 +21,10 @@ class SigmoidBias(Router):
 
     bias_E: Tensor
 
+    config: SigmoidBiasConfig
+
     def __init__(self, width: int, experts: int, config: SigmoidBiasConfig) -> None:
         super().__init__(width, experts, config)
-        self.config = config
         self.register_buffer("bias_E", torch.zeros(experts))
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:

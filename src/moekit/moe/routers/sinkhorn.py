@@ -16,9 +16,7 @@ class Sinkhorn(Router):
     therefore, a token's expert depends on the other tokens of the batch; what it then computes does not.
     """
 
-    def __init__(self, width: int, experts: int, config: SinkhornConfig) -> None:
-        super().__init__(width, experts, config)
-        self.config = config
+    config: SinkhornConfig
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         logits_TE = self.logits(x_TD)

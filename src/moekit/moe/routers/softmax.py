@@ -18,9 +18,10 @@ class SoftmaxTopK(Router):
     Mixtral (arXiv 2401.04088, section 2.1) renormalises; OLMoE (arXiv 2409.02060) and Grok-1 do not.
     """
 
+    config: SoftmaxTopKConfig
+
     def __init__(self, width: int, experts: int, config: SoftmaxTopKConfig) -> None:
         super().__init__(width, experts, config, balance=config.balance_loss)
-        self.config = config
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         logits_TE = self.logits(x_TD)
@@ -38,9 +39,10 @@ class Switch(Router):
     In training the router's input, and only the router's, is multiplied by jitter from U(1 - e, 1 + e).
     """
 
+    config: SwitchConfig
+
     def __init__(self, width: int, experts: int, config: SwitchConfig) -> None:
         super().__init__(width, experts, config, balance=config.balance_loss)
-        self.config = config
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         if self.training and self.config.jitter:
@@ -62,9 +64,10 @@ class GShard(Router):
 
     balanced = "first_choices"
 
+    config: GShardConfig
+
     def __init__(self, width: int, experts: int, config: GShardConfig) -> None:
         super().__init__(width, experts, config, balance=config.balance_loss)
-        self.config = config
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         logits_TE = self.logits(x_TD)
