@@ -34,3 +34,15 @@ def test_computes_in_fp32_and_gives_what_products_read() -> None:
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, norm(x).bfloat16())
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_model_that_is_all_bf16_learns() -> None:
+    x = torch.randn(5, 16)
+    expected, got = RMSNorm(16, 1e-5), RMSNorm(16, 1e-5).bfloat16()
+    inputs = x.clone().requires_grad_(), x.bfloat16().requires_grad_()
+    for norm, own in zip((expected, got), inputs, strict=True):
+        (norm(own) * torch.linspace(-1, 1, 16)).sum().backward()
+    assert got.weight.grad is not None
+    assert got.weight.grad.dtype == torch.bfloat16
+    assert (got.weight.grad.float() - expected.weight.grad).norm() < 0.02 * expected.weight.grad.norm()
+    assert (inputs[1].grad.float() - inputs[0].grad).norm() < 0.02 * inputs[0].grad.norm()

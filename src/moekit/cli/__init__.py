@@ -11,8 +11,11 @@ import click
 from moekit import __version__
 from moekit.cli.compare import compare
 from moekit.cli.evaluate import evaluate
+from moekit.cli.merge import merge
 from moekit.cli.plan import plan
+from moekit.cli.split import split
 from moekit.cli.train import train
+from moekit.cli.upcycle import upcycle
 from moekit.errors import MoekitError
 
 _INTERRUPTED = 130
@@ -27,7 +30,7 @@ def moekit() -> None:
     """
 
 
-for verb in (compare, train, evaluate, plan):
+for verb in (compare, train, evaluate, plan, upcycle, split, merge):
     moekit.add_command(verb)
 
 

@@ -46,11 +46,12 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x_TD, weight_D, scale_T1 = ctx.saved_tensors
         normed_TD = x_TD * scale_T1
-        along_TD = grad_TD * weight_D
+        # fp32 already, but for a model that is all bf16
+        along_TD = (grad_TD * weight_D).to(normed_TD.dtype)
         mean_T1 = torch.linalg.vecdot(along_TD, normed_TD).unsqueeze_(-1).div_(x_TD.shape[-1])
         grad_x_TD = along_TD.addcmul_(normed_TD, mean_T1, value=-1).mul_(scale_T1)
         grad_weight_D = normed_TD.mul_(grad_TD).view(-1, x_TD.shape[-1]).sum(0)
-        return grad_x_TD.to(x_TD.dtype), grad_weight_D, None, None
+        return grad_x_TD.to(x_TD.dtype), grad_weight_D.to(weight_D.dtype), None, None
 
 
 def new_norm(kind: Literal["rms", "layer"], width: int, eps: float) -> nn.Module:

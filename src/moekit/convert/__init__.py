@@ -1,0 +1,1 @@
+"""From checkpoints to other checkpoints: upcycling, splitting, merging, written as a stream."""
