@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moekit.data.corpus import SEPARATOR, Bytes, Corpus
+from moekit.data.corpus import SEPARATOR, Corpus, Tokens
 from moekit.errors import UsageError
 
 
@@ -65,7 +65,7 @@ def check_large_enough(corpus: Corpus, *, context: int, sequences: int) -> None:
         )
 
 
-def _spread_windows(text: Bytes, context: int, wanted: int) -> Tensor:
+def _spread_windows(text: Tokens, context: int, wanted: int) -> Tensor:
     count = min(wanted, (len(text) - 1) // context)
     last_start = len(text) - 1 - context
     # count * context <= len(text) - 1, so starts are at least `context` apart

@@ -220,7 +220,7 @@ def _by_domain(documents: Iterable[Document]) -> dict[str, list[Document]]:
     return found
 
 
-def _sha256(content: Bytes) -> str:
+def _sha256(content: Tokens) -> str:
     return hashlib.sha256(content.data).hexdigest()
 
 
@@ -239,7 +239,7 @@ def _unigram_bits_per_byte(text: DomainText) -> float:
     return float((held_out * bits).sum() / held_out.sum())
 
 
-def _byte_counts(text: Bytes) -> npt.NDArray[np.int64]:
+def _byte_counts(text: Tokens) -> npt.NDArray[np.int64]:
     counts = np.zeros(BYTE_VOCAB_SIZE, dtype=np.int64)
     # in chunks: bincount makes eight bytes of each
     for start in range(0, len(text), _CHUNK):
