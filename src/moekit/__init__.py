@@ -1,10 +1,10 @@
 """moekit: dense, or mixture of experts? Builds, trains, converts, runs and measures both, and shows what each buys.
 
-    import moekit
+import moekit
 
-    model = moekit.load("./my-model")     # a Hugging Face folder, a hub id, or an n-gram model's .arpa file
-    logits = model(tokens)
-    model.save("./again")
+model = moekit.load("./my-model")     # a Hugging Face folder, a hub id, or an n-gram model's .arpa file
+logits = model(tokens)
+model.save("./again")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -9,7 +9,15 @@ Nothing is added for recomputed activations or the optimiser.
 from collections import Counter
 from dataclasses import dataclass
 
-from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig
+from moekit.config import (
+    AnyAttentionConfig,
+    AttentionConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    LSTMConfig,
+    ModelConfig,
+    MoEConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,27 @@ def training_flops_per_token(config: ModelConfig, context: int) -> int:
 def cached_values_per_token(config: ModelConfig) -> int:
     """What the key-value caches of all layers hold for one token, in numbers; a window bounds the tokens, not this."""
     return config.attention.cached_values_per_token * len(config.layers)
+
+
+def count_lstm_parameters(config: LSTMConfig) -> ParameterCount:
+    """Count by part: embedding, layers, head (its bias alone where the matrices are tied)."""
+    layers = sum(4 * width * (inputs + width) + 8 * width for inputs, width in config.layer_shapes)
+    matrix = 0 if config.tie_embeddings else config.vocab_size * config.widths[-1]
+    parts = {
+        "embedding": config.vocab_size * config.embedding_width,
+        "layers": layers,
+        "head": config.vocab_size + matrix,
+    }
+    return ParameterCount(total=sum(parts.values()), active=sum(parts.values()), by_part=parts)
+
+
+def lstm_forward_flops_per_token(config: LSTMConfig) -> int:
+    """FLOPs of the forward pass for one token, its prediction included; training costs three times that.
+
+    The gates' own arithmetic, some operations a unit, is not counted.
+    """
+    layers = sum(4 * width * (inputs + width) for inputs, width in config.layer_shapes)
+    return 2 * (layers + config.widths[-1] * config.vocab_size)
 
 
 def _attention_weights(width: int, attention: AnyAttentionConfig) -> int:

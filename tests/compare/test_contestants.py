@@ -4,20 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from moekit.compare.budget import MINIMUM_STEPS, affordable_steps
+from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, affordable_steps, leaves_room
+from moekit.compare.configs import costs_of
 from moekit.compare.contestants import (
     SIZES,
     Contestant,
     caveat_of,
     check_set,
     default_contestants,
+    default_set,
+    own_contestants,
     pick_contestant,
     read_contestants,
     router_contestants,
 )
 from moekit.compare.plan import MEASURED_SHARES, measured_steps
 from moekit.compare.quantities import parse_count, parse_duration
-from moekit.compare.worker import Calibration
+from moekit.compare.task import Calibration
+from moekit.config import LSTMConfig, ModelConfig, NGramConfig
 from moekit.counting import count_parameters, training_flops_per_token
 from moekit.errors import UsageError
 
@@ -25,7 +29,7 @@ from moekit.errors import UsageError
 @pytest.mark.parametrize("size_name", sorted(SIZES))
 def test_the_default_set_keeps_its_promises(size_name: str) -> None:
     size = SIZES[size_name]
-    models = {name: contestant.model(size) for name, contestant in default_contestants(size).items()}
+    models = {name: contestant.config(size) for name, contestant in default_contestants(size).items()}
     flops = {name: training_flops_per_token(model, size.context) for name, model in models.items()}
     counts = {name: count_parameters(model) for name, model in models.items()}
     for name in ("moe", "moe-fine", "hybrid"):
@@ -41,7 +45,7 @@ def test_the_default_set_keeps_its_promises(size_name: str) -> None:
 def test_the_routers_differ_in_the_router_alone(size_name: str) -> None:
     size = SIZES[size_name]
     contestants = router_contestants(size)
-    models = {name: contestant.model(size) for name, contestant in contestants.items()}
+    models = {name: contestant.config(size) for name, contestant in contestants.items()}
     flops = {name: training_flops_per_token(model, size.context) for name, model in models.items()}
     assert check_set(list(contestants.values()), None) == "dense"
     assert flops == pytest.approx(dict.fromkeys(flops, flops["dense"]), rel=0.02)
@@ -50,6 +54,33 @@ def test_the_routers_differ_in_the_router_alone(size_name: str) -> None:
     assert len({layer.router.kind for layer in routed}) == len(routed) == 8  # type: ignore[union-attr]
     assert [name for name, model in models.items() if caveat_of(model)] == ["gshard", "expert-choice"]
     assert "sees later tokens" in contestants["expert-choice"].description
+
+
+@pytest.mark.parametrize("size_name", sorted(SIZES))
+def test_those_of_their_own_shape_compute_as_much(size_name: str) -> None:
+    size = SIZES[size_name]
+    own = {name: contestant.config(size) for name, contestant in own_contestants(size).items()}
+    dense = costs_of(default_contestants(size)["dense"].config(size), size.context).flops_per_token
+    flops = {name: costs_of(config, size.context).flops_per_token for name, config in own.items()}
+    assert flops["gpt3"] == pytest.approx(dense, rel=0.02)
+    assert flops["lstm"] == pytest.approx(dense, rel=0.05)
+    assert flops["ngram"] == 0
+    gpt3, lstm, ngram = own["gpt3"], own["lstm"], own["ngram"]
+    assert isinstance(gpt3, ModelConfig)
+    assert gpt3.tie_embeddings
+    assert gpt3.learned_positions
+    assert [gpt3.window(layer) for layer in (0, 1)] == [None, size.context // 2]
+    assert isinstance(lstm, LSTMConfig)
+    assert lstm.tie_embeddings
+    assert not any(getattr(lstm, name) for name in LSTMConfig.model_fields if name.endswith("_dropout"))
+    assert ngram == NGramConfig(order=7)
+
+
+def test_the_default_set_is_all_eight() -> None:
+    always, optional = default_set(SIZES["xs"])
+    assert [one.name for one in always] == ["dense", "moe", "moe-fine", "hybrid", "dense-large", "ngram"]
+    assert [one.name for one in optional] == ["gpt3", "lstm"]
+    assert [pick_contestant(one.name, SIZES["xs"]) for one in (*always, *optional)] == [*always, *optional]
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -74,13 +105,59 @@ def test_yaml_mixes_names_and_plans(tmp_path: Path) -> None:
     assert baseline == "tiny"
     assert contestants[0] == default_contestants(SIZES["s"])["moe"]
     assert contestants[1] == router_contestants(SIZES["s"])["sinkhorn"]
-    model = contestants[2].model(SIZES["s"])
+    model = contestants[2].config(SIZES["s"])
     assert [layer.kind for layer in model.layers] == ["dense", "moe", "dense", "moe"]
+
+
+def test_yaml_takes_whole_models(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        contestants:
+          - lstm
+          - {name: words, model: {kind: ngram, order: 4}}
+          - {name: deep, model: {kind: lstm, embedding_width: 32, widths: [64, 32]}}
+          - name: own
+            model:
+              width: 64
+              context: 512
+              attention: {heads: 2, kv_heads: 2, head_width: 32}
+              layers: [{kind: dense, width: 96}]
+        """,
+    )
+    contestants, baseline = read_contestants(path, SIZES["xs"])
+    assert baseline == "lstm"
+    configs = [contestant.config(SIZES["xs"]) for contestant in contestants[1:]]
+    assert [config.kind for config in configs] == ["ngram", "lstm", "decoder"]
+    assert [config.vocab_size for config in configs[1:]] == [256, 256]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("contestants: [dense, lstn]", "no contestant 'lstn': did you mean 'lstm'?"),
+        ("contestants: [{name: x}]", "either layers, a plan in the size's shape, or model, a whole one"),
+        (
+            "contestants: [{name: x, layers: [{kind: dense, width: 8}], model: {kind: ngram}}]",
+            "either layers, a plan in the size's shape, or model, a whole one",
+        ),
+        ("contestants: [{name: x, model: {kind: gru}}]", "contestants[0]: model: "),
+        ("contestants: [{name: x, model: {kind: ngram, ordre: 3}}]", "model.ordre: there is no such key; did you"),
+        ("contestants: [{name: x, model: {kind: ngram, order: 99}}]", "model.order: "),
+        ("contestants: [{name: x, model: {kind: ngram, unit: words}}]", "set model.unit to bytes"),
+        (
+            "contestants: [{name: x, model: {kind: lstm, vocab_size: 300, embedding_width: 8, widths: [8]}}]",
+            "set model.vocab_size to 256",
+        ),
+        (
+            "contestants: [{name: x, model: {kind: lstm, embedding_width: 8, widths: [16]}}]",
+            "with tied embeddings the last layer (16) must be as wide as the embedding (8)",
+        ),
+        (
+            "contestants: [{name: x, model: {width: 8, context: 16, attention: {heads: 1, kv_heads: 1, head_width: 8}, "
+            "layers: [{kind: dense, width: 8}]}}]",
+            "model.context (16) is less than the size's, 128",
+        ),
         ("contestants: [dense, mow]", "no contestant 'mow': did you mean 'moe'?"),
         ("contestant: [dense]", "contestant: there is no such key; did you mean 'contestants'?"),
         ("contestants: []", "contestants: "),
@@ -153,3 +230,11 @@ def test_an_impossible_budget_names_one_that_would_do() -> None:
     with pytest.raises(UsageError, match=r"need at least 1 min 49 s; raise --budget"):
         affordable_steps(calibrations, seeds=1, seconds=30)
     assert affordable_steps(calibrations, seeds=1, seconds=108.8) == MINIMUM_STEPS
+
+
+def test_there_is_room_where_every_run_gets_its_steps() -> None:
+    calibrations = [Calibration(step_seconds=0.1, curve_seconds=0, fixed_seconds=5)] * 2
+    needed = 2 * 3 * (5 + 0.1 * JOINING_STEPS) / 0.92
+    assert leaves_room(calibrations, seeds=3, seconds=needed + 0.01)
+    assert not leaves_room(calibrations, seeds=3, seconds=needed - 1)
+    assert affordable_steps(calibrations, seeds=3, seconds=needed + 0.01) == JOINING_STEPS

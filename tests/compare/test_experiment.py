@@ -15,11 +15,13 @@ import torch
 from safetensors import safe_open
 
 from moekit.compare import experiment
-from moekit.compare.contestants import Contestant, Size
+from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS
+from moekit.compare.contestants import Contestant, Size, own_contestants
 from moekit.compare.plan import Folder
 from moekit.compare.request import Request
 from moekit.compare.results import Results, Run, read_results
-from moekit.compare.worker import Worker, failure_text
+from moekit.compare.task import Calibration, failure_text
+from moekit.compare.worker import Worker
 from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.data import Corpus, Document, build_corpus
 from moekit.errors import TrainingFailed, UsageError
@@ -160,10 +162,10 @@ except MoekitError as error:
 """
 
 
-def prepare(corpus: Corpus, folder: Folder, steps: int) -> None:
+def prepare(corpus: Corpus, folder: Folder, steps: int, contestants: Sequence[Contestant] = (DENSE, MOE)) -> None:
     """A folder with a plan that saves its state after every step, and nothing done yet."""
     corpus.save(folder.corpus)
-    plan = experiment.new_plan(request(tokens=steps * STEP))
+    plan = experiment.new_plan(request(contestants, tokens=steps * STEP))
     training = plan.training.model_copy(update={"checkpoint_seconds": 0.0})
     folder.write_plan(plan.model_copy(update={"training": training}))
 
@@ -195,6 +197,51 @@ def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_pat
     got = experiment.resume(parts, experiment.Listener())
     for a, b in zip(expected.contestants, got.contestants, strict=True):
         assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
+
+
+def test_lstm_and_ngram_go_on_to_the_same_figures(corpus: Corpus, tmp_path: Path) -> None:
+    """The LSTM from its saved state, the n-gram model from the start."""
+    contestants = [own_contestants(TINY)[name] for name in ("lstm", "ngram")]
+    whole, parts = Folder(tmp_path / "whole"), Folder(tmp_path / "parts")
+    for folder in (whole, parts):
+        prepare(corpus, folder, steps=120, contestants=contestants)
+    expected = experiment.resume(whole, experiment.Listener())
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(parts.root)])
+    wait_for(parts.state("lstm", 0), process)
+    time.sleep(0.1)
+    process.kill()
+    process.wait(timeout=30)
+    assert not parts.result("ngram", 0).exists()
+    time.sleep(0.5)
+    got = experiment.resume(parts, experiment.Listener())
+    for a, b in zip(expected.contestants, got.contestants, strict=True):
+        assert [run.status for run in a.runs] == ["done"]
+        assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
+    ngram = got.contestants[1]
+    assert ngram.flops_per_token == ngram.curve[-1].flops == 0
+    assert ngram.params_total == sum(ngram.params_by_part.values()) > 259
+    assert ngram.weight_bytes == ngram.runs[0].weight_bytes
+    assert read_results(parts.results) == got
+
+
+def test_results_from_before_there_were_kinds_are_read(finished: tuple[Folder, Results], tmp_path: Path) -> None:
+    folder, results = finished
+    old = json.loads(folder.results.read_text(encoding="utf-8")) | {"schema_version": 2}
+    for contestant in old["contestants"]:
+        del contestant["config"]["kind"]
+        for run in contestant["runs"]:
+            del run["params_by_part"], run["weight_bytes"]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(old), encoding="utf-8")
+    assert read_results(path) == results.model_copy(update={"schema_version": 2})
+    plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    del plan["optional"]
+    for entry in plan["contestants"]:
+        del entry["config"]["kind"]
+    older = Folder(tmp_path / "older")
+    older.root.mkdir()
+    older.plan.write_text(json.dumps(plan), encoding="utf-8")
+    assert older.read_plan() == folder.read_plan()
 
 
 def test_a_worker_that_is_killed_fails_alone(corpus: Corpus, tmp_path: Path) -> None:
@@ -271,18 +318,69 @@ def test_an_impossible_budget_trains_nothing(corpus: Corpus, tmp_path: Path) -> 
     assert not folder.plan.exists()
 
 
+class Hearing(experiment.Listener):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_a_default_budget_that_is_too_small_is_exceeded(corpus: Corpus, tmp_path: Path) -> None:
     """Nobody asked for it: on a slow machine the comparison takes longer, and says so."""
-    said: list[str] = []
-
-    class Hearing(experiment.Listener):
-        def message(self, text: str) -> None:
-            said.append(text)
-
+    hearing = Hearing()
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=0.5, budget_asked=False)
-    results = experiment.start(asked, corpus, Folder(tmp_path / "run"), Hearing())
+    results = experiment.start(asked, corpus, Folder(tmp_path / "run"), hearing)
     assert results.settings.tokens == 100 * STEP
-    assert any("default budget" in text for text in said)
+    assert any("default budget" in text for text in hearing.said)
+
+
+def test_those_that_nobody_asked_for_are_left_out_where_there_is_no_room(corpus: Corpus, tmp_path: Path) -> None:
+    folder, hearing = Folder(tmp_path / "run"), Hearing()
+    optional = [own_contestants(TINY)["gpt3"]]
+    asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=0.5, budget_asked=False)
+    results = experiment.start(asked, corpus, folder, hearing)
+    assert [one.name for one in results.contestants] == ["dense"]
+    assert any(text.startswith("Left out: gpt3. The budget has to leave every run 200 steps") for text in hearing.said)
+    assert folder.read_plan().optional == ()
+    assert [one.name for one in experiment.resume(folder, hearing).contestants] == ["dense"]
+
+
+def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too dear is left out, one that is cheaper is taken, and who has no chance is not measured."""
+    seconds = {"dense": 1.0, "dear": 5.0, "cheap": 1.0, "late": 0.1}
+    measured: list[str] = []
+
+    def calibrate(folder: Folder, contestant: str, seed: int) -> Calibration:
+        measured.append(contestant)
+        return Calibration(step_seconds=seconds[contestant], curve_seconds=0, fixed_seconds=0)
+
+    monkeypatch.setattr(experiment.process, "calibrate", calibrate)
+    monkeypatch.setattr(experiment, "finish", lambda plan, *_, **__: plan)
+
+    def settled(budget: float, name: str) -> list[str]:
+        measured.clear()
+        optional = [Contestant(name=one, layers=DENSE.layers) for one in seconds if one != "dense"]
+        asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=budget)
+        plan = experiment.start(asked, corpus, Folder(tmp_path / name), Hearing())
+        return [entry.name for entry in plan.contestants]  # type: ignore[attr-defined]
+
+    assert settled(2.15 * JOINING_STEPS / 0.92, "some") == ["dense", "cheap", "late"]
+    assert measured == ["dense", "dear", "cheap", "late"]
+    assert settled(1.5 * MINIMUM_STEPS, "none") == ["dense"]
+    assert measured == ["dense"]
+    assert settled(8 * JOINING_STEPS, "all") == ["dense", "dear", "cheap", "late"]
+
+
+def test_those_that_nobody_asked_for_take_part_where_there_is_room(corpus: Corpus, tmp_path: Path) -> None:
+    """Without a budget there is always room; with one, the plan says who may be left out until that is settled."""
+    optional = [own_contestants(TINY)["gpt3"]]
+    unlimited = experiment.new_plan(request((DENSE,), optional=optional))
+    assert ([entry.name for entry in unlimited.contestants], unlimited.optional) == (["dense", "gpt3"], ())
+    limited = experiment.new_plan(request((DENSE,), optional=optional, tokens=None, budget_seconds=60.0))
+    assert ([entry.name for entry in limited.contestants], limited.optional) == (["dense", "gpt3"], ("gpt3",))
 
 
 def test_a_corpus_too_small_for_a_batch_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:

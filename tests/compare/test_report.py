@@ -21,7 +21,7 @@ from moekit.compare.report.embed import code_spans, plotly_text, script_json
 from moekit.compare.results import Results
 from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
 
-from .sample_results import DENSE, MOE, contestant, failed_run, model, results, run, sample
+from .sample_results import DENSE, MOE, contestant, everyone, failed_run, model, results, run, sample
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -112,12 +112,29 @@ def test_page_says_what_was_measured() -> None:
         assert fact in text
 
 
-def test_every_cell_of_the_key_differences_is_filled() -> None:
-    html = render(sample())
+@pytest.mark.parametrize("comparison", [sample(), everyone()], ids=["five", "everyone"])
+def test_every_cell_of_the_key_differences_is_filled(comparison: Results) -> None:
+    html = render(comparison)
     table = html[html.index('<table class="differences">') :]
     figures = re.findall(r'<td><span class="figure">(.*?)</span>', table[: table.index("</table>")])
-    assert len(figures) == 6 * len(sample().contestants)
-    assert all(re.search(r"\d", figure) for figure in figures)
+    assert len(figures) == 6 * len(comparison.contestants)
+    assert all(re.search(r"\d|not reached", figure) for figure in figures)
+
+
+def test_what_multiplies_nothing_is_said_to() -> None:
+    html = render(everyone())
+    text = Page(html).text
+    for fact in ("n-grams, reference", "LSTM, reference", "under 1 %", "no FLOPs"):
+        assert fact in text
+    assert "Without FLOPs, and so without a line: ngram." in html
+    assert "0.00×" not in text
+    assert "looking up the probabilities of all 256 next bytes" in text
+    assert "looking up the probabilities" not in Page(render(sample())).text
+
+
+@pytest.mark.parametrize("baseline", ["ngram", "lstm"])
+def test_a_reference_as_the_baseline(baseline: str) -> None:
+    assert "</html>" in render(everyone().model_copy(update={"baseline": baseline}))
 
 
 def test_tables_and_charts_are_accessible() -> None:
@@ -300,6 +317,19 @@ def test_switching_the_axis(browser: webdriver.Chrome, open_report: Callable[...
 
 
 @pytest.mark.browser
+def test_all_eight_are_drawn(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    """On every axis, also where one of them has no figure."""
+    open_report("everyone", everyone)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "[data-chart=curves] .legend button")) == 8
+    press(browser, "curves", "FLOPs")
+    caption = browser.find_element(By.CSS_SELECTOR, "[data-chart=curves] figcaption")
+    WebDriverWait(browser, 10).until(lambda driver: "ngram" in caption.text)
+    assert sum(bool(trace["x"]) for trace in traces(browser, "curves")) == len(traces(browser, "curves")) - 4
+    assert len(traces(browser, "decode")) == 8
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.browser
 def test_legend_hides_a_contestant(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
     open_report("sample", sample)
     shown = sum(trace["visible"] for trace in traces(browser, "curves"))
@@ -326,7 +356,7 @@ def test_heat_map_follows_the_choice(browser: webdriver.Chrome, open_report: Cal
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 768, 1280])
-@pytest.mark.parametrize(("name", "comparison"), [("sample", sample), ("hostile", hostile)])
+@pytest.mark.parametrize(("name", "comparison"), [("sample", sample), ("hostile", hostile), ("everyone", everyone)])
 def test_no_horizontal_overflow(
     browser: webdriver.Chrome,
     open_report: Callable[..., None],

@@ -11,7 +11,9 @@ from moekit.compare.results import Results
 DOC = Path(__file__).parents[2] / "docs" / "results.md"
 START, END = "<!-- fields: from the schema -->\n", "<!-- end of fields -->\n"
 ELSEWHERE = {
-    "ModelConfig": "the model's configuration (`moekit.config.ModelConfig`)",
+    "ModelConfig": "the model's configuration: `moekit.config.ModelConfig`",
+    "LSTMConfig": "`LSTMConfig`",
+    "NGramConfig": "`NGramConfig`",
 }
 
 
@@ -39,8 +41,8 @@ def _table(name: str, record: dict[str, Any]) -> str:
 
 def _type(schema: dict[str, Any]) -> str:
     """In words: `list of Run`, `number or null`."""
-    if "anyOf" in schema:
-        return " or ".join(_type(one) for one in schema["anyOf"])
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(_type(one) for one in choices)
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return ELSEWHERE.get(name, f"[{name}](#{name.lower()})")
@@ -56,7 +58,7 @@ def _type(schema: dict[str, Any]) -> str:
 def _references(schema: object) -> list[str]:
     if isinstance(schema, dict):
         own = [schema["$ref"].rpartition("/")[2]] if "$ref" in schema else []
-        return own + [name for value in schema.values() for name in _references(value)]
+        return own + [name for key, value in schema.items() if key != "discriminator" for name in _references(value)]
     if isinstance(schema, list):
         return [name for value in schema for name in _references(value)]
     return []

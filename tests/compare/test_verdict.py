@@ -11,7 +11,20 @@ from moekit.compare.reach import Estimate, first_reach, level_at, reach_ratios, 
 from moekit.compare.results import CurvePoint, Results
 from moekit.compare.verdict import SUMMARY_HEADINGS, judge, summary_table
 
-from .sample_results import DENSE, MOE, SHARED, contestant, failed_run, model, results, run, sample
+from .sample_results import (
+    DENSE,
+    LSTM,
+    MOE,
+    NGRAM,
+    SHARED,
+    contestant,
+    everyone,
+    failed_run,
+    model,
+    results,
+    run,
+    sample,
+)
 
 
 def points(*pairs: tuple[int, float], speed: float = 10.0, flops: float = 100.0) -> list[CurvePoint]:
@@ -108,6 +121,7 @@ def test_reach_ratios_by_hand() -> None:
 
 def test_kinds() -> None:
     assert [kind_of(model(layers)) for layers in ([DENSE], [MOE], [DENSE, SHARED])] == ["dense", "moe", "hybrid"]
+    assert [kind_of(LSTM), kind_of(NGRAM)] == ["lstm", "ngram"]
 
 
 def test_comparison_is_paired_by_seed() -> None:
@@ -294,3 +308,70 @@ def test_no_answer(comparison: Results, words: str) -> None:
     assert words in verdict.headline
     assert verdict.leader is None
     assert len(summary_table(comparison)) == len(comparison.contestants)
+
+
+def test_references_are_held_against_the_baseline_and_never_lead() -> None:
+    """`ngram` ends far below all others, and yet the headline is what it is without it."""
+    verdict = judge(everyone())
+    assert verdict.leader == "moe"
+    assert verdict.headline == judge(sample()).headline
+    assert {"gpt3", "lstm", "ngram"} <= verdict.against.keys()
+    assert "for reference" in verdict.sentences["ngram"]
+    assert "for reference" in verdict.sentences["lstm"]
+    assert "for reference" not in verdict.sentences["gpt3"]
+
+
+def test_a_contestant_without_flops_has_no_ratio_of_them() -> None:
+    verdict = judge(everyone())
+    reach = verdict.against["ngram"].final
+    assert reach.ratios is not None
+    assert set(reach.ratios) == {"tokens", "seconds"}
+    assert "0.00" not in verdict.sentences["ngram"]
+    assert "no FLOPs, for it multiplies nothing" in verdict.sentences["ngram"]
+    rows = {row.name: row for row in summary_table(everyone())}
+    assert rows["ngram"].reached_flops == "none"
+    assert rows["ngram"].reached_seconds.startswith("0.0")
+    assert rows["ngram"].params_total == "434 k"
+
+
+@pytest.mark.parametrize("baseline", ["ngram", "lstm", "gpt3"])
+def test_any_of_them_can_be_the_baseline(baseline: str) -> None:
+    comparison = everyone().model_copy(update={"baseline": baseline})
+    verdict = judge(comparison)
+    assert verdict.answer != "No answer"
+    assert verdict.leader not in (None, "lstm", "ngram")
+    assert set(verdict.sentences) == {one.name for one in comparison.contestants} - {baseline}
+    rows = {row.name: row for row in summary_table(comparison)}
+    assert rows[baseline].reached_flops == "1 (baseline)"
+
+
+def test_a_baseline_without_flops_gives_no_ratio_of_them() -> None:
+    comparison = results(
+        [
+            contestant("ngram", NGRAM, [run(0, 2.0, flops=0)], total=10, active=7, flops=0),
+            contestant("dense", model([DENSE]), [run(0, 1.9)], total=100, active=100),
+        ],
+        seeds=[0], baseline="ngram",
+    )  # fmt: skip
+    verdict = judge(comparison)
+    assert verdict.leader == "dense"
+    assert "FLOPs" not in verdict.headline
+    assert verdict.against["dense"].flops is None
+    assert "FLOPs" not in verdict.sentences["dense"]
+    assert {row.name: row.reached_flops for row in summary_table(comparison)} == {"ngram": "1 (baseline)", "dense": "–"}
+
+
+def test_references_alone_answer_nothing() -> None:
+    comparison = everyone()
+    kept = [one for one in comparison.contestants if one.name in ("dense", "lstm", "ngram")]
+    verdict = judge(comparison.model_copy(update={"contestants": kept}))
+    assert verdict.answer == "No answer"
+    assert "references alone" in verdict.because
+    assert set(verdict.sentences) == {"lstm", "ngram"}
+
+
+def test_an_ngram_model_that_never_finished_has_no_size() -> None:
+    failed = contestant("ngram", NGRAM, [failed_run(0)], total=None, active=7, flops=0)
+    dense = contestant("dense", model([DENSE]), [run(0, 2.0)], total=1, active=1)
+    rows = {row.name: row for row in summary_table(results([dense, failed], seeds=[0]))}
+    assert rows["ngram"].params_total == rows["ngram"].reached_flops == "–"

@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moekit.config.recurrent import LSTMConfig
-from moekit.models.recurrent import LSTMLanguageModel, forward_flops_per_token
+from moekit.counting import lstm_forward_flops_per_token
+from moekit.models.recurrent import LSTMLanguageModel
 
 PLAIN = LSTMConfig(vocab_size=37, embedding_width=12, widths=(16, 12), init_range=0.5)
 UNTIED = LSTMConfig(vocab_size=37, embedding_width=12, widths=(16, 8, 20), tie_embeddings=False)
@@ -241,7 +242,7 @@ def test_flops_are_those_of_the_products_that_run(name: str) -> None:
     model = LSTMLanguageModel(config).double()
     with FlopCounterMode(display=False) as forward:
         model(tokens_of(config, batch=2, length=7))
-    assert forward.get_total_flops() == 14 * forward_flops_per_token(config)
+    assert forward.get_total_flops() == 14 * lstm_forward_flops_per_token(config)
 
 
 def test_tied_embeddings_need_the_same_width() -> None:

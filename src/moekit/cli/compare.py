@@ -29,8 +29,8 @@ Examples:
 @click.option(
     "--contestants",
     metavar="FILE|NAMES",
-    help="A YAML file, or names with commas between: dense, moe, moe-fine, hybrid, dense-large, or those of --routers. "
-    "The first is the baseline.  [default: these five]",
+    help="A YAML file, or names with commas between: dense, moe, moe-fine, hybrid, dense-large, ngram, gpt3, lstm, or "
+    "those of --routers. The first is the baseline.  [default: these eight, the last two where the budget allows]",
 )
 @click.option(
     "--routers",
@@ -75,7 +75,10 @@ def compare(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Train dense and mixture-of-experts models on the same text at the same compute, and report what each buys."""
+    """Train dense and mixture-of-experts models on the same text at the same compute, and report what each buys.
+
+    Beside them stand an LSTM and an n-gram model, for reference.
+    """
     if budget and tokens:
         raise UsageError("--budget and --tokens exclude each other; give one of them.")
     if contestants and routers:
@@ -123,12 +126,14 @@ def _check_new(folder: "Folder") -> None:
         )
 
 
-def _contestants(asked: str | None, size_name: str, *, routers: bool) -> "tuple[list[Contestant], str]":
-    """Who takes part, and the baseline's name."""
+def _contestants(
+    asked: str | None, size_name: str, *, routers: bool
+) -> "tuple[list[Contestant], list[Contestant], str]":
+    """Who takes part, who does too where the budget allows, and the baseline's name."""
     from moekit.compare.contestants import (
         SIZES,
         check_set,
-        default_contestants,
+        default_set,
         pick_contestant,
         read_contestants,
         router_contestants,
@@ -137,17 +142,22 @@ def _contestants(asked: str | None, size_name: str, *, routers: bool) -> "tuple[
     if size_name not in SIZES:
         raise UsageError(f"There is no size {size_name!r}: {did_you_mean(size_name, SIZES)}")
     size = SIZES[size_name]
-    if asked is None:
-        chosen = list((router_contestants if routers else default_contestants)(size).values())
-    elif asked.endswith((".yaml", ".yml")):
-        return read_contestants(Path(asked), size)
-    else:
+    optional: list[Contestant] = []
+    if asked is not None and asked.endswith((".yaml", ".yml")):
+        chosen, baseline = read_contestants(Path(asked), size)
+        return chosen, optional, baseline
+    if asked is not None:
         chosen = [pick_contestant(name.strip(), size) for name in asked.split(",")]
-    return chosen, check_set(chosen, None)
+    elif routers:
+        chosen = list(router_contestants(size).values())
+    else:
+        chosen, optional = default_set(size)
+    return chosen, optional, check_set(chosen, None)
 
 
 def _request(
     contestants: "list[Contestant]",
+    optional: "list[Contestant]",
     baseline: str,
     budget: str | None,
     tokens: str | None,
@@ -164,6 +174,7 @@ def _request(
         check_tensorboard()
     return Request(
         contestants=contestants,
+        optional=optional,
         baseline=baseline,
         size_name=size_name,
         size=SIZES[size_name],

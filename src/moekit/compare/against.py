@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from moekit.compare.configs import ContestantConfig
 from moekit.compare.reach import AXES, Axis, Estimate, reach_ratios
 from moekit.compare.results import Contestant, Results, Run
-from moekit.config import ModelConfig
+from moekit.config import LSTMConfig, NGramConfig
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
-Kind = Literal["dense", "moe", "hybrid"]
+Kind = Literal["dense", "moe", "hybrid", "lstm", "ngram"]
+# Held against the baseline like everyone, but no answer to the question: dense, or mixture of experts?
+REFERENCES: frozenset[Kind] = frozenset({"lstm", "ngram"})
 Pairs = Sequence[tuple[Run, Run]]
 
 
@@ -20,7 +23,8 @@ Pairs = Sequence[tuple[Run, Run]]
 class Reach:
     """What it took to reach the baseline's level at `share` of the baseline's tokens, over what the baseline needed.
 
-    ratios: over the seeds that reached it, None where none did. reached, seeds: how many did, of how many pairs.
+    ratios: over the seeds that reached it, without an axis on which one side spends nothing; None where none did.
+    reached, seeds: how many did, of how many pairs.
     """
 
     share: float
@@ -36,6 +40,7 @@ class Against:
     difference: final bits per byte, contestant less baseline (negative: better). reach: one entry a share of SHARES.
     inverse: what the baseline needed for the *contestant's* final level, over what the contestant needed for it.
     memory: peak in training. weights: as served. seconds: of a whole run. speed: training tokens per second.
+    flops: for a token in training, 0 where the contestant multiplies nothing, None where the baseline alone does not.
     decode: median time per token. domains: final bits per byte by domain, contestant less baseline.
     """
 
@@ -47,8 +52,8 @@ class Against:
     memory: Estimate | None
     seconds: Estimate | None
     speed: Estimate | None
-    weights: float
-    flops: float
+    weights: float | None
+    flops: float | None
     decode: float | None
     domains: dict[str, Estimate]
 
@@ -58,8 +63,10 @@ class Against:
         return self.reach[-1]
 
 
-def kind_of(config: ModelConfig) -> Kind:
-    """`dense`, `moe`, or `hybrid` where some layers are a mixture of experts and some are not."""
+def kind_of(config: ContestantConfig) -> Kind:
+    """`lstm`, `ngram`; of decoders `dense`, `moe`, or `hybrid` where some layers have experts and some do not."""
+    if isinstance(config, LSTMConfig | NGramConfig):
+        return config.kind
     routed = {layer.kind == "moe" for layer in config.layers}
     return "hybrid" if len(routed) == 2 else "moe" if True in routed else "dense"
 
@@ -88,9 +95,9 @@ def compare(contestant: Contestant, baseline: Contestant) -> Against:
         memory=_ratio(pairs, lambda run: run.peak_memory_bytes),
         seconds=_ratio(pairs, lambda run: run.seconds),
         speed=_ratio(pairs, lambda run: run.train_tokens_per_second),
-        weights=contestant.weight_bytes / max(1, baseline.weight_bytes),
-        flops=contestant.flops_per_token / max(1.0, baseline.flops_per_token),
-        decode=mine / theirs if mine is not None and theirs else None,
+        weights=_over(contestant.weight_bytes, baseline.weight_bytes),
+        flops=_over(contestant.flops_per_token, baseline.flops_per_token) if contestant.flops_per_token else 0.0,
+        decode=_over(mine, theirs),
         domains=_by_domain(pairs),
     )
 
@@ -112,6 +119,10 @@ def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
     return {seed: tuple(sorted(figures, key=lambda name: figures[name][seed])) for seed in sorted(common)}
 
 
+def _over(mine: float | None, theirs: float | None) -> float | None:
+    return mine / theirs if mine is not None and theirs else None
+
+
 def _both(pairs: Pairs, figure: Callable[[Run], float | None]) -> list[tuple[float, float]]:
     found = [(figure(run), figure(base)) for run, base in pairs]
     return [(mine, theirs) for mine, theirs in found if mine is not None and theirs is not None]
@@ -124,7 +135,7 @@ def _ratio(pairs: Pairs, figure: Callable[[Run], float | None]) -> Estimate | No
 def _reach(pairs: Pairs, share: float) -> Reach:
     found = [reach_ratios(run.curve, base.curve, share) for run, base in pairs]
     hits = [ratios for ratios in found if ratios is not None]
-    estimates = {axis: Estimate.of_ratios([ratios[axis] for ratios in hits]) for axis in AXES}
+    estimates = {axis: Estimate.of_ratios([ratios[axis] for ratios in hits if axis in ratios]) for axis in AXES}
     ratios = {axis: estimate for axis, estimate in estimates.items() if estimate}
     return Reach(share=share, ratios=ratios or None, reached=len(hits), seeds=len(pairs))
 

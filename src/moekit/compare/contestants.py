@@ -1,17 +1,21 @@
 """Who takes part in a comparison: the default set, the set of routers, or what a YAML file says.
 
-All contestants of one comparison share the outer shape that `--size` names and differ in their layer plan.
+Most contestants of one comparison share the outer shape that `--size` names and differ in their layer plan; some have a
+shape of their own, and the compute of the others.
 """
 
+import bisect
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from moekit.compare.configs import ContestantConfig, costs_of
 from moekit.config import (
     BYTE_VOCAB_SIZE,
     AnyRouterConfig,
@@ -22,8 +26,10 @@ from moekit.config import (
     FeedForwardConfig,
     GShardConfig,
     HashConfig,
+    LSTMConfig,
     ModelConfig,
     MoEConfig,
+    NGramConfig,
     NoisyTopKConfig,
     SigmoidBiasConfig,
     SinkhornConfig,
@@ -47,6 +53,13 @@ class Size:
     sequences: int
 
 
+# The best of 4 to 7 on the embedded corpus at the default number of tokens, and at four and sixteen times as many;
+# 8 gains about 0.01 bits per byte more and takes two to three times as long, its n-grams no longer fitting 64 bits.
+NGRAM_ORDER = 7
+LSTM_LAYERS = 1
+
+Shape = TypeVar("Shape", ModelConfig, LSTMConfig)
+
 SIZES = {
     "xs": Size(width=128, depth=4, heads=2, kv_heads=1, hidden=384, context=128, sequences=16),
     "s": Size(width=192, depth=4, heads=3, kv_heads=1, hidden=512, context=128, sequences=16),
@@ -63,23 +76,60 @@ def _check_name(name: str) -> str:
 
 
 class Contestant(Config):
-    """A name and a layer plan; the plan is repeated from its start until the depth of the size is reached."""
+    """A name, and either a layer plan or a whole model.
+
+    layers: repeated from their start until the depth of the size is reached, in the size's outer shape.
+    model: of a shape of its own; it reads bytes, and as much context as the size has.
+    """
 
     name: Annotated[str, AfterValidator(_check_name)]
-    layers: Annotated[tuple[FeedForwardConfig, ...], Field(min_length=1)]
+    layers: Annotated[tuple[FeedForwardConfig, ...], Field(min_length=1)] | None = None
+    model: ContestantConfig | None = None
     description: str = ""
 
-    def model(self, size: Size) -> ModelConfig:
-        """The model: this plan in the outer shape `size`."""
+    @field_validator("model", mode="before")
+    @classmethod
+    def _usual_vocabulary(cls, model: Any) -> Any:
+        """Bytes, where nothing is said."""
+        if isinstance(model, dict) and model.get("kind", "decoder") in ("decoder", "lstm"):
+            return {"vocab_size": BYTE_VOCAB_SIZE} | model
+        return model
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.layers is None) == (self.model is None):
+            raise ValueError("a contestant is either layers, a plan in the size's shape, or model, a whole one")
+        if isinstance(self.model, NGramConfig):
+            if self.model.unit != "bytes":
+                raise ValueError("contestants read bytes: set model.unit to bytes")
+        elif self.model is not None and self.model.vocab_size != BYTE_VOCAB_SIZE:
+            raise ValueError(f"contestants read bytes: set model.vocab_size to {BYTE_VOCAB_SIZE}")
+        return self
+
+    def config(self, size: Size) -> ContestantConfig:
+        """What takes part: the model itself, or the layer plan in the outer shape `size`.
+
+        Raises ValueError where the model has less context than the size.
+        """
+        if isinstance(self.model, ModelConfig) and self.model.context < size.context:
+            raise ValueError(f"model.context ({self.model.context}) is less than the size's, {size.context}")
+        return self.model or self._planned(size)
+
+    def _planned(self, size: Size) -> ModelConfig:
+        assert self.layers is not None
         return ModelConfig(
             vocab_size=BYTE_VOCAB_SIZE,
             width=size.width,
             context=size.context,
             attention=AttentionConfig(heads=size.heads, kv_heads=size.kv_heads, head_width=size.width // size.heads),
             layers=tuple(self.layers[index % len(self.layers)] for index in range(size.depth)),
-            # Narrow models want larger weights than GPT-2's 0.02 (SmallInit, arXiv 1910.05895, section 2.2).
-            init_std=math.sqrt(2 / (5 * size.width)),
+            init_std=_init_std(size.width),
         )
+
+
+def _init_std(width: int) -> float:
+    """Narrow models want larger weights than GPT-2's 0.02 (SmallInit, arXiv 1910.05895, section 2.2)."""
+    return math.sqrt(2 / (5 * width))
 
 
 class ContestantsFile(Config):
@@ -130,6 +180,99 @@ def default_contestants(size: Size) -> dict[str, Contestant]:
     return {plan.name: plan for plan in plans}
 
 
+def own_contestants(size: Size) -> dict[str, Contestant]:
+    """Those with a shape of their own, by name: `gpt3` and `lstm` with the FLOPs of `dense`, and `ngram`."""
+    gpt3, lstm = _gpt3(size), _lstm(size)
+    ngram = NGramConfig(order=NGRAM_ORDER)
+    feed_forward = gpt3.layers[0]
+    assert isinstance(feed_forward, DenseConfig)
+    found = [
+        Contestant(
+            name="gpt3",
+            description="a dense decoder of GPT-3's kind: LayerNorm, learned positions, full attention and a band of "
+            f"{size.context // 2} tokens in turn, an ungated network of hidden width {feed_forward.width} with biases",
+            model=gpt3,
+        ),
+        Contestant(
+            name="lstm",
+            description=f"{_layers(lstm)}, no dropout; trained by the optimiser and the rates of all others",
+            model=lstm,
+        ),
+        Contestant(
+            name="ngram",
+            description=f"counts of up to {NGRAM_ORDER} bytes in a row, modified Kneser-Ney; it multiplies nothing",
+            model=ngram,
+        ),
+    ]
+    return {one.name: one for one in found}
+
+
+def default_set(size: Size) -> tuple[list[Contestant], list[Contestant]]:
+    """Who takes part where nothing is asked, and who does too where the budget allows."""
+    own = own_contestants(size)
+    return [*default_contestants(size).values(), own["ngram"]], [own["gpt3"], own["lstm"]]
+
+
+def _gpt3(size: Size) -> ModelConfig:
+    """Of GPT-3's kind (arXiv 2005.14165, section 2.1), its network as wide as gives the FLOPs of `dense`.
+
+    Every second layer sees a band of half the context: GPT-3's own is unpublished, and narrower ones would lose more
+    of a context that is short already.
+    """
+
+    def model(hidden: int) -> ModelConfig:
+        network = DenseConfig(width=hidden, activation="gelu_tanh", gated=False, bias=True)
+        return ModelConfig(
+            vocab_size=BYTE_VOCAB_SIZE,
+            width=size.width,
+            context=size.context,
+            attention=AttentionConfig(
+                heads=size.heads,
+                kv_heads=size.heads,
+                head_width=size.width // size.heads,
+                positions="none",
+                windows=(None, max(1, size.context // 2)),
+                qkv_bias=True,
+                output_bias=True,
+            ),
+            layers=(network,) * size.depth,
+            norm="layer",
+            learned_positions=True,
+            tie_embeddings=True,
+            init_std=_init_std(size.width),
+        )
+
+    return _nearest(model, range(16, 4 * size.hidden, 16), size)
+
+
+def _lstm(size: Size) -> LSTMConfig:
+    """As wide as gives the FLOPs of `dense`."""
+
+    def model(width: int) -> LSTMConfig:
+        return LSTMConfig(vocab_size=BYTE_VOCAB_SIZE, embedding_width=width, widths=(width,) * LSTM_LAYERS)
+
+    return _nearest(model, range(8, 4 * (size.width + size.hidden) * size.depth, 8), size)
+
+
+def _nearest(model: Callable[[int], Shape], widths: range, size: Size) -> Shape:
+    """The model whose training FLOPs for a token are nearest to those of `dense`; they grow with the width.
+
+    widths: to choose from, multiples of what kernels like.
+    """
+
+    def flops(width: int) -> int:
+        return costs_of(model(width), size.context).flops_per_token
+
+    wanted = costs_of(default_contestants(size)["dense"].config(size), size.context).flops_per_token
+    place = bisect.bisect_left(widths, wanted, hi=len(widths) - 1, key=flops)
+    return model(min(widths[max(0, place - 1) : place + 1], key=lambda width: abs(flops(width) - wanted)))
+
+
+def _layers(lstm: LSTMConfig) -> str:
+    many = "one LSTM layer" if len(lstm.widths) == 1 else f"{len(lstm.widths)} LSTM layers"
+    return f"{many} of width {lstm.widths[-1]}"
+
+
 def router_contestants(size: Size) -> dict[str, Contestant]:
     """`dense`, and contestants that differ in the router alone, by name.
 
@@ -160,8 +303,10 @@ def router_contestants(size: Size) -> dict[str, Contestant]:
     return contestants
 
 
-def caveat_of(model: ModelConfig) -> str | None:
+def caveat_of(model: ContestantConfig) -> str | None:
     """Why the model's bits per byte do not count as a language model's; None where they do."""
+    if not isinstance(model, ModelConfig):
+        return None
     for layer in model.layers:
         if isinstance(layer, MoEConfig) and isinstance(layer.router, ExpertChoiceConfig):
             return "its router sees later tokens, so its bits per byte do not count as a language model's"
@@ -174,7 +319,7 @@ def caveat_of(model: ModelConfig) -> str | None:
 
 
 def read_contestants(path: Path, size: Size) -> tuple[list[Contestant], str]:
-    """Contestants and the baseline's name from a YAML file, where a bare name stands for one of the two sets.
+    """Contestants and the baseline's name from a YAML file, where a bare name stands for one of those here.
 
     Raises UsageError naming the file, the key, and the nearest valid name.
     """
@@ -198,16 +343,18 @@ def _described(entry: dict[str, Any], size: Size, where: str) -> Contestant:
     """What a file describes; what is wrong with the model as a whole is found here as well."""
     contestant = validate(Contestant, entry, where=where)
     try:
-        contestant.model(size)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        contestant.config(size)
+    except ValueError as error:
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise UsageError(f"{where}: {problem}.") from error
     return contestant
 
 
 def pick_contestant(name: str, size: Size) -> Contestant:
-    """The contestant of either set; raises UsageError with the nearest name where there is none."""
-    known = default_contestants(size) | router_contestants(size)
+    """The contestant of any set; raises UsageError with the nearest name where there is none."""
+    known = default_contestants(size) | own_contestants(size) | router_contestants(size)
     if name not in known:
         raise UsageError(f"There is no contestant {name!r}: {did_you_mean(name, known)}")
     return known[name]

@@ -12,7 +12,8 @@ import torch
 import moekit
 from moekit import hardware
 from moekit.compare import process
-from moekit.compare.budget import MINIMUM_STEPS, BudgetTooSmall, affordable_steps
+from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, BudgetTooSmall, affordable_steps, leaves_room
+from moekit.compare.configs import costs_of
 from moekit.compare.contestants import caveat_of
 from moekit.compare.plan import (
     LEARNING_RATE_RULE,
@@ -37,7 +38,7 @@ from moekit.compare.results import (
     Settings,
     write_results,
 )
-from moekit.counting import count_parameters, inference_flops_per_token, training_flops_per_token
+from moekit.compare.task import Calibration
 from moekit.data import Corpus, check_large_enough
 from moekit.errors import UsageError
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, StepReport, TrainingConfig
@@ -92,9 +93,11 @@ def new_plan(request: Request) -> Plan:
         budget_asked=request.budget_asked,
         machine=_machine(training.precision),
         contestants=tuple(
-            Entry(name=each.name, description=each.description, config=each.model(request.size))
-            for each in request.contestants
+            Entry(name=each.name, description=each.description, config=each.config(request.size))
+            for each in (*request.contestants, *request.optional)
         ),
+        # Without a budget there is nothing that they could take from the others.
+        optional=tuple(each.name for each in request.optional) if request.budget_seconds is not None else (),
         baseline=request.baseline,
         seeds=tuple(range(request.seeds)),
         training=training,
@@ -173,18 +176,28 @@ def _settled(plan: Plan, folder: Folder, listener: Listener, began: float) -> Pl
 
 def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: float) -> Plan:
     """The plan with as many steps as `seconds` allow, by what each contestant is measured to cost here."""
-    began = time.monotonic()
-    calibrations = []
-    for entry in plan.contestants:
-        listener.message(f"Measuring the speed of {entry.name}")
-        try:
-            calibrations.append(process.calibrate(folder, entry.name, plan.seeds[0]))
-        except process.WorkerDied as death:
-            listener.message(f"{entry.name} could not be measured: {death}")
+    ends = time.monotonic() + seconds
+    seeds = len(plan.seeds)
+    required = [entry for entry in plan.contestants if entry.name not in plan.optional]
+    calibrations = [found for entry in required if (found := _calibrated(plan, entry, folder, listener))]
     if not calibrations:
         raise UsageError("No contestant could take a single step here; try a smaller --size.")
+    taking = [entry.name for entry in required]
+    for entry in map(plan.entry, plan.optional):
+        # Where there is no room without it, there is none with it: it need not be measured.
+        if not leaves_room(calibrations, seeds=seeds, seconds=ends - time.monotonic()):
+            continue
+        found = _calibrated(plan, entry, folder, listener)
+        if found and leaves_room([*calibrations, found], seeds=seeds, seconds=ends - time.monotonic()):
+            calibrations.append(found)
+            taking.append(entry.name)
+    if out := [name for name in plan.optional if name not in taking]:
+        listener.message(
+            f"Left out: {', '.join(out)}. The budget has to leave every run {JOINING_STEPS} steps with them; "
+            "--contestants takes them all the same."
+        )
     try:
-        steps = affordable_steps(calibrations, seeds=len(plan.seeds), seconds=seconds - (time.monotonic() - began))
+        steps = affordable_steps(calibrations, seeds=seeds, seconds=ends - time.monotonic())
     except BudgetTooSmall as error:
         if plan.budget_asked:
             raise
@@ -192,7 +205,18 @@ def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: floa
         listener.message(f"{error} This is the default budget: going on, with as little as says something.")
         steps = MINIMUM_STEPS
     training = plan.training.model_copy(update={"steps": steps, "evaluate_at": measured_steps(steps)})
-    return plan.model_copy(update={"training": training})
+    contestants = tuple(entry for entry in plan.contestants if entry.name in taking)
+    return plan.model_copy(update={"training": training, "contestants": contestants, "optional": ()})
+
+
+def _calibrated(plan: Plan, entry: Entry, folder: Folder, listener: Listener) -> Calibration | None:
+    """What the contestant costs here; None, which is said, where it cannot even be tried."""
+    listener.message(f"Measuring the speed of {entry.name}")
+    try:
+        return process.calibrate(folder, entry.name, plan.seeds[0])
+    except process.WorkerDied as death:
+        listener.message(f"{entry.name} could not be measured: {death}")
+        return None
 
 
 def _machine(precision: hardware.Precision) -> Machine:
@@ -262,7 +286,9 @@ def _corpus_record(corpus: Corpus, tokens: int) -> CorpusRecord:
 def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -> ContestantRecord:
     """What the configuration says of a contestant, and means over its finished runs."""
     done = [run for run in runs if run.status == "done"]
-    parameters = count_parameters(entry.config)
+    costs = costs_of(entry.config, training.context)
+    by_part = costs.params_by_part or _counted_parts(done)
+    table_bytes = _mean(run.weight_bytes for run in done)
     decode_ms = [milliseconds for run in done for milliseconds in run.decode_ms]
     peaks = [run.peak_memory_bytes for run in done if run.peak_memory_bytes is not None]
     domains = done[0].bits_per_byte_by_domain if done else {}
@@ -271,12 +297,12 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
         description=entry.description,
         caveat=caveat_of(entry.config),
         config=entry.config,
-        params_total=parameters.total,
-        params_active=parameters.active,
-        params_by_part=parameters.by_part,
-        flops_per_token=training_flops_per_token(entry.config, training.context),
-        inference_flops_per_token=inference_flops_per_token(entry.config, training.context),
-        weight_bytes=2 * parameters.total,
+        params_total=sum(by_part.values()) if by_part else None,
+        params_active=costs.params_active,
+        params_by_part=by_part,
+        flops_per_token=costs.flops_per_token,
+        inference_flops_per_token=costs.inference_flops_per_token,
+        weight_bytes=costs.weight_bytes if table_bytes is None else round(table_bytes),
         train_tokens_per_second=_mean(run.train_tokens_per_second for run in done),
         seconds=_mean(run.seconds for run in done),
         peak_memory_bytes=round(statistics.fmean(peaks)) if peaks else None,
@@ -289,6 +315,12 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
         curve=[_mean_point(points) for points in zip(*(run.curve for run in done), strict=True)],
         runs=runs,
     )
+
+
+def _counted_parts(done: Sequence[Run]) -> dict[str, int]:
+    """Means over the runs of what only the trained model says; empty where no run did."""
+    parts = done[0].params_by_part if done else {}
+    return {part: round(statistics.fmean(run.params_by_part[part] for run in done)) for part in parts}
 
 
 def _mean_point(points: Sequence[CurvePoint]) -> CurvePoint:

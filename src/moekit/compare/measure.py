@@ -6,6 +6,7 @@ N windows, T tokens, E experts, M domains.
 import math
 import time
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from moekit.compare.results import ExpertsByDomain, LayerRouting
 from moekit.data import is_scored
 from moekit.hardware import Precision
-from moekit.models import Decoder, LanguageModel
+from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, NGram
 from moekit.moe import Routing, add_sums, routing_stats
 from moekit.training import matrix_precision
 
@@ -24,7 +25,10 @@ _SHUFFLES = 200
 
 
 def held_out_bits(
-    model: LanguageModel, windows_NT: Tensor, precision: Precision, routings: list[list[Routing]] | None = None
+    model: LanguageModel | NGram,
+    windows_NT: Tensor,
+    precision: Precision,
+    routings: list[list[Routing]] | None = None,
 ) -> tuple[float, int]:
     """(bits, bytes): the model's code length of the windows' targets, and how many count.
 
@@ -44,12 +48,12 @@ def held_out_bits(
     return bits, count
 
 
-def _log_prob(model: LanguageModel, tokens_NT: Tensor, routings: list[Routing]) -> Tensor:
+def _log_prob(model: LanguageModel | NGram, tokens_NT: Tensor, routings: list[Routing]) -> Tensor:
     """log_prob; a decoder also tells how it routed."""
     return model.log_prob(tokens_NT, routings) if isinstance(model, Decoder) else model.log_prob(tokens_NT)
 
 
-def mean_bits_per_byte(model: LanguageModel, windows: dict[str, Tensor], precision: Precision) -> float:
+def mean_bits_per_byte(model: LanguageModel | NGram, windows: dict[str, Tensor], precision: Precision) -> float:
     """Bits per byte over all domains' windows together."""
     totals = [held_out_bits(model, windows_NT, precision) for windows_NT in windows.values()]
     return sum(bits for bits, _ in totals) / sum(count for _, count in totals)
@@ -126,19 +130,28 @@ def mutual_information(counts_ME: np.ndarray) -> float:
     return float((joint[filled] * np.log2(joint[filled] / independent[filled])).sum())
 
 
-def decode_latency(model: Decoder, prompt_T: Tensor, tokens: int, precision: Precision) -> list[float]:
-    """Milliseconds of each of `tokens` greedy steps at batch 1 after the prompt, with a key-value cache.
+def decode_latency(model: LanguageModel, prompt_T: Tensor, tokens: int, precision: Precision) -> list[float]:
+    """Milliseconds of each of `tokens` greedy steps at batch 1 after the prompt, with what the model keeps of the past.
 
-    The model's weights are converted to `precision`, as they would be served: it is not for training afterwards.
+    That is a key-value cache, or an LSTM's state. The model's weights are converted to `precision`, as they would be
+    served: it is not for training afterwards.
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = model.eval().to(dtype)
-    caches = model.new_caches(1, dtype)
+    past = _new_past(model, dtype)
     milliseconds = []
     with torch.inference_mode():
-        next_11 = model(prompt_T[None], caches=caches)[:, -1:].argmax(-1)
+        next_11 = model(prompt_T[None], **past)[:, -1:].argmax(-1)
         for _ in range(tokens):
             begin = time.perf_counter()
-            next_11 = model(next_11, caches=caches)[:, -1:].argmax(-1)
+            next_11 = model(next_11, **past)[:, -1:].argmax(-1)
             milliseconds.append((time.perf_counter() - begin) * 1e3)
     return milliseconds
+
+
+def _new_past(model: LanguageModel, dtype: torch.dtype) -> dict[str, Any]:
+    """What a call of the model takes, and moves on, to follow the calls before it."""
+    if isinstance(model, Decoder):
+        return {"caches": model.new_caches(1, dtype)}
+    assert isinstance(model, LSTMLanguageModel)
+    return {"state": model.new_state(1)}

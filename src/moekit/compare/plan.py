@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from moekit import files
+from moekit.compare.configs import ContestantConfig
 from moekit.compare.results import Machine
-from moekit.config import Config, ModelConfig
+from moekit.config import Config
 from moekit.errors import MoekitError
 from moekit.training import TrainingConfig
 
@@ -24,12 +25,13 @@ LEARNING_RATE_RULE = (
 class Entry(Config):
     name: str
     description: str
-    config: ModelConfig
+    config: ContestantConfig
 
 
 class Plan(Config):
     """Who trains on what for how long. The training's seed is replaced by each of `seeds` in turn.
 
+    optional: those of the contestants that take part only where the budget allows; none once that is settled.
     curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see Request.
     """
 
@@ -41,6 +43,7 @@ class Plan(Config):
     budget_asked: bool = True
     machine: Machine
     contestants: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    optional: tuple[str, ...] = ()
     baseline: str
     seeds: tuple[int, ...]
     training: TrainingConfig

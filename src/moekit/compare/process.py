@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moekit.compare.plan import Folder
 from moekit.compare.results import Run
-from moekit.compare.worker import Calibration, Stopped
+from moekit.compare.task import Calibration, Stopped
 from moekit.errors import MoekitError
 from moekit.training import Interrupted, StepReport
 

@@ -116,16 +116,16 @@ def reach_ratios(
 ) -> dict[Axis, float] | None:
     """What `curve` needed for the level of `baseline` at `share` of its tokens, over what `baseline` needed for it.
 
-    Returns a ratio an axis (below 1: `curve` was cheaper); None where `curve` never reached the level or
-    `baseline` does not say what it is.
+    Returns a ratio an axis (below 1: `curve` was cheaper), without an axis on which one of the two spends nothing, as
+    an n-gram model spends no FLOPs; None where `curve` never reached the level or `baseline` does not say what it is.
     """
     level = level_at(baseline, share)
     if level is None:
         return None
     own, other = first_reach(baseline, level), first_reach(curve, level)
-    if own is None or other is None or min(own.values()) <= 0:
+    if own is None or other is None or own["tokens"] <= 0:
         return None
-    return {axis: other[axis] / own[axis] for axis in AXES}
+    return {axis: other[axis] / own[axis] for axis in AXES if min(own[axis], other[axis]) > 0}
 
 
 def _between(low: float, high: float, way: float) -> float:

@@ -12,6 +12,7 @@ from moekit.errors import UsageError
 class Request:
     """Either a budget in seconds for everything, or training tokens a run. command: what was typed, for the report.
 
+    optional: contestants that take part too, under a budget only where it allows (see moekit.compare.budget).
     budget_asked: whether the budget is the user's; the default one is exceeded where the machine is too slow for it.
     tensorboard: whether each run also writes events for TensorBoard.
     """
@@ -22,6 +23,7 @@ class Request:
     size: Size
     seeds: int
     command: str
+    optional: Sequence[Contestant] = ()
     budget_seconds: float | None = None
     budget_asked: bool = True
     tokens: int | None = None

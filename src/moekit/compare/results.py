@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from moekit import files
-from moekit.config import ModelConfig
+from moekit.compare.configs import ContestantConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Record(BaseModel):
@@ -113,6 +113,10 @@ class Run(Record):
     peak_memory_bytes: Annotated[
         int | None, Field(description="peak resident memory, less what the process held before the model was built")
     ] = None
+    params_by_part: Annotated[
+        dict[str, int], Field(description="of what was trained, where the configuration alone does not say (n-grams)")
+    ] = {}
+    weight_bytes: Annotated[int | None, Field(description="of its tables, where the configuration does not say")] = None
     bits_per_byte: float | None = None
     bits_per_byte_by_domain: dict[str, float] = {}
     loss_spikes: Annotated[
@@ -133,13 +137,22 @@ class Contestant(Record):
     caveat: Annotated[
         str | None, Field(description="why its bits per byte do not count: it is then held against nobody")
     ] = None
-    config: ModelConfig
-    params_total: int
-    params_active: int
+    config: ContestantConfig
+    params_total: Annotated[
+        int | None, Field(description="an n-gram model's are its probabilities and backoff weights, a mean over seeds")
+    ]
+    params_active: Annotated[int, Field(description="those that one token needs")]
     params_by_part: dict[str, int]
-    flops_per_token: Annotated[float, Field(description="training, forward and backward, at the full context")]
+    flops_per_token: Annotated[
+        float, Field(description="training, forward and backward, at the full context; 0: it multiplies nothing")
+    ]
     inference_flops_per_token: Annotated[float, Field(description="forward, at the full context")]
-    weight_bytes: Annotated[int, Field(description="of the weights at two bytes each, as served in bf16")]
+    weight_bytes: Annotated[
+        int | None,
+        Field(
+            description="of the weights at two bytes each, as served in bf16; an n-gram model's as its tables hold it"
+        ),
+    ]
     train_tokens_per_second: float | None
     seconds: float | None
     peak_memory_bytes: int | None

@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moekit import formatting
-from moekit.compare.against import Against, Kind, compare, find, finished, kind_of, order_by_seed
+from moekit.compare.against import REFERENCES, Against, Kind, Reach, compare, find, finished, kind_of, order_by_seed
 from moekit.compare.reach import Axis, Estimate
 from moekit.compare.results import Contestant, Results
 
 NONE = "–"
-_LABELS: dict[Kind, str] = {"dense": "Dense", "moe": "Mixture of experts", "hybrid": "Hybrid of dense and experts"}
+_LABELS: dict[Kind, str] = {
+    "dense": "Dense",
+    "moe": "Mixture of experts",
+    "hybrid": "Hybrid of dense and experts",
+    "lstm": "The LSTM",
+    "ngram": "Counting n-grams",
+}
 # So many collapsed layers of a contestant are named one by one.
 _NAMED = 2
 _REACH_NOUNS: tuple[tuple[Axis, str], ...] = (("flops", "the FLOPs"), ("seconds", "the seconds"))
@@ -113,6 +119,18 @@ def ratio_text(estimate: Estimate | None, digits: int = 2) -> str:
     return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f}–{estimate.high:.{digits}f})"
 
 
+def reached_text(one: Against, reach: Reach, axis: Axis) -> str:
+    """What it took to reach a level, over what the baseline took; `none` where it multiplies nothing."""
+    if not reach.seeds:
+        return NONE
+    if reach.ratios is None:
+        return "not reached"
+    if axis not in reach.ratios:
+        return "none" if one.flops == 0 else NONE
+    text = ratio_text(reach.ratios[axis])
+    return text if reach.reached == reach.seeds else f"{text}, {reach.reached} of {reach.seeds} seeds"
+
+
 def caveat_text(contestant: Contestant) -> str:
     """Why a contestant that has a caveat is held against nobody; its bits per byte have a star in the summary."""
     return f"`{contestant.name}` (*) is held against nobody: {contestant.caveat}."
@@ -137,7 +155,7 @@ def _summary_row(contestant: Contestant, baseline: Contestant | None) -> Summary
     median, p95 = contestant.decode_ms_per_token_median, contestant.decode_ms_per_token_p95
     return SummaryRow(
         name=contestant.name,
-        params_total=formatting.count_text(contestant.params_total),
+        params_total=_or_none(contestant.params_total, formatting.count_text),
         params_active=formatting.count_text(contestant.params_active),
         bits_per_byte=_plus_minus(final) + ("*" if final and contestant.caveat else ""),
         tokens_per_second=_or_none(contestant.train_tokens_per_second, formatting.count_text),
@@ -167,21 +185,21 @@ def _reached(contestant: Contestant, baseline: Contestant | None, axis: Axis) ->
         return NONE
     if contestant.name == baseline.name:
         return "1 (baseline)"
-    final = compare(contestant, baseline).final
-    if final.ratios is None:
-        return "not reached" if final.seeds else NONE
-    text = ratio_text(final.ratios[axis])
-    return text if final.reached == final.seeds else f"{text}, {final.reached} of {final.seeds} seeds"
+    against = compare(contestant, baseline)
+    return reached_text(against, against.final, axis)
 
 
 def _leader(results: Results, against: dict[str, Against]) -> Against | None:
-    """The best contestant of the other kind than the baseline, or the best of all where there is no other kind."""
+    """The best contestant of the other kind than the baseline, or the best of all where there is no other kind.
+
+    References answer no question, so that none of them leads.
+    """
     baseline = find(results, results.baseline)
     if baseline is None:
         return None
-    routed = kind_of(baseline.config) != "dense"
-    able = [one for one in against.values() if one.difference]
-    rivals = [one for one in able if (one.kind != "dense") != routed] or able
+    own = kind_of(baseline.config)
+    able = [one for one in against.values() if one.difference and one.kind not in REFERENCES]
+    rivals = [one for one in able if own not in REFERENCES and (one.kind == "dense") != (own == "dense")] or able
     return min(rivals, key=lambda one: one.difference.mean if one.difference else 0.0, default=None)
 
 
@@ -195,6 +213,8 @@ def _headline(results: Results, leader: Against | None) -> tuple[str, str]:
         return "No answer", f"nobody can be held against the baseline `{baseline.name}`: {baseline.caveat}."
     if all(one.caveat for one in results.contestants if one is not baseline):
         return "No answer", f"`{baseline.name}` had nothing to be compared with."
+    if all(kind_of(one.config) in REFERENCES for one in results.contestants if one is not baseline and not one.caveat):
+        return "No answer", f"beside `{baseline.name}` there are references alone, which are held against it below."
     if leader is None or leader.difference is None:
         return "No answer", f"no other contestant finished a seed that `{baseline.name}` finished."
     win, lose = f"`{leader.name}`", f"`{baseline.name}`"
@@ -214,6 +234,8 @@ def _where_it_wins(leader: Against, win: str, lose: str) -> str:
     if leader.final.ratios is None or leader.final.reached < leader.final.seeds:
         return win
     loser = lose if lose.startswith("`") else lose.lower()
+    if "flops" not in leader.final.ratios:
+        return win if leader.final.ratios["seconds"].side(1.0) < 0 else f"{win} for each token"
     match leader.final.ratios["flops"].side(1.0), leader.final.ratios["seconds"].side(1.0):
         case -1, -1:
             return win
@@ -230,30 +252,33 @@ def _price(leader: Against) -> str:
     final = leader.final
     memory = f" with {_times(leader.memory.mean, 'the training memory')}" if leader.memory else ""
     if final.ratios is not None and final.reached == final.seeds:
-        flops, seconds = final.ratios["flops"].mean, final.ratios["seconds"].mean
-        return (
-            f"; for the baseline's final level it needed {_times(flops, 'the FLOPs')} and "
-            f"{_times(seconds, 'the seconds')}{',' if memory else ''}{memory}"
-        )
+        needed = _listed([_times(final.ratios[axis].mean, noun) for axis, noun in _REACH_NOUNS if axis in final.ratios])
+        return f"; for the baseline's final level it needed {needed}{',' if memory else ''}{memory}"
     return f"; its runs took {_times(leader.seconds.mean, 'the seconds')}{memory}" if leader.seconds else ""
 
 
 def _about(baseline: str, one: Against) -> str:
-    """Two to four sentences about one contestant; `one.difference` is there."""
+    """Two to five sentences about one contestant; `one.difference` is there."""
     parts = [_reach_sentence(baseline, one)]
     if one.difference is not None:
         unsure = one.difference.spread != "none" and one.difference.side(0.0) == 0
         noise = ", which is within the noise between seeds" if unsure else ""
         parts.append(f"It ended {_gap(one.difference)} `{baseline}`{_interval(one.difference)}{noise}.")
     costs = []
-    if abs(one.flops - 1) > 0.05:  # else the contestants match in what they compute for a token, as planned
+    if one.flops == 0:
+        costs.append("no FLOPs, for it multiplies nothing")
+    elif one.flops is not None and abs(one.flops - 1) > 0.05:  # else they match in what they compute, as planned
         costs.append(_times(one.flops, "the training FLOPs a token"))
     if one.memory:
         costs.append(_times(one.memory.mean, "the memory in training"))
     if one.decode is not None:
         costs.append(_times(one.decode, "the time for a decoded token"))
-    costs.append(_times(one.weights, "the bytes as served"))
-    parts.append(f"It takes {_listed(costs)}.")
+    if one.weights is not None:
+        costs.append(_times(one.weights, "the bytes as served"))
+    if costs:
+        parts.append(f"It takes {_listed(costs)}.")
+    if one.kind in REFERENCES:
+        parts.append("It stands there for reference: neither dense nor a mixture of experts.")
     return " ".join(parts)
 
 
@@ -273,7 +298,9 @@ def _reach_sentence(baseline: str, one: Against) -> str:
 
 
 def _needed(ratios: dict[Axis, Estimate]) -> str:
-    return _listed([f"{_times(ratios[axis].mean, noun)}{_bracket(ratios[axis])}" for axis, noun in _REACH_NOUNS])
+    return _listed(
+        [f"{_times(ratios[axis].mean, noun)}{_bracket(ratios[axis])}" for axis, noun in _REACH_NOUNS if axis in ratios]
+    )
 
 
 def _checks(results: Results) -> list[Check]:

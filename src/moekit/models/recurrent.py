@@ -191,15 +191,6 @@ class LSTMLanguageModel(LanguageModel):
             layer.initialize(config.recurrent_init_range or 1 / math.sqrt(width))
 
 
-def forward_flops_per_token(config: LSTMConfig) -> int:
-    """FLOPs of the matrix products of one token's forward pass, its prediction included; a multiply-add counts as two.
-
-    Training costs three times that. The gates' own arithmetic, some operations a unit, is not counted.
-    """
-    layers = sum(4 * width * (inputs + width) for inputs, width in config.layer_shapes)
-    return 2 * (layers + config.widths[-1] * config.vocab_size)
-
-
 def _log_prob(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
     logits_BTV = logits_BTV.to(torch.promote_types(torch.float32, logits_BTV.dtype))
     loss_S = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), reduction="none")

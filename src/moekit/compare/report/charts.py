@@ -79,8 +79,10 @@ def curves(results: Results) -> Chart | None:
     if not any(one.curve for one in results.contestants):
         return None
     views = ("Whole run", "Last half")
+    free = [one.name for one in results.contestants if one.curve and not one.flops_per_token]
+    absent = {"flops": f"Without FLOPs, and so without a line: {', '.join(free)}." if free else ""}
     variants = [
-        Variant((AXIS_NAMES[axis], view), _curve_figure(results, axis, whole=view == views[0]))
+        Variant((AXIS_NAMES[axis], view), _curve_figure(results, axis, whole=view == views[0]), absent.get(axis, ""))
         for axis in AXES
         for view in views
     ]
@@ -147,7 +149,7 @@ def _budget_figure(results: Results, against: dict[str, Against], axis: Axis) ->
     rivals = [look for look in looks(results) if look.name in against]
     for place, look in enumerate(rivals):
         reaches = [reach for reach in against[look.name].reach if reach.ratios]
-        estimates = [(reach, reach.ratios[axis]) for reach in reaches if reach.ratios]
+        estimates = [(reach, reach.ratios[axis]) for reach in reaches if reach.ratios and axis in reach.ratios]
         aside = (place - (len(rivals) - 1) / 2) * 1.1
         data.append(
             {

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moekit import formatting
-from moekit.compare.against import Against, find, finished, kind_of
+from moekit.compare.against import Against, Kind, find, finished, kind_of
+from moekit.compare.reach import Axis
 from moekit.compare.results import Contestant, Results
 from moekit.compare.verdict import NONE, signed
 
@@ -38,7 +39,10 @@ def key_differences(results: Results, against: dict[str, Against]) -> list[Row]:
 
 
 def _utilisation(results: Results, one: Contestant, against: Against | None) -> Cell:
-    share = f"{100 * one.params_active / max(1, one.params_total):.0f} %"
+    if one.params_total is None:
+        return _unmeasured(one)
+    part = one.params_active / max(1, one.params_total)
+    share = f"{100 * part:.0f} %" if part >= 0.005 else "under 1 %"
     total, active = formatting.count_text(one.params_total), formatting.count_text(one.params_active)
     return Cell(share, (f"{active} of {total}",))
 
@@ -48,7 +52,7 @@ def _efficiency(results: Results, one: Contestant, against: Against | None) -> C
         flops = one.curve[-1].flops if one.curve else None
         if flops is None or one.seconds is None or one.peak_memory_bytes is None:
             return _unmeasured(one)
-        used = f"{formatting.count_text(flops)}FLOPs", formatting.duration_text(one.seconds)
+        used = f"{formatting.count_text(flops)}FLOPs" if flops else "no FLOPs", formatting.duration_text(one.seconds)
         return Cell("1×", (*used, formatting.bytes_text(one.peak_memory_bytes)))
     if against is None or not against.final.seeds:
         return _unmeasured(one)
@@ -58,6 +62,8 @@ def _efficiency(results: Results, one: Contestant, against: Against | None) -> C
         return Cell("not reached", (f"in {final.seeds} of {final.seeds} seeds", *memory))
     some = () if final.reached == final.seeds else (f"reached by {final.reached} of {final.seeds} seeds",)
     seconds = f"{final.ratios['seconds'].mean:.2f}× the seconds"
+    if "flops" not in final.ratios:  # of the two, one multiplies nothing
+        return Cell(seconds, (*(("no FLOPs",) if against.flops == 0 else ()), *memory, *some))
     return Cell(f"{final.ratios['flops'].mean:.2f}× FLOPs", (seconds, *memory, *some))
 
 
@@ -71,9 +77,11 @@ def _scalability(results: Results, one: Contestant, against: Against | None) -> 
         return _unmeasured(one)
     gain, what = signed(sum(gains) / len(gains)), "bits per byte, last doubling"
     first, last = (against.reach[0].ratios, against.final.ratios) if against else (None, None)
-    if first is None or last is None:
-        return Cell(gain, (what,))
-    return Cell(gain, (what, f"FLOPs {first['flops'].mean:.2f} → {last['flops'].mean:.2f}×"))
+    axes: tuple[tuple[Axis, str], ...] = (("flops", "FLOPs"), ("seconds", "seconds"))
+    for axis, noun in axes:
+        if first is not None and last is not None and axis in first and axis in last:
+            return Cell(gain, (what, f"{noun} {first[axis].mean:.2f} → {last[axis].mean:.2f}×"))
+    return Cell(gain, (what,))
 
 
 def _tasks(results: Results, one: Contestant, against: Against | None) -> Cell:
@@ -92,8 +100,8 @@ def _learning(results: Results, one: Contestant, against: Against | None) -> Cel
     spikes = sum(run.loss_spikes for run in one.runs)
     steady = f"{spikes} loss {'spike' if spikes == 1 else 'spikes'}", f"{failed} of {len(one.runs)} runs failed"
     tables = [table for run in finished(one) for table in run.experts_by_domain]
-    if kind_of(one.config) == "dense":
-        return Cell("0 bits", ("one network for all text", *steady))
+    if kind_of(one.config) not in ("moe", "hybrid"):
+        return Cell("0 bits", ("one model for all text", *steady))
     if not tables:
         return Cell(NONE, ("no router was measured", *steady))
     found = sum(table.mutual_information_bits for table in tables) / len(tables)
@@ -116,8 +124,14 @@ def _unmeasured(one: Contestant) -> Cell:
 
 
 def column_kinds(results: Results) -> list[str]:
-    """What stands under each contestant's name: `dense`, `mixture of experts`, `hybrid`; baseline; not comparable."""
-    names = {"dense": "dense", "moe": "mixture of experts", "hybrid": "hybrid"}
+    """What stands under each contestant's name: its kind; reference; baseline; not comparable."""
+    names: dict[Kind, str] = {
+        "dense": "dense",
+        "moe": "mixture of experts",
+        "hybrid": "hybrid",
+        "lstm": "LSTM, reference",
+        "ngram": "n-grams, reference",
+    }
     baseline = find(results, results.baseline)
     return [
         names[kind_of(one.config)]

@@ -7,13 +7,22 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from moekit import formatting
-from moekit.compare.against import SHARES, Against, finished
+from moekit.compare.against import SHARES, Against, finished, kind_of
 from moekit.compare.reach import Axis, Estimate
 from moekit.compare.report import charts, embed
 from moekit.compare.report.differences import column_kinds, key_differences
 from moekit.compare.results import Contestant, Results
-from moekit.compare.verdict import NONE, SUMMARY_HEADINGS, Verdict, judge, ratio_text, seeds_text, signed, summary_table
-from moekit.config import HashConfig, MoEConfig, RouterConfig
+from moekit.compare.verdict import (
+    NONE,
+    SUMMARY_HEADINGS,
+    Verdict,
+    judge,
+    reached_text,
+    seeds_text,
+    signed,
+    summary_table,
+)
+from moekit.config import HashConfig, ModelConfig, MoEConfig, RouterConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ def render(results: Results) -> str:
         summary=_summary(results),
         differences=key_differences(results, verdict.against),
         kinds=column_kinds(results),
+        counted=[one.name for one in results.contestants if kind_of(one.config) == "ngram"],
         charts=drawn,
         chart_data=embed.script_json({id: [asdict(one) for one in chart.variants] for id, chart in drawn.items()}),
         tables={
@@ -100,6 +110,8 @@ def _tiles(results: Results, verdict: Verdict) -> list[Tile]:
             tiles.append(Tile(label, "not reached", f"in {final.seeds} of {seeds_text(final.seeds)}"))
         else:
             some = "" if final.reached == final.seeds else f", reached by {final.reached} of {seeds_text(final.seeds)}"
+            if axis not in final.ratios:  # the baseline multiplies nothing
+                continue
             estimate = final.ratios[axis]
             tiles.append(Tile(label, f"{estimate.mean:.2f}×", _spread(estimate, "{:.2f}".format) + some))
     if one.memory:
@@ -123,16 +135,7 @@ def _summary(results: Results) -> Table:
 def _budget_table(results: Results, against: dict[str, Against]) -> Table:
     nouns: tuple[tuple[Axis, str], ...] = (("flops", "FLOPs"), ("seconds", "seconds"))
     rows = [
-        [f"{one.name}, {noun}"]
-        + [
-            NONE
-            if not reach.seeds
-            else "not reached"
-            if reach.ratios is None
-            else ratio_text(reach.ratios[axis])
-            + ("" if reach.reached == reach.seeds else f", {reach.reached} of {reach.seeds} seeds")
-            for reach in one.reach
-        ]
+        [f"{one.name}, {noun}"] + [reached_text(one, reach, axis) for reach in one.reach]
         for one in against.values()
         for axis, noun in nouns
     ]
@@ -187,6 +190,7 @@ def _routing_table(results: Results) -> Table:
 
 
 def _router(one: Contestant, layer: int) -> RouterConfig:
+    assert isinstance(one.config, ModelConfig)
     moe = one.config.layers[layer]
     assert isinstance(moe, MoEConfig)
     return moe.router
