@@ -201,6 +201,9 @@ def _pickled_infos(file: Path) -> dict[str, TensorInfo]:
         with zipfile.ZipFile(file) as archive:
             if any(member.compress_type or member.file_size > size for member in archive.infolist()):
                 raise ValueError("torch doesn't compress; unpacking could fill the memory")
+            for member in archive.infolist():
+                if "/data/" not in member.filename:  # all but the weights; reading checks the archive's checksum
+                    archive.read(member)
         # To "meta": torch then notes where the data lies and reads none; mmap refuses the format before PyTorch 1.6.
         tensors = torch.load(file, weights_only=True, mmap=True, map_location="meta")
     except pickle.UnpicklingError as error:

@@ -56,9 +56,10 @@ def evaluate(
     """
     from rich.console import Console
 
-    from moekit.cli.loading import load_with_progress
+    from moekit.cli.loading import check_there, load_with_progress
 
     console = Console(stderr=True, highlight=False)
+    check_there(model)
     documents = _documents(data, text_column, domain_column, console.print)
     loaded = load_with_progress(model)
     result = _score(loaded, documents, context, console)

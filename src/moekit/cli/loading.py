@@ -21,7 +21,9 @@ def load_with_progress(model: str) -> "LanguageModel | NGram":
         return load(model, on_bytes=lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def folder_of(model: str) -> Path | None:
-    """The folder, where the argument is one."""
-    folder = Path(model)
-    return folder if folder.is_dir() else None
+def check_there(model: str) -> None:
+    """Raise UsageError where there is no such file or folder, and it is no hub id either: before any other work."""
+    from moekit.models.loading import looks_like_hub_id, missing
+
+    if not Path(model).exists() and not looks_like_hub_id(model):
+        raise missing(model)

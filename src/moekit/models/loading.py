@@ -57,7 +57,7 @@ def load(
     """
     if str(model).endswith(".arpa"):
         if not Path(model).is_file():
-            raise UsageError(f"There is no file {str(model)!r}.")
+            raise missing(str(model))
         return load_arpa(Path(model))
     folder = find(model)
     loaded = read_model(folder, build, dtype, on_bytes)
@@ -75,11 +75,22 @@ def find(model: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise UsageError(f"{folder} is a file; a model is a folder with {CONFIG}, or a hub id (owner/name).")
-    text = str(model)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
-        hint = " It is the name of a preset, which has no weights." if text in presets() else ""
-        raise UsageError(f"There is no folder {text!r}, and it is no hub id (owner/name).{hint}")
-    return _downloaded(text)
+    if not looks_like_hub_id(str(model)):
+        raise missing(str(model))
+    return _downloaded(str(model))
+
+
+def looks_like_hub_id(text: str) -> bool:
+    """Whether it has the form owner/name."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", text)) and not text.startswith(".") and not text.endswith(".arpa")
+
+
+def missing(text: str) -> UsageError:
+    """The error for a model that is not there."""
+    if text.endswith(".arpa"):
+        return UsageError(f"There is no file {text!r}.")
+    hint = " It is the name of a preset, which has no weights." if text in presets() else ""
+    return UsageError(f"There is no folder {text!r}, and it is no hub id (owner/name).{hint}")
 
 
 def _downloaded(hub_id: str) -> Path:
