@@ -166,7 +166,7 @@ PICKLED = _pickled()
 @FEWER
 @given(data=st.one_of(mutated(PICKLED), mutated(PICKLED, 1000), st.just(PICKLED)))
 def test_old_files(data: bytes) -> None:
-    """Refused, or read without leaving the file: the weights in such an archive may be damaged unnoticed, as with torch."""
+    """Refused, or read without leaving the file: the weights of such an archive may be damaged unnoticed."""
     with tempfile.TemporaryDirectory() as path:
         Path(path, "pytorch_model.bin").write_bytes(data)
         found = loaded(Path(path))
