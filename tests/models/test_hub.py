@@ -5,10 +5,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from tests.conftest import model_config
 
 from moekit.errors import MoekitError
 from moekit.models import Decoder, load
-from tests.conftest import model_config
 
 
 def test_a_hub_id_is_downloaded_without_code_or_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
