@@ -81,7 +81,7 @@ def test_train_then_evaluate(kind: str, tmp_path: Path, text: Path) -> None:
     assert 0 < trained["held_out_bits"] < 12
     if kind in ("encoder", "encoder_decoder"):
         return  # vocabularies with special ids have no tokenizer file here
-    done = moekit("evaluate", trained["model"], "--data", str(text), "--json")
+    done = moekit("evaluate", trained["model"], "--data", str(text), "--context", "32", "--json")
     assert done.returncode == 0, done.stderr
     evaluation = json.loads(done.stdout)
     assert evaluation["bytes"] == sum(file.stat().st_size for file in text.iterdir())

@@ -202,6 +202,11 @@ def _interleaved(theirs: str, ours: str, heads: int, plain: int, turned: int, wi
     )
 
 
+def _is_left_out(name: str) -> bool:
+    """Rotary buffers, and the module that predicts a further token, which published files hold as a layer 61."""
+    return is_rotary_buffer(name) or name.startswith("model.layers.61.")
+
+
 _SPARSE = MoEConfig(
     experts=256,
     expert_width=2048,
@@ -216,7 +221,7 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
-    ignored=is_rotary_buffer,
+    ignored=_is_left_out,
     presets={
         "deepseek-v3": Preset(
             config=ModelConfig(

@@ -114,6 +114,7 @@ def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
     if origin is not None and (origin / CONFIG).is_file():
         kept = read_settings(origin).values
         preferred = str(kept.get("model_type"))
+        kept.pop("torch_dtype", None)  # the name of `dtype` before transformers 5
         if same_function(read_config(origin)[1], config):
             return _json(kept | _types(model))
     _, settings = describe(config, preferred)
