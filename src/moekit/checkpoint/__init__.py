@@ -4,7 +4,7 @@ from moekit.checkpoint.layout import Part, Stored, View, stored, whole
 from moekit.checkpoint.loading import check_weights, dtype_of, read_weights
 from moekit.checkpoint.parts import LayoutError
 from moekit.checkpoint.tensors import StoredTensors, TensorInfo
-from moekit.checkpoint.writing import write_folder, write_weights
+from moekit.checkpoint.writing import check_replaceable, write_folder, write_weights
 
 __all__ = [
     "LayoutError",
@@ -13,6 +13,7 @@ __all__ = [
     "StoredTensors",
     "TensorInfo",
     "View",
+    "check_replaceable",
     "check_weights",
     "dtype_of",
     "read_weights",

@@ -1,7 +1,5 @@
 """Writing a checkpoint as the safetensors library would, a piece at a time: memory does not grow with the model."""
 
-import json
-import math
 import os
 import secrets
 import shutil
@@ -14,15 +12,14 @@ import torch
 from torch import Tensor
 
 from moekit import files
+from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.loading import memory_of, promoted
 from moekit.checkpoint.parts import Pair, check_cover, pairs, pieces, stored_shape
-from moekit.checkpoint.tensors import DTYPES, INDEX, OLD_INDEX, OLD_SINGLE, SINGLE
-from moekit.errors import MoekitError, UsageError
+from moekit.checkpoint.tensors import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE
+from moekit.errors import UsageError
 
 _PIECE_BYTES = 16 << 20
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
-_ORDER = {dtype: position for position, dtype in enumerate(DTYPES.values())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +31,8 @@ class _Planned:
     shape: tuple[int, ...]
 
     @property
-    def size(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def name(self) -> str:
+        return self.entry.name
 
 
 def write_weights(
@@ -62,15 +59,14 @@ def write_weights(
     if held:
         raise UsageError(f"{folder} holds weights already ({held[0]}); name another folder.")
     check_cover(layout, parameters)
-    shards = _shards([_planned(entry, parameters) for entry in layout if not entry.optional], shard_bytes)
-    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
-    for name, shard in zip(names, shards, strict=True):
+    shards = shards_of([_planned(entry, parameters) for entry in layout if not entry.optional], shard_bytes)
+    for name, shard in shards.items():
         with files.replacing(folder / name) as temporary:
             _write_file(temporary, shard, parameters, {"format": "pt"} if metadata is None else metadata)
     if len(shards) == 1:
-        return names
-    files.write_text(folder / INDEX, _index_text(names, shards))
-    return [*names, INDEX]
+        return list(shards)
+    files.write_text(folder / INDEX, index_of(shards))
+    return [*shards, INDEX]
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -82,14 +78,14 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     MoekitError where the disk is full.
     """
     target = Path(os.path.realpath(target))
-    _check_replaceable(target)
+    check_replaceable(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         with files.full_disk_in_words(target):
             temporary.mkdir(parents=True)
             fill(temporary)
             _sync_tree(temporary)
-            _check_replaceable(target)
+            check_replaceable(target)
             os.rename(temporary, target)
             _sync(target.parent)
     finally:
@@ -97,7 +93,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Raise UsageError unless `target` is free: absent, or an empty folder that can be replaced."""
     if not os.path.lexists(target):
         return
     if not target.is_dir() or any(target.iterdir()):
@@ -108,62 +105,22 @@ def _check_replaceable(target: Path) -> None:
 
 def _planned(entry: Stored, parameters: Mapping[str, Tensor]) -> _Planned:
     dtype = reduce(promoted, (parameters[part.ours].dtype for part in entry.parts))
-    if dtype not in _CODES:
-        raise MoekitError(f"Tensor {entry.name!r} is of type {dtype}, which moekit doesn't write.")
     return _Planned(entry=entry, dtype=dtype, shape=stored_shape(entry, parameters))
-
-
-def _shards(tensors: Sequence[_Planned], shard_bytes: int) -> list[list[_Planned]]:
-    """Tensors that stand next to each other in the layout, as many a shard as fit; at least one shard."""
-    shards: list[list[_Planned]] = [[]]
-    room = shard_bytes
-    for tensor in tensors:
-        if tensor.size > room and shards[-1]:
-            shards.append([])
-            room = shard_bytes
-        shards[-1].append(tensor)
-        room -= tensor.size
-    return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-
-
-def _index_text(names: Sequence[str], shards: Sequence[Sequence[_Planned]]) -> str:
-    total = sum(tensor.size for shard in shards for tensor in shard)
-    weight_map = {tensor.entry.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return json.dumps(index, indent=2) + "\n"
 
 
 def _write_file(
     path: Path, tensors: Sequence[_Planned], parameters: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    ordered = sorted(tensors, key=lambda tensor: (_ORDER[tensor.dtype], tensor.entry.name))
-    header = _header(ordered, metadata)
+    header = header_of(tensors, metadata)
     descriptor = os.open(path, os.O_WRONLY)
     try:
         _write(descriptor, memoryview(header), 0)
         position = len(header)
-        for tensor in ordered:
+        for tensor in tensors:
             _write_tensor(descriptor, position, tensor, parameters)
-            position += tensor.size
+            position += size_of(tensor)
     finally:
         os.close(descriptor)
-
-
-def _header(tensors: Sequence[_Planned], metadata: Mapping[str, str]) -> bytes:
-    """The length and the JSON, padded so that the data begins on a multiple of 8."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    begin = 0
-    for tensor in tensors:
-        offsets = [begin, begin + tensor.size]
-        header[tensor.entry.name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
-        begin += tensor.size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _write_tensor(descriptor: int, position: int, tensor: _Planned, parameters: Mapping[str, Tensor]) -> None:

@@ -92,16 +92,16 @@ def merge(
 
 def _plan(config: Path, out: Path, seed: int, fused: bool) -> "tuple[Merge | None, Problems]":
     """The plan, and what is wrong with it and with where it shall go."""
+    from moekit.checkpoint.writing import check_replaceable
     from moekit.convert.merge import Problems, plan_merge
     from moekit.convert.merge_config import read_merge_config
-    from moekit.convert.partial import check_target
 
     try:
         planned, problems = plan_merge(read_merge_config(config), seed=seed, fused=fused)
     except MoekitError as error:
         planned, problems = None, Problems(blocking=[str(error)])
     try:
-        check_target(out)
+        check_replaceable(out)
     except MoekitError as error:
         problems.blocking.append(f"--out: {error}")
     return (None if problems.blocking else planned), problems

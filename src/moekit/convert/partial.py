@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from moekit.checkpoint.writing import check_replaceable
 from moekit.errors import MoekitError, UsageError
 
 JOURNAL = "journal.jsonl"
@@ -34,16 +35,6 @@ def partial_folder(target: Path) -> Path:
     """Where the result for `target` grows."""
     target = Path(os.path.realpath(target))
     return target.with_name(f"{target.name}.partial")
-
-
-def check_target(target: Path) -> None:
-    """Raise UsageError unless `target` is free: absent, or an empty folder that can be replaced."""
-    if not os.path.lexists(target):
-        return
-    if not target.is_dir() or any(target.iterdir()):
-        raise UsageError(f"{target} exists already and is not an empty folder; name another.")
-    if target.is_mount() or target.samefile(Path.cwd()):
-        raise UsageError(f"{target} is in use (mounted, or the current folder); name a new folder inside it.")
 
 
 class Partial:
@@ -79,7 +70,7 @@ class Partial:
         for path in [*self.folder.rglob("*"), self.folder]:
             _sync(path)
         target = Path(os.path.realpath(target))
-        check_target(target)
+        check_replaceable(target)
         os.rename(self.folder, target)
         _sync(target.parent)
         # Last, so that a kill in between leaves a folder that says whose it is (`already_finished`).
@@ -110,7 +101,7 @@ def opened(target: Path, plan: str) -> Iterator[Partial]:
 
     Raises UsageError where `target` is taken or the folder holds another plan, MoekitError where a run is at work.
     """
-    check_target(Path(os.path.realpath(target)))
+    check_replaceable(Path(os.path.realpath(target)))
     folder = partial_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / JOURNAL).open("a+b") as journal:

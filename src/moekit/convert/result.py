@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from moekit.checkpoint.writing import check_replaceable
 from moekit.config import ModelConfig
 from moekit.convert.networks import Mixture, Slot, output_tensors
-from moekit.convert.partial import check_target, checksums_text, discard, partial_folder
+from moekit.convert.partial import checksums_text, discard, partial_folder
 from moekit.convert.stored_model import StoredModel, shapes_of
 from moekit.convert.streaming import OutputTensor, file_bytes, peak_memory_bytes, write_tensors
 from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
@@ -222,7 +223,7 @@ def choose_family(candidates: Sequence[ModelConfig]) -> tuple[ModelConfig, Famil
 
 def _problems(out: Path, needed: int) -> list[str]:
     try:
-        check_target(out)
+        check_replaceable(out)
     except UsageError as error:
         return [str(error)]
     folder, partial = out.absolute(), partial_folder(out)

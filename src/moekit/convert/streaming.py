@@ -21,9 +21,9 @@ from torch import Tensor
 
 from moekit import files
 from moekit.checkpoint import StoredTensors
+from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.loading import memory_of
 from moekit.checkpoint.tensors import INDEX
-from moekit.convert.headers import header_of, index_of, shards_of, size_of
 from moekit.convert.partial import Partial, Reached, already_finished, opened, partial_folder
 from moekit.errors import MoekitError
 from moekit.formatting import bytes_text

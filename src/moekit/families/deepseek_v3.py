@@ -18,6 +18,7 @@ from moekit.config import (
 )
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
     dense_layer,
     embeddings_and_norm,
@@ -93,7 +94,6 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     dense = [layer for layer in config.layers if isinstance(layer, DenseConfig)]
     if len(set(dense)) > 1 or list(config.layers[: len(dense)]) != dense:
         return None
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     rope = write_rope(attention)
     rope["rope_parameters"] |= _scale_as_yarn(attention)
     return {
@@ -110,7 +110,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "q_lora_rank": attention.query_rank,
         "attention_bias": attention.bias,
         "rope_interleave": True,
-        "hidden_act": names[sparse.activation],
+        "hidden_act": ACTIVATION_NAMES[sparse.activation],
         "intermediate_size": dense[0].width if dense else sparse.expert_width,
         "first_k_dense_replace": len(dense),
         "moe_intermediate_size": sparse.expert_width,

@@ -9,7 +9,7 @@ from moekit.checkpoint.layout import Part, Stored, View, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.families.base import Family, Preset
 from moekit.families.gpt2 import head, norm
-from moekit.families.llama_like import ACTIVATIONS, number_of_layers, only_dense
+from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, number_of_layers, only_dense
 from moekit.families.parts import both, read_rope, write_rope
 from moekit.families.settings import Settings
 
@@ -69,7 +69,6 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     if layer is None or not isinstance(attention, AttentionConfig) or config.block == "sandwich":
         return None
     grouped = config.block == "parallel" or attention.kv_heads not in (1, attention.heads)
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -78,7 +77,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "num_attention_heads": attention.heads,
         "num_kv_heads": attention.kv_heads,
         "ffn_hidden_size": layer.width,
-        "activation": names[layer.activation],
+        "activation": ACTIVATION_NAMES[layer.activation],
         "bias": layer.bias,
         "alibi": attention.positions == "alibi",
         "new_decoder_architecture": grouped,

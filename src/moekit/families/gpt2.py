@@ -6,7 +6,7 @@ from typing import Any
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.families.base import Family, Preset
-from moekit.families.llama_like import ACTIVATIONS, only_dense
+from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense
 from moekit.families.parts import transposed
 from moekit.families.settings import Settings
 
@@ -77,7 +77,6 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     layer, attention = only_dense(config), config.attention
     if layer is None or not isinstance(attention, AttentionConfig) or attention.windows != (None,):
         return None
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": config.vocab_size,
         "n_positions": config.context,
@@ -85,7 +84,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "n_layer": len(config.layers),
         "n_head": attention.heads,
         "n_inner": layer.width,
-        "activation_function": names[layer.activation],
+        "activation_function": ACTIVATION_NAMES[layer.activation],
         "layer_norm_epsilon": config.norm_eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,

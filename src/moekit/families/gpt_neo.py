@@ -7,7 +7,7 @@ from moekit.checkpoint.layout import Stored, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.families.base import Family, Preset
 from moekit.families.gpt2 import head, norm
-from moekit.families.llama_like import ACTIVATIONS, only_dense
+from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense
 from moekit.families.parts import both, separate_projections
 from moekit.families.settings import Settings
 
@@ -94,7 +94,6 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     if len(sizes) > 1:
         return None
     kinds = ["global" if window is None else "local" for window in windows]
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.context,
@@ -105,7 +104,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "window_size": sizes.pop() if sizes else 256,
         "attention_types": [[[kind], 1] for kind in kinds],
         "attention_layers": kinds,
-        "activation_function": names[layer.activation],
+        "activation_function": ACTIVATION_NAMES[layer.activation],
         "layer_norm_epsilon": config.norm_eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,

@@ -17,6 +17,9 @@ ACTIVATIONS = {
 }
 """Names of activations as transformers has them, and ours."""
 
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+"""The other way; of two names that mean the same, the first."""
+
 
 def read_attention(
     settings: Settings,
@@ -107,7 +110,6 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
     activations = {layer.activation for layer in config.layers}
     if len(activations) > 1 or not all(layer.gated for layer in config.layers):
         return None
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -116,7 +118,7 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_width,
-        "hidden_act": names[activations.pop()],
+        "hidden_act": ACTIVATION_NAMES[activations.pop()],
         "tie_word_embeddings": config.tie_embeddings,
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
