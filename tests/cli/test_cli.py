@@ -24,6 +24,7 @@ def text_folder(root: Path) -> Path:
     return root
 
 
+@pytest.mark.alone
 def test_help_answers_fast_without_torch() -> None:
     code = (
         "import sys; sys.argv = ['moekit', '--help']\n"
@@ -40,6 +41,7 @@ def test_help_answers_fast_without_torch() -> None:
     assert min(durations) < 0.5
 
 
+@pytest.mark.alone
 def test_import_is_cheap_beside_torch() -> None:
     """At most 0.3 s beyond `import torch`, for all that a comparison needs."""
     code = "import torch, time; t = time.perf_counter(); import moekit; print(time.perf_counter() - t)"
