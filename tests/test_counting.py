@@ -34,13 +34,16 @@ def test_parameters_equal_the_modules(any_config: ModelConfig, kv_heads: int, ti
     assert parts["router"] == counted.by_part["router"]
 
 
-def test_active_parameters_are_those_one_token_touches(any_config: ModelConfig) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_active_parameters_are_those_one_token_touches(any_config: ModelConfig, *, bias: bool) -> None:
     """One token through the model: experts whose weights get a gradient are the active ones, all others idle."""
+    layers = [layer.model_copy(update={"bias": bias}) for layer in any_config.layers]
+    any_config = any_config.model_copy(update={"layers": tuple(layers)})
     model = Decoder(any_config, backend="reference")
     model(torch.tensor([[7]])).sum().backward()
     touched = 0
     for name, parameter in model.named_parameters():
-        if name.endswith(("_EGD", "_EDF")):
+        if ".experts." in name:
             assert parameter.grad is not None
             used = (parameter.grad.flatten(1) != 0).any(1).sum().item()
             touched += int(used) * parameter[0].numel()
@@ -83,6 +86,13 @@ VARIED: dict[str, dict[str, object]] = {
         "attention": {"heads": 4, "kv_heads": 2, "head_width": 8, "output_bias": True, "query_key_norm": "all"},
         "layers": [{"kind": "moe", "experts": 4, "expert_width": 24, "router": {"top_k": 2}, "activation": "gelu"}],
         "block": "sandwich",
+    },
+    "mixtures with biases": {
+        "attention": {"heads": 4, "kv_heads": 2, "head_width": 8},
+        "layers": [
+            {"kind": "moe", "experts": 4, "expert_width": 24, "router": {"top_k": 2}, "bias": True, **more}
+            for more in ({}, {"gated": False}, {"branch": "residual", "branch_width": 16})
+        ],
     },
     "one norm": {
         "attention": {"heads": 4, "kv_heads": 1, "head_width": 8, "query_key_norm": "head"},

@@ -46,9 +46,9 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     for layer in config.layers:
         match layer:
             case DenseConfig():
-                parts["dense"] += _network(width, layer) + _network_biases(width, layer)
+                parts["dense"] += _parameters(width, layer)
             case MoEConfig():
-                expert = _network(width, _expert(layer))
+                expert = _parameters(width, _expert(layer))
                 parts["router"] += (_projections(layer) + _noise_projections(layer)) * width * layer.experts
                 parts["experts"] += expert * layer.experts
                 parts["branch"] += _branch(width, layer)
@@ -156,7 +156,7 @@ def _feed_forward_flops(width: int, layer: FeedForwardConfig) -> int:
 
 def _expert(layer: MoEConfig) -> DenseConfig:
     """One of the experts, as the network that it is."""
-    return DenseConfig(width=layer.expert_width, activation=layer.activation, gated=layer.gated)
+    return DenseConfig(width=layer.expert_width, activation=layer.activation, gated=layer.gated, bias=layer.bias)
 
 
 def _network(width: int, layer: DenseConfig) -> int:
@@ -164,15 +164,17 @@ def _network(width: int, layer: DenseConfig) -> int:
     return (3 if layer.gated else 2) * width * layer.width
 
 
-def _network_biases(width: int, layer: DenseConfig) -> int:
-    return ((2 if layer.gated else 1) * layer.width + width) if layer.bias else 0
+def _parameters(width: int, layer: DenseConfig) -> int:
+    """All of a network's, biases included."""
+    biases = ((2 if layer.gated else 1) * layer.width + width) if layer.bias else 0
+    return _network(width, layer) + biases
 
 
 def _branch(width: int, layer: MoEConfig) -> int:
     if layer.branch == "none":
         return 0
     mixing = {"shared": 0, "gated_shared": width, "residual": 2 * width + 2}[layer.branch]
-    return _network(width, layer.dense_branch) + mixing
+    return _parameters(width, layer.dense_branch) + mixing
 
 
 def _projections(layer: MoEConfig) -> int:

@@ -3,7 +3,7 @@
 Legend: T tokens, S assignments, D model width, F expert width, G = 2 F, E experts, K experts per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -24,6 +24,7 @@ from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
 reference = experts_kernel("reference")
 fast = experts_kernel("torch")
+NONE, BOTH = (False, False), (True, True)
 
 
 class Problem(NamedTuple):
@@ -34,18 +35,30 @@ class Problem(NamedTuple):
     token_S: Tensor
     expert_S: Tensor
     grad_y_TD: Tensor
+    gate_up_bias_EG: Tensor | None = None
+    down_bias_ED: Tensor | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "Problem":
+        return Problem(*(None if tensor is None else function(tensor) for tensor in self))  # type: ignore[arg-type]
 
     def differentiable(self) -> list[Tensor]:
-        return [tensor.clone().requires_grad_() for tensor in self[:4]]
+        biases = [bias for bias in (self.gate_up_bias_EG, self.down_bias_ED) if bias is not None]
+        return [tensor.clone().requires_grad_() for tensor in (*self[:4], *biases)]
 
     def assignments(self, weight_S: Tensor) -> Assignments:
         tokens, experts = self.x_TD.shape[0], self.down_EDF.shape[0]
         return assign(self.token_S, self.expert_S, weight_S, tokens=tokens, experts=experts)
 
+    def call(self, kernel: ExpertsKernel, leaves: Sequence[Tensor]) -> Tensor:
+        """y_TD of tensors as `differentiable` gives them."""
+        x_TD, weight_S, gate_up_EGD, down_EDF, *rest = leaves
+        named = {name: rest.pop(0) for name in ("gate_up_bias_EG", "down_bias_ED") if getattr(self, name) is not None}
+        return kernel(x_TD, self.assignments(weight_S), gate_up_EGD, down_EDF, **named)
+
     def solve(self, kernel: ExpertsKernel) -> list[Tensor]:
-        """y_TD and the gradients of x_TD, weight_S, gate_up_EGD and down_EDF."""
-        x_TD, weight_S, gate_up_EGD, down_EDF = leaves = self.differentiable()
-        y_TD = kernel(x_TD, self.assignments(weight_S), gate_up_EGD, down_EDF)
+        """y_TD and the gradients of x_TD, weight_S, the matrices and the biases that are there."""
+        leaves = self.differentiable()
+        y_TD = self.call(kernel, leaves)
         y_TD.backward(self.grad_y_TD)
         return [y_TD.detach(), *(leaf.grad for leaf in leaves)]
 
@@ -59,10 +72,11 @@ def problem(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     busy: int | None = None,
+    biases: tuple[bool, bool] = (False, False),
 ) -> Problem:
     """Unit-scale inputs. Tokens and experts are drawn with replacement: some come twice, some never.
 
-    busy: how many of the experts get any work; all may, if None.
+    busy: how many of the experts get any work; all may, if None. biases: whether gate and up, and down, have theirs.
     """
     rng = torch.Generator().manual_seed(seed)
 
@@ -77,7 +91,13 @@ def problem(
         token_S=torch.randint(tokens, (size,), generator=rng),
         expert_S=torch.randint(busy or experts, (size,), generator=rng),
         grad_y_TD=normal(tokens, width),
+        gate_up_bias_EG=normal(experts, 2 * hidden) if biases[0] else None,
+        down_bias_ED=normal(experts, width) if biases[1] else None,
     )
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 @contextmanager
@@ -91,8 +111,9 @@ def on_workers(always: bool) -> Iterator[None]:
 
 
 def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    names = ("y", "grad x", "grad weight", "grad gate_up", "grad down")
-    for name, a, b in zip(names, actual, expected, strict=True):
+    names = ("y", "grad x", "grad weight", "grad gate_up", "grad down", "grad of a bias", "grad of the other bias")
+    assert len(actual) == len(expected)
+    for name, a, b in zip(names, actual, expected, strict=False):
         assert a.shape == b.shape, name
         assert a.dtype == b.dtype, name
         error = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
@@ -109,6 +130,7 @@ def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) 
     experts=st.integers(1, 9),
     busy=st.integers(1, 9),
     workers=st.booleans(),
+    biases=st.tuples(st.booleans(), st.booleans()),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
 def test_equals_the_reference(
@@ -120,45 +142,43 @@ def test_equals_the_reference(
     experts: int,
     busy: int,
     workers: bool,
+    biases: tuple[bool, bool],
     dtype: torch.dtype,
 ) -> None:
-    task = problem(tokens, size, width, hidden, experts, dtype, seed, min(busy, experts))
+    task = problem(tokens, size, width, hidden, experts, dtype, seed, min(busy, experts), biases)
     with on_workers(workers):
         actual = task.solve(fast)
     assert_near(actual, task.solve(reference), 1e-10 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("workers", [False, True])
-def test_equals_the_reference_at_working_size(dtype: torch.dtype, workers: bool) -> None:
-    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=dtype, busy=5)
+@pytest.mark.parametrize(("workers", "biases"), [(False, NONE), (True, NONE), (True, BOTH)])
+def test_equals_the_reference_at_working_size(dtype: torch.dtype, workers: bool, biases: tuple[bool, bool]) -> None:
+    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=dtype, busy=5, biases=biases)
     with on_workers(workers):
         actual = task.solve(fast)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     assert_near(actual, task.solve(reference), tolerance)
 
 
-def test_bfloat16_is_as_near_the_truth_as_the_reference() -> None:
-    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=torch.bfloat16)
-    in_double = Problem(*(t.double() if t.is_floating_point() else t for t in task))
-    truth = in_double.solve(reference)
+@pytest.mark.parametrize("biases", [NONE, BOTH])
+def test_bfloat16_is_as_near_the_truth_as_the_reference(biases: tuple[bool, bool]) -> None:
+    task = problem(tokens=500, size=900, width=64, hidden=96, experts=6, dtype=torch.bfloat16, biases=biases)
+    truth = task.each(in_double).solve(reference)
     for actual, rounded, exact in zip(task.solve(fast), task.solve(reference), truth, strict=True):
         assert (actual - exact).norm() <= 1.2 * (rounded - exact).norm()
 
 
-@pytest.mark.parametrize("workers", [False, True])
-def test_gradients_by_finite_differences(workers: bool) -> None:
-    task = problem(tokens=4, size=7, width=3, hidden=5, experts=3)
-
-    def by_weights(x_TD: Tensor, weight_S: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
-        return fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
-
+@pytest.mark.parametrize(("workers", "biases"), [(False, NONE), (True, NONE), (True, BOTH)])
+def test_gradients_by_finite_differences(workers: bool, biases: tuple[bool, bool]) -> None:
+    task = problem(tokens=4, size=7, width=3, hidden=5, experts=3, biases=biases)
     with on_workers(workers):
-        assert torch.autograd.gradcheck(by_weights, task.differentiable())
+        assert torch.autograd.gradcheck(lambda *leaves: task.call(fast, leaves), task.differentiable())
 
 
-def test_nothing_assigned_is_zeros_with_zero_gradients() -> None:
-    for result in problem(tokens=3, size=0).solve(fast):
+@pytest.mark.parametrize("biases", [NONE, BOTH])
+def test_nothing_assigned_is_zeros_with_zero_gradients(biases: tuple[bool, bool]) -> None:
+    for result in problem(tokens=3, size=0, biases=biases).solve(fast):
         assert (result == 0).all()
 
 
@@ -177,13 +197,27 @@ def test_one_expert_for_every_token_is_the_dense_network() -> None:
     torch.testing.assert_close(task.solve(fast)[0], y_TD)
 
 
-@pytest.mark.parametrize("wanted", list(product([False, True], repeat=4)))
+@pytest.mark.parametrize("kernel", [reference, fast, grouped_experts])
+def test_the_bias_of_down_is_weighted_with_the_rest(kernel: ExpertsKernel) -> None:
+    task = problem(tokens=5, size=5, hidden=8, experts=1, dtype=torch.float32, biases=BOTH)
+    task = task._replace(token_S=torch.arange(5), weight_S=torch.linspace(-1, 2, 5))
+    assert task.gate_up_bias_EG is not None
+    assert task.down_bias_ED is not None
+    gate_TF, up_TF = (task.x_TD @ task.gate_up_EGD[0].t() + task.gate_up_bias_EG[0]).chunk(2, dim=1)
+    y_TD = (torch.nn.functional.silu(gate_TF) * up_TF) @ task.down_EDF[0].t() + task.down_bias_ED[0]
+    torch.testing.assert_close(task.solve(kernel)[0], y_TD * task.weight_S[:, None])
+
+
+ONE_OF_SIX = [tuple(place == chosen for place in range(6)) for chosen in range(6)]
+ALL_BUT_ONE = [tuple(not asked for asked in wanted) for wanted in ONE_OF_SIX]
+
+
+@pytest.mark.parametrize("wanted", [*product([False, True], repeat=4), *ONE_OF_SIX, *ALL_BUT_ONE])
 def test_gradients_only_where_they_are_asked_for(wanted: tuple[bool, ...]) -> None:
-    task = problem()
+    task = problem(biases=BOTH if len(wanted) == 6 else NONE)
     expected = task.solve(reference)
     leaves = [leaf.requires_grad_(asked) for leaf, asked in zip(task.differentiable(), wanted, strict=True)]
-    x_TD, weight_S, gate_up_EGD, down_EDF = leaves
-    y_TD = fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+    y_TD = task.call(fast, leaves)
     assert y_TD.requires_grad == any(wanted)
     torch.testing.assert_close(y_TD.detach(), expected[0])
     if any(wanted):
@@ -198,29 +232,30 @@ def test_gradients_only_where_they_are_asked_for(wanted: tuple[bool, ...]) -> No
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("workers", [False, True])
 def test_without_gradients_nothing_is_saved(mode: type[torch.no_grad], workers: bool) -> None:
-    task = problem()
-    x_TD, weight_S, gate_up_EGD, down_EDF = task.differentiable()
+    task = problem(biases=BOTH)
+    leaves = task.differentiable()
     saved: list[Tensor] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
     with hooks, on_workers(workers):
         with mode(), mock.patch.object(torch_backend, "_Experts", None):
-            y_TD = fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+            y_TD = task.call(fast, leaves)
         assert not saved
         assert y_TD.grad_fn is None
-        fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+        task.call(fast, leaves)
         assert saved
     torch.testing.assert_close(y_TD, task.solve(reference)[0])
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biases", [NONE, BOTH])
 def test_autocast_multiplies_in_bfloat16_and_returns_gradients_of_the_parameters_dtype(
-    inside: bool, x_dtype: torch.dtype
+    inside: bool, x_dtype: torch.dtype, biases: tuple[bool, bool]
 ) -> None:
-    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=torch.float32)
-    x_TD, weight_S, gate_up_EGD, down_EDF = leaves = task.differentiable()
+    task = problem(tokens=700, size=1500, width=64, hidden=96, experts=6, dtype=torch.float32, biases=biases)
+    leaves = task.differentiable()
     with on_workers(True), torch.autocast("cpu", dtype=torch.bfloat16):
-        y_TD = fast(x_TD.to(x_dtype), task.assignments(weight_S), gate_up_EGD, down_EDF)
+        y_TD = task.call(fast, [leaves[0].to(x_dtype), *leaves[1:]])
         assert y_TD.dtype == torch.bfloat16
         with torch.autocast("cpu", enabled=inside):
             y_TD.backward(task.grad_y_TD.bfloat16())
@@ -274,10 +309,13 @@ def test_a_second_derivative_is_refused() -> None:
         grad_x_TD.sum().backward()
 
 
+@pytest.mark.parametrize("biases", [NONE, (True, False), (False, True), BOTH])
 @pytest.mark.parametrize(("tokens", "size", "busy"), [(7, 20, None), (5, 1, 1), (9, 40, 2), (4, 0, None)])
-def test_grouped_products_equal_the_reference(tokens: int, size: int, busy: int | None) -> None:
+def test_grouped_products_equal_the_reference(
+    tokens: int, size: int, busy: int | None, biases: tuple[bool, bool]
+) -> None:
     """They are meant for GPUs, but torch computes them on a CPU too: their arithmetic is checked without a GPU."""
-    given = problem(tokens, size, width=8, hidden=16, dtype=torch.float32, busy=busy)
+    given = problem(tokens, size, width=8, hidden=16, dtype=torch.float32, busy=busy, biases=biases)
     for got, expected in zip(given.solve(grouped_experts), given.solve(reference), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -288,11 +326,12 @@ def test_a_cpu_has_something_better() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_takes_it_and_agrees_with_the_cpu() -> None:
-    given = problem(64, 200, width=64, hidden=32, dtype=torch.bfloat16)
-    device = type(given)(*(tensor.cuda() for tensor in given))
+@pytest.mark.parametrize("biases", [NONE, BOTH])
+def test_a_gpu_takes_it_and_agrees_with_the_cpu(biases: tuple[bool, bool]) -> None:
+    given = problem(64, 200, width=64, hidden=32, dtype=torch.bfloat16, biases=biases)
+    device = given.each(lambda tensor: tensor.cuda())
     assert fits_grouped(device.x_TD, device.down_EDF)
-    expected = type(given)(*(t.double() if t.is_floating_point() else t for t in given)).solve(reference)
+    expected = given.each(in_double).solve(reference)
     for got, wanted in zip(device.solve(experts_kernel("torch")), expected, strict=True):
         assert (got.cpu().double() - wanted).norm() < 0.02 * wanted.norm()
 
@@ -301,13 +340,15 @@ def test_a_gpu_takes_it_and_agrees_with_the_cpu() -> None:
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("name", get_args(ActivationName))
 def test_every_activation_equals_the_reference(kernel: ExpertsKernel, name: ActivationName, gated: bool) -> None:
-    given = problem(dtype=torch.float32, hidden=16)
+    given = problem(dtype=torch.float32, hidden=16, biases=BOTH)
     if not gated:
-        given = given._replace(gate_up_EGD=given.gate_up_EGD[:, ::2].contiguous())
+        assert given.gate_up_bias_EG is not None
+        up_EGD, up_bias_EG = given.gate_up_EGD[:, ::2].contiguous(), given.gate_up_bias_EG[:, ::2].contiguous()
+        given = given._replace(gate_up_EGD=up_EGD, gate_up_bias_EG=up_bias_EG)
     activation = Activation(name, gated)
     expected = given.solve(partial(reference, activation=activation))
     for got, wanted in zip(given.solve(partial(kernel, activation=activation)), expected, strict=True):
         assert (got - wanted).norm() <= 1e-5 * wanted.norm()
     with torch.no_grad():
-        y_TD = kernel(given.x_TD, given.assignments(given.weight_S), given.gate_up_EGD, given.down_EDF, activation)
+        y_TD = given.call(partial(kernel, activation=activation), given.differentiable())
     torch.testing.assert_close(y_TD, expected[0], rtol=1e-4, atol=1e-5)

@@ -11,13 +11,16 @@ from moekit.moe import MoELayer, add_sums, routing_stats
 from moekit.nn import FeedForward
 
 
-def make_layer(backend: Backend, branch: str = "none", experts: int = 5, top_k: int = 2) -> MoELayer:
+def make_layer(
+    backend: Backend, branch: str = "none", experts: int = 5, top_k: int = 2, *, bias: bool = False
+) -> MoELayer:
     config = MoEConfig(
         experts=experts,
         expert_width=6,
         router=SoftmaxTopKConfig(top_k=top_k, renormalize=top_k > 1),
         branch=branch,  # type: ignore[arg-type]
         branch_width=0 if branch == "none" else 7,
+        bias=bias,
     )
     layer = MoELayer(8, config, vocab_size=16, backend=backend).double()
     for parameter in layer.parameters():
@@ -25,9 +28,10 @@ def make_layer(backend: Backend, branch: str = "none", experts: int = 5, top_k: 
     return layer
 
 
-def gated(x_D: Tensor, gate_up_GD: Tensor, down_DF: Tensor) -> Tensor:
-    gate_F, up_F = (gate_up_GD @ x_D).chunk(2)
-    return down_DF @ (F.silu(gate_F) * up_F)
+def gated(x_D: Tensor, gate_up_GD: Tensor, down_DF: Tensor, *biases: Tensor) -> Tensor:
+    gate_up_bias_G, down_bias_D = biases or (torch.zeros(len(gate_up_GD)), torch.zeros(len(down_DF)))
+    gate_F, up_F = (gate_up_GD @ x_D + gate_up_bias_G).chunk(2)
+    return down_DF @ (F.silu(gate_F) * up_F) + down_bias_D
 
 
 def loop_layer(layer: MoELayer, x_TD: Tensor) -> Tensor:
@@ -40,9 +44,11 @@ def loop_layer(layer: MoELayer, x_TD: Tensor) -> Tensor:
             weights = weights / weights.sum()
         y_D = torch.zeros_like(x_D)
         for weight, expert in zip(weights, ids.tolist(), strict=True):
-            y_D = y_D + weight * gated(x_D, layer.experts.gate_up_EGD[expert], layer.experts.down_EDF[expert])
+            y_D = y_D + weight * gated(x_D, *(tensor[expert] for tensor in layer.experts.parameters()))
         if layer.branch is not None:
-            branch_D = gated(x_D, layer.branch.gate_up.weight, layer.branch.down.weight)
+            linears = (layer.branch.gate_up, layer.branch.down)
+            biases = [linear.bias for linear in linears if layer.config.bias]
+            branch_D = gated(x_D, *(linear.weight for linear in linears), *biases)
             if layer.mixing is None:
                 y_D = y_D + branch_D
             else:
@@ -55,8 +61,9 @@ def loop_layer(layer: MoELayer, x_TD: Tensor) -> Tensor:
 @pytest.mark.parametrize("branch", ["none", "shared", "residual"])
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("tokens", [1, 11])
-def test_output_and_gradients_equal_the_loop(backend: Backend, branch: str, tokens: int) -> None:
-    layer = make_layer(backend, branch)
+@pytest.mark.parametrize("bias", [False, True])
+def test_output_and_gradients_equal_the_loop(backend: Backend, branch: str, tokens: int, *, bias: bool) -> None:
+    layer = make_layer(backend, branch, bias=bias)
     x_TD = torch.randn(tokens, 8, dtype=torch.float64, requires_grad=True)
     target = torch.randn(tokens, 8, dtype=torch.float64)
     inputs = [x_TD, *layer.parameters()]
@@ -69,26 +76,30 @@ def test_output_and_gradients_equal_the_loop(backend: Backend, branch: str, toke
         assert (gradient - wanted).norm() <= 1e-10 * wanted.norm() + 1e-12
 
 
-def test_one_expert_equals_the_dense_layer_bit_for_bit() -> None:
-    layer = make_layer("reference", experts=1, top_k=1).float()
-    dense = FeedForward(8, DenseConfig(width=6))
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_expert_equals_the_dense_layer_bit_for_bit(*, bias: bool) -> None:
+    layer = make_layer("reference", experts=1, top_k=1, bias=bias).float()
+    dense = FeedForward(8, DenseConfig(width=6, bias=bias))
     with torch.no_grad():
         dense.gate_up.weight.copy_(layer.experts.gate_up_EGD[0])
         dense.down.weight.copy_(layer.experts.down_EDF[0])
+        if bias:
+            dense.gate_up.bias.copy_(layer.experts.gate_up_bias_EG[0])
+            dense.down.bias.copy_(layer.experts.down_bias_ED[0])
     x_BTD = torch.randn(2, 9, 8)
     assert torch.equal(layer(x_BTD)[0], dense(x_BTD.flatten(0, 1)).view_as(x_BTD))
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_an_expert_that_nobody_chose_gets_no_gradient(backend: Backend) -> None:
-    layer = make_layer(backend)
+    layer = make_layer(backend, bias=True)
     with torch.no_grad():
         layer.router.weight[3] = -1e3
         x_TD = torch.rand(10, 8, dtype=torch.float64) + 0.1
     y, routing = layer(x_TD[None])
     y.sum().backward()
     assert routing.counts_E[3] == 0
-    for parameter in (layer.experts.gate_up_EGD, layer.experts.down_EDF):
+    for parameter in layer.experts.parameters():
         assert parameter.grad is not None
         assert not parameter.grad[3].any()
         assert parameter.grad[routing.counts_E.argmax()].any()

@@ -23,7 +23,7 @@ from moekit.config.base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layer
 from moekit.config.decoder import ModelConfig
 from moekit.config.encoder import EncoderConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.config.feed_forward import ActivationName, DenseConfig, FeedForwardConfig, MoEConfig
+from moekit.config.feed_forward import ActivationName, DenseConfig, FeedForwardConfig, MoEConfig, never_learns
 from moekit.config.ngram import NGramConfig
 from moekit.config.recurrent import LSTMConfig
 from moekit.config.routers import (
@@ -96,4 +96,5 @@ __all__ = [
     "TopKConfig",
     "XLNetConfig",
     "YarnScaling",
+    "never_learns",
 ]

@@ -1,5 +1,6 @@
 """The feed-forward part of a layer: dense, or a mixture of experts."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -30,7 +31,7 @@ class MoEConfig(Config):
     `shared` adds its output (DeepSeekMoE, arXiv 2401.06066); `gated_shared` adds it times the sigmoid of a learned
     value per token (Qwen1.5-MoE); `residual` mixes it with the experts' output by two learned, softmax-normalised
     coefficients per token (Residual-MoE, arXiv 2201.05596, section 4.1.1).
-    activation, gated: of the experts and of the branch, as in DenseConfig.
+    activation, gated, bias: of the experts and of the branch, as in DenseConfig.
     """
 
     kind: Literal["moe"] = "moe"
@@ -41,6 +42,7 @@ class MoEConfig(Config):
     branch_width: Annotated[int, Field(ge=0)] = 0
     activation: ActivationName = "silu"
     gated: bool = True
+    bias: bool = False
 
     @field_validator("router", mode="before")
     @classmethod
@@ -62,7 +64,13 @@ class MoEConfig(Config):
     @property
     def dense_branch(self) -> DenseConfig:
         """The network beside the experts; only where there is a branch."""
-        return DenseConfig(width=self.branch_width, activation=self.activation, gated=self.gated)
+        return DenseConfig(width=self.branch_width, activation=self.activation, gated=self.gated, bias=self.bias)
+
+
+def never_learns(layers: Iterable[DenseConfig | MoEConfig]) -> str | None:
+    """Why a router of these layers would never learn, in words; None where all can."""
+    reasons = (layer.router.never_learns for layer in layers if isinstance(layer, MoEConfig))
+    return next(filter(None, reasons), None)
 
 
 FeedForwardConfig = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]

@@ -23,6 +23,14 @@ class RouterConfig(Config):
         """K: how many experts compute for one token, on average where tokens differ."""
         raise NotImplementedError
 
+    @property
+    def never_learns(self) -> str | None:
+        """Why a task can teach such a router nothing, in words for whoever wants to train it; None where it can.
+
+        To run one is fine: folders hold mixtures of one expert a token.
+        """
+        return None
+
 
 class TopKConfig(RouterConfig):
     """A router that chooses `top_k` experts for each token."""
@@ -39,13 +47,11 @@ class RenormalizingConfig(TopKConfig):
 
     renormalize: bool = True
 
-    @model_validator(mode="after")
-    def _check_top_1(self) -> Self:
-        if self.top_k == 1 and self.renormalize:
-            raise ValueError(
-                "a renormalised top-1 router always weighs its expert 1.0 and so never learns; set renormalize: false"
-            )
-        return self
+    @property
+    def never_learns(self) -> str | None:
+        if self.top_k > 1 or not self.renormalize:
+            return None
+        return "a renormalised top-1 router always weighs its expert 1.0 and so never learns; set renormalize: false"
 
 
 class SoftmaxTopKConfig(RenormalizingConfig):
@@ -66,11 +72,11 @@ class NoisyTopKConfig(TopKConfig):
     load_loss: NonNegative = 0.1
     z_loss: NonNegative = 0.0
 
-    @model_validator(mode="after")
-    def _check_noisy(self) -> Self:
-        if self.top_k == 1:
-            raise ValueError("a noisy top-1 router weighs its expert 1.0 and so never learns; set top_k to 2 or more")
-        return self
+    @property
+    def never_learns(self) -> str | None:
+        if self.top_k > 1:
+            return None
+        return "a noisy top-1 router weighs its expert 1.0 and so never learns; set top_k to 2 or more"
 
 
 class SwitchConfig(RouterConfig):

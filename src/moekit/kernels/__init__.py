@@ -1,26 +1,38 @@
 """The fast paths behind `nn/` and `moe/`: a folder a backend, chosen here and nowhere else."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from moekit.kernels.assignments import Assignments, assign, assign_top_k, inverse_permutation, stable_argsort
 from moekit.kernels.reference.experts import experts as reference_experts
-from moekit.kernels.torch.activation import Activation
+from moekit.kernels.torch.activation import SILU_GATED, Activation
 from moekit.kernels.torch.experts import experts as torch_experts
 
 Backend = Literal["reference", "torch"]
-ExpertsKernel = Callable[[Tensor, Assignments, Tensor, Tensor, Activation], Tensor]
+
+
+class ExpertsKernel(Protocol):
+    """What computes the experts. The biases are there or not, each for itself."""
+
+    def __call__(
+        self,
+        x_TD: Tensor,
+        assignments: Assignments,
+        gate_up_EGD: Tensor,
+        down_EDF: Tensor,
+        activation: Activation = SILU_GATED,
+        gate_up_bias_EG: Tensor | None = None,
+        down_bias_ED: Tensor | None = None,
+    ) -> Tensor:
+        """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x))."""
+
 
 _EXPERTS: dict[Backend, ExpertsKernel] = {"reference": reference_experts, "torch": torch_experts}
 
 
 def experts_kernel(backend: Backend) -> ExpertsKernel:
-    """The function (x_TD, assignments, gate_up_EGD, down_EDF, activation) -> y_TD of a backend.
-
-    All agree to rounding.
-    """
+    """The function of a backend; all agree to rounding."""
     return _EXPERTS[backend]
 
 

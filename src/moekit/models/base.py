@@ -10,6 +10,11 @@ from moekit.models.folder import write_model
 from moekit.moe import MoELayer, Routing
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is what linear maps add, a matrix of them for experts: it starts at 0 and does not decay."""
+    return name.endswith(("bias", "_bias_EG", "_bias_ED"))
+
+
 class LanguageModel(nn.Module):
     """A model that gives text a probability, and can be saved.
 

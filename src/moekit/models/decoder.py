@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moekit.config import DenseConfig, ModelConfig
 from moekit.kernels import Backend
-from moekit.models.base import LanguageModel
+from moekit.models.base import LanguageModel, is_bias
 from moekit.moe import Decision, MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward, KeyValueCache, Turn, new_attention, new_norm, new_rotary
 
@@ -191,9 +191,10 @@ class Decoder(LanguageModel):
         for name, parameter in self.named_parameters():
             if parameter in of_routers:
                 continue  # they see to theirs below
+            if is_bias(name):
+                nn.init.zeros_(parameter)
+                continue
             if parameter.dim() == 1:
-                if name.endswith(".bias"):
-                    nn.init.zeros_(parameter)
                 continue  # norms start at one
             writes_to_residual = name.endswith(("attention.output.weight", "down.weight", "down_EDF"))
             nn.init.normal_(parameter, std=residual_std if writes_to_residual else std)

@@ -14,7 +14,7 @@ from moekit.config import DenseConfig, FeedForwardConfig
 from moekit.config.encoder import EncoderConfig
 from moekit.errors import MoekitError
 from moekit.kernels import Activation, Backend
-from moekit.models.base import LanguageModel
+from moekit.models.base import LanguageModel, is_bias
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward
 
@@ -221,7 +221,7 @@ def initialize(model: nn.Module, std: float) -> None:
     for name, parameter in model.named_parameters():
         if parameter in of_routers or parameter in of_norms:
             continue
-        if parameter.dim() == 1 and name.endswith("bias"):
+        if is_bias(name):
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=std)

@@ -12,6 +12,7 @@ class Experts(nn.Module):
 
     gate_up_EGD: G = 2 F rows an expert, gate over up; G = F, up alone, where they are not gated.
     down_EDF. The layout of transformers' stacked experts.
+    gate_up_bias_EG, down_bias_ED: None where the configuration has no biases.
     """
 
     def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:
@@ -20,8 +21,11 @@ class Experts(nn.Module):
         self.activation = Activation(config.activation, config.gated)
         self.gate_up_EGD = nn.Parameter(torch.empty(experts, 2 * hidden if config.gated else hidden, width))
         self.down_EDF = nn.Parameter(torch.empty(experts, width, hidden))
+        self.gate_up_bias_EG = nn.Parameter(torch.zeros(self.gate_up_EGD.shape[:2])) if config.bias else None
+        self.down_bias_ED = nn.Parameter(torch.zeros(experts, width)) if config.bias else None
         self.kernel = experts_kernel(backend)
 
     def forward(self, x_TD: Tensor, assignments: Assignments) -> Tensor:
         """y_TD: for each token the weighted sum of its experts' outputs; zeros where it has none."""
-        return self.kernel(x_TD, assignments, self.gate_up_EGD, self.down_EDF, self.activation)
+        biases = (self.gate_up_bias_EG, self.down_bias_ED)
+        return self.kernel(x_TD, assignments, self.gate_up_EGD, self.down_EDF, self.activation, *biases)

@@ -14,10 +14,14 @@ from moekit import files
 from moekit.config import (
     AnyModelConfig,
     Config,
+    EncoderConfig,
     EncoderDecoderConfig,
     GRUSeq2SeqConfig,
     LSTMSeq2SeqConfig,
+    ModelConfig,
     NGramConfig,
+    XLNetConfig,
+    never_learns,
 )
 from moekit.data import Corpus, check_large_enough, load_corpus
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
@@ -85,6 +89,9 @@ class Job(Config):
     def _check(self) -> Self:
         if sum(given is not None for given in (self.model, self.preset, self.start)) != 1:
             raise ValueError("give one of model, preset and start")
+        layers = self.model.layers if isinstance(self.model, ModelConfig | EncoderConfig | XLNetConfig) else ()
+        if reason := never_learns(layers):
+            raise ValueError(reason)
         if self.training is None and not isinstance(self.model, NGramConfig):
             raise ValueError("training is missing: give at least steps or tokens")
         return self

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from moekit.models import LanguageModel
+from moekit.models.base import is_bias
 from moekit.models.encoder import NOT_PREDICTED
 from moekit.moe import Decision, Routing, Sums, add_sums
 from moekit.training.config import TrainingConfig
@@ -27,11 +28,11 @@ class StepResult:
 
 
 def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); weights that are vectors (norms, biases) do not decay."""
-    parameters = list(model.parameters())
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
+    decays = {parameter: parameter.dim() >= 2 and not is_bias(name) for name, parameter in model.named_parameters()}
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p, decay in decays.items() if decay], "weight_decay": config.weight_decay},
+        {"params": [p for p, decay in decays.items() if not decay], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 

@@ -5,6 +5,7 @@ import torch
 from tests.moe.routers import cases
 from torch import Tensor
 
+from moekit.errors import UsageError
 from moekit.moe import Decision, RouterInput
 
 TOKENS = 5
@@ -79,9 +80,8 @@ def test_every_router_learns_from_the_task_through_its_weights(
 
 
 def test_a_renormalised_top_1_would_not_learn() -> None:
-    """The negative control: what the configurations refuse."""
-    router = cases.router("softmax_top_k", top_k=1, renormalize=False)
-    object.__setattr__(router.config, "renormalize", True)
+    """The negative control: what training refuses. Running it is fine: its weights are exactly 1."""
+    router = cases.router("softmax_top_k", top_k=1)
     weight_S = router(torch.randn(40, cases.WIDTH, dtype=torch.float64)).assignments.weight_S
     assert torch.equal(weight_S, torch.ones_like(weight_S))
     (weight_S * torch.randn(40)).sum().backward()
@@ -90,9 +90,26 @@ def test_a_renormalised_top_1_would_not_learn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["softmax_top_k", "sigmoid_bias", "noisy_top_k"])
-def test_a_renormalised_top_1_is_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match="never learns"):
-        cases.config(kind, top_k=1)
+def test_a_router_that_never_learns_runs_and_is_not_trained(kind: str) -> None:
+    router = cases.router(kind, top_k=1).eval()
+    weight_S = router(torch.randn(40, cases.WIDTH, dtype=torch.float64)).assignments.weight_S
+    torch.testing.assert_close(weight_S, torch.ones_like(weight_S), rtol=1e-15, atol=0)
+    with pytest.raises(UsageError, match=r"weighs its expert 1\.0 and so never learns; set ") as caught:
+        torch.nn.Sequential(router).train()
+    assert "\n" not in str(caught.value)
+    assert not router.training
+    # Frozen, it does not have to learn.
+    assert router.requires_grad_(False).train().training
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(kind, {}) for kind in cases.KINDS]
+    + [("softmax_top_k", {"top_k": 1, "renormalize": False}), ("sigmoid_bias", {"top_k": 1, "renormalize": False})]
+    + [("sinkhorn", {"top_k": 1})],
+)
+def test_every_other_router_is_trained(kind: str, changes: dict[str, object]) -> None:
+    assert cases.router(kind, **changes).eval().train().training
 
 
 def test_what_is_dropped_gets_no_gradient_from_the_task() -> None:

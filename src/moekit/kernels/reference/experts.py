@@ -8,18 +8,28 @@ from moekit.kernels.torch.activation import SILU_GATED, Activation, plain_activa
 
 
 def experts(
-    x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor, activation: Activation = SILU_GATED
+    x_TD: Tensor,
+    assignments: Assignments,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    activation: Activation = SILU_GATED,
+    gate_up_bias_EG: Tensor | None = None,
+    down_bias_ED: Tensor | None = None,
 ) -> Tensor:
     """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x)).
 
     gate_up_EGD: gate over up, G = 2 F rows per expert; up alone, G = F, where it is not gated. down_EDF.
+    The biases are parts of gate and up, and of down: its bias is weighted with the rest.
     Tokens without an assignment get zeros.
     """
     y_TD = x_TD.new_zeros(x_TD.shape)
-    for expert, (gate_up_GD, down_DF) in enumerate(zip(gate_up_EGD, down_EDF, strict=True)):
+    for expert in range(len(down_EDF)):
         begin, end = assignments.expert_offsets[expert : expert + 2]
         token_S = assignments.token_S[begin:end]
-        y_SD = F.linear(plain_activation(F.linear(x_TD[token_S], gate_up_GD), activation), down_DF)
+        gate_up_bias_G = None if gate_up_bias_EG is None else gate_up_bias_EG[expert]
+        down_bias_D = None if down_bias_ED is None else down_bias_ED[expert]
+        hidden_SF = plain_activation(F.linear(x_TD[token_S], gate_up_EGD[expert], gate_up_bias_G), activation)
+        y_SD = F.linear(hidden_SF, down_EDF[expert], down_bias_D)
         weighted_SD = assignments.weight_S[begin:end, None].to(y_SD.dtype) * y_SD
         y_TD = y_TD.index_add(0, token_S, weighted_SD.to(y_TD.dtype))
     return y_TD

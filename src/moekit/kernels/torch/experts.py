@@ -10,7 +10,7 @@ In the functions that serve one run of N experts, S are its own assignments.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,46 +33,63 @@ _MOST_UNEVEN = 1.25
 
 @_disable_dynamo  # a graph of torch.compile ends here: these loops and workers are not for tracing
 def experts(
-    x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor, activation: Activation = SILU_GATED
+    x_TD: Tensor,
+    assignments: Assignments,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    activation: Activation = SILU_GATED,
+    gate_up_bias_EG: Tensor | None = None,
+    down_bias_ED: Tensor | None = None,
 ) -> Tensor:
     """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x)).
 
     gate_up_EGD: gate over up, G = 2 F rows per expert; up alone, G = F, where the activation is not gated. down_EDF.
+    The biases are parts of gate and up, and of down: its bias is weighted with the rest.
     Tokens without an assignment get zeros.
     Under autocast the products are in autocast's dtype, as those of nn.Linear are, and so is y_TD.
-    Differentiable, once, with respect to x_TD, assignments.weight_S, gate_up_EGD and down_EDF.
+    Differentiable, once, with respect to x_TD, assignments.weight_S, the matrices and the biases.
     """
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_TD, gate_up_EGD, down_EDF = x_TD.to(dtype), gate_up_EGD.to(dtype), down_EDF.to(dtype)
+        gate_up_bias_EG = None if gate_up_bias_EG is None else gate_up_bias_EG.to(dtype)
+        down_bias_ED = None if down_bias_ED is None else down_bias_ED.to(dtype)
     if fits_grouped(x_TD, down_EDF):
-        return grouped_experts(x_TD, assignments, gate_up_EGD, down_EDF, activation)
+        return grouped_experts(x_TD, assignments, gate_up_EGD, down_EDF, activation, gate_up_bias_EG, down_bias_ED)
     one_expert = gate_up_EGD[0].numel() + down_EDF[0].numel()
     assignments, runs = padded(assignments, x_TD.device, x_TD.dtype, one_expert)
-    differentiable = (x_TD, assignments.weight_S, gate_up_EGD, down_EDF)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
+    weights = _Weights(gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED)
+    differentiable = (x_TD, assignments.weight_S, *weights)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in differentiable):
         y_TD: Tensor = _Experts.apply(*differentiable, assignments, runs, activation)  # type: ignore[no-untyped-call]
         return y_TD
-    return _without_gradients(x_TD, assignments, runs, gate_up_EGD, down_EDF, activation)
+    return _without_gradients(x_TD, assignments, runs, weights, activation)
+
+
+class _Weights(NamedTuple):
+    gate_up_EGD: Tensor
+    down_EDF: Tensor
+    gate_up_bias_EG: Tensor | None
+    down_bias_ED: Tensor | None
 
 
 def _without_gradients(
     x_TD: Tensor,
     assignments: Assignments,
     runs: Sequence[Run],
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
+    weights: _Weights,
     activation: Activation,
 ) -> Tensor:
     token_S, weight_S, _, slot_S, token_offsets_T = assignments
+    gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED = weights
 
     def one_run(run: Run) -> None:
         own, e = _places(run)
         x_SD = x_TD.index_select(0, token_S[own])
         gate_up_SG = x_SD.new_empty(x_SD.shape[0], gate_up_EGD.shape[1])
-        _multiply(x_SD, gate_up_EGD[e].transpose(1, 2), gate_up_SG)
-        _multiply(activation(gate_up_SG), down_EDF[e].transpose(1, 2), y_SD[own])
+        _multiply(x_SD, gate_up_EGD[e].transpose(1, 2), gate_up_SG, _of(gate_up_bias_EG, e))
+        _multiply(activation(gate_up_SG), down_EDF[e].transpose(1, 2), y_SD[own], _of(down_bias_ED, e))
 
     with scratch(token_S.numel(), x_TD) as y_SD:
         _each_run(one_run, runs, gate_up_EGD)
@@ -87,6 +104,8 @@ class _Experts(torch.autograd.Function):
         weight_S: Tensor,
         gate_up_EGD: Tensor,
         down_EDF: Tensor,
+        gate_up_bias_EG: Tensor | None,
+        down_bias_ED: Tensor | None,
         assignments: Assignments,
         runs: Sequence[Run],
         activation: Activation,
@@ -95,20 +114,21 @@ class _Experts(torch.autograd.Function):
         size, width, hidden = token_S.numel(), x_TD.shape[1], down_EDF.shape[2]
         gate_up_SG = x_TD.new_empty(size, gate_up_EGD.shape[1])
         activated_SF, hidden_SF = activation.room(gate_up_SG, size), x_TD.new_empty(size, hidden)
-        keep_y = ctx.needs_input_grad[1] and _weigh_outputs(down_EDF)  # for the gradient of the weights
+        keep_y = ctx.needs_input_grad[1] and _weigh_outputs(down_EDF, down_bias_ED)  # for the gradient of the weights
 
         def one_run(run: Run) -> None:
             own, e = _places(run)
-            _multiply(x_TD.index_select(0, token_S[own]), gate_up_EGD[e].transpose(1, 2), gate_up_SG[own])
+            x_SD = x_TD.index_select(0, token_S[own])
+            _multiply(x_SD, gate_up_EGD[e].transpose(1, 2), gate_up_SG[own], _of(gate_up_bias_EG, e))
             activation.write(gate_up_SG[own], activated_SF[own], hidden_SF[own])
-            _multiply(hidden_SF[own], down_EDF[e].transpose(1, 2), y_SD[own])
+            _multiply(hidden_SF[own], down_EDF[e].transpose(1, 2), y_SD[own], _of(down_bias_ED, e))
 
         with nullcontext(x_TD.new_empty(size, width)) if keep_y else scratch(size, x_TD) as y_SD:
             _each_run(one_run, runs, gate_up_EGD)
             y_TD = _sum_by_token(y_SD, slot_S, token_offsets_T, weight_S.index_select(0, slot_S))
         ctx.runs, ctx.activation = runs, activation
         ctx.save_for_backward(
-            *(x_TD, weight_S, gate_up_EGD, down_EDF),
+            *(x_TD, weight_S, gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED),
             *(token_S, slot_S, token_offsets_T),
             *(gate_up_SG, activated_SF, hidden_SF, y_SD if keep_y else None),
         )
@@ -118,16 +138,18 @@ class _Experts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y_TD: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: under activation checkpointing, asking is what recomputes them
-        x_TD, weight_S, gate_up_EGD, down_EDF, token_S, slot_S, token_offsets_T = saved[:7]
-        gate_up_SG, activated_SF, hidden_SF, y_SD = saved[7:]
-        needs_x, needs_weight, needs_gate_up, needs_down, *_ = ctx.needs_input_grad
-        needs_hidden = needs_x or needs_gate_up
-        weigh_outputs = _weigh_outputs(down_EDF)
+        x_TD, weight_S, gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED = saved[:6]
+        token_S, slot_S, token_offsets_T, gate_up_SG, activated_SF, hidden_SF, y_SD = saved[6:]
+        needs_x, needs_weight, needs_gate_up, needs_down, needs_gate_up_bias, needs_down_bias, *_ = ctx.needs_input_grad
+        needs_hidden = needs_x or needs_gate_up or needs_gate_up_bias
+        weigh_outputs = _weigh_outputs(down_EDF, down_bias_ED)
         weight_S1 = weight_S.to(x_TD.dtype)[:, None]
 
         grad_weight_S = x_TD.new_zeros(token_S.numel()) if needs_weight else None
         grad_gate_up_EGD = _zeros_where_idle(gate_up_EGD, ctx.runs) if needs_gate_up else None
         grad_down_EDF = _zeros_where_idle(down_EDF, ctx.runs) if needs_down else None
+        grad_gate_up_bias_EG = _zeros_where_idle(gate_up_bias_EG, ctx.runs) if needs_gate_up_bias else None
+        grad_down_bias_ED = _zeros_where_idle(down_bias_ED, ctx.runs) if needs_down_bias else None
 
         def one_run(run: Run) -> None:
             own, e = _places(run)
@@ -138,6 +160,8 @@ class _Experts(torch.autograd.Function):
                 if grad_weight_S is not None:
                     torch.linalg.vecdot(grad_y_SD, y_SD[own], out=grad_weight_S[own])
                 grad_y_SD.mul_(weight_S1[own])
+            if grad_down_bias_ED is not None:
+                _sum_rows(grad_y_SD, grad_down_bias_ED[e])
             if needs_hidden or not weigh_outputs:
                 grad_hidden_SF = torch.empty_like(own_hidden_SF)
                 _multiply(grad_y_SD, down_EDF[e], grad_hidden_SF)
@@ -151,6 +175,8 @@ class _Experts(torch.autograd.Function):
             if not needs_hidden:
                 return
             grad_gate_up_SG = ctx.activation.backward(grad_hidden_SF, gate_up_SG[own], activated_SF[own])
+            if grad_gate_up_bias_EG is not None:
+                _sum_rows(grad_gate_up_SG, grad_gate_up_bias_EG[e])
             if needs_x:
                 _multiply(grad_gate_up_SG, gate_up_EGD[e], grad_x_SD[own])
             if grad_gate_up_EGD is not None:
@@ -162,7 +188,8 @@ class _Experts(torch.autograd.Function):
             grad_x_TD = _sum_by_token(grad_x_SD, slot_S, token_offsets_T) if needs_x else None
         if grad_weight_S is not None:
             grad_weight_S = grad_weight_S.to(weight_S.dtype)
-        return grad_x_TD, grad_weight_S, grad_gate_up_EGD, grad_down_EDF, None, None, None
+        of_weights = (grad_gate_up_EGD, grad_down_EDF, grad_gate_up_bias_EG, grad_down_bias_ED)
+        return grad_x_TD, grad_weight_S, *of_weights, None, None, None
 
 
 def _places(run: Run) -> tuple[slice, slice]:
@@ -170,13 +197,33 @@ def _places(run: Run) -> tuple[slice, slice]:
     return slice(run.begin, run.end), slice(run.first, run.first + run.experts)
 
 
-def _multiply(rows_SA: Tensor, weights_NAB: Tensor, out_SB: Tensor) -> None:
-    """Each of N experts' rows times its matrix; the experts have the same number of rows, one after the other."""
+def _of(bias_EB: Tensor | None, experts: slice) -> Tensor | None:
+    """Those experts' biases, where there are any."""
+    return None if bias_EB is None else bias_EB[experts]
+
+
+def _multiply(rows_SA: Tensor, weights_NAB: Tensor, out_SB: Tensor, bias_NB: Tensor | None = None) -> None:
+    """Each of N experts' rows times its matrix, plus its bias, where there is one.
+
+    The experts have the same number of rows, one after the other.
+    """
     experts, inner, outer = weights_NAB.shape
     if experts == 1:
-        torch.mm(rows_SA, weights_NAB[0], out=out_SB)
+        if bias_NB is None:
+            torch.mm(rows_SA, weights_NAB[0], out=out_SB)
+        else:
+            torch.addmm(bias_NB[0], rows_SA, weights_NAB[0], out=out_SB)
+        return
+    rows_NSA, out_NSB = rows_SA.view(experts, -1, inner), out_SB.view(experts, -1, outer)
+    if bias_NB is None:
+        torch.bmm(rows_NSA, weights_NAB, out=out_NSB)
     else:
-        torch.bmm(rows_SA.view(experts, -1, inner), weights_NAB, out=out_SB.view(experts, -1, outer))
+        torch.baddbmm(bias_NB[:, None], rows_NSA, weights_NAB, out=out_NSB)
+
+
+def _sum_rows(rows_SB: Tensor, out_NB: Tensor) -> None:
+    """The sum over each expert's rows: its bias's gradient."""
+    torch.sum(rows_SB.view(out_NB.shape[0], -1, out_NB.shape[1]), 1, out=out_NB)
 
 
 def _multiply_transposed(left_SA: Tensor, right_SB: Tensor, out_NAB: Tensor) -> None:
@@ -188,13 +235,13 @@ def _multiply_transposed(left_SA: Tensor, right_SB: Tensor, out_NAB: Tensor) -> 
         torch.bmm(left_SA.view(experts, -1, left).transpose(1, 2), right_SB.view(experts, -1, right), out=out_NAB)
 
 
-def _weigh_outputs(down_EDF: Tensor) -> bool:
+def _weigh_outputs(down_EDF: Tensor, down_bias_ED: Tensor | None) -> bool:
     """Whether backward applies the weights to the D-wide gradients of outputs; else to those of the F-wide hidden rows.
 
-    The latter takes one more pass, but needs no outputs kept.
+    The latter takes one more pass, but needs no outputs kept; and hidden rows do not know of a bias that comes after.
     """
     _, width, hidden = down_EDF.shape
-    return width <= 2 * hidden
+    return width <= 2 * hidden or down_bias_ED is not None
 
 
 def _zeros_where_idle(weights: Tensor, runs: Sequence[Run]) -> Tensor:

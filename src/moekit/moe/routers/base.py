@@ -4,7 +4,7 @@ T tokens, D model width, E experts, K experts per token.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from moekit.config import RouterConfig
+from moekit.errors import UsageError
 from moekit.kernels import Assignments
 from moekit.moe.balance import load_balancing_loss, z_loss
 from moekit.moe.dispatch import NO_EXPERT, chosen_or_meant, dispatch, expert_capacity
@@ -44,6 +45,15 @@ class Router(nn.Module):
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         """Route x_TD; autocast is off here."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training mode, or leave it; raises UsageError where the weights are to learn and never would.
+
+        Frozen ones (requires_grad off) are no obstacle: the experts behind them can be trained.
+        """
+        if mode and self.config.never_learns and self.weight.requires_grad:
+            raise UsageError(f"This model cannot be trained: {self.config.never_learns}.")
+        return super().train(mode)
 
     def losses(self, sums: Sums) -> dict[str, Tensor]:
         """The auxiliary losses by name, times their coefficients, of the sums over a whole batch."""
