@@ -140,6 +140,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mixtral",
         SHAPE | {"intermediate_size": 24, "num_key_value_heads": 2, "num_local_experts": 3, "sliding_window": 4},
     ),
+    "mixtral-one-expert": (
+        "Mixtral",
+        SHAPE | {"intermediate_size": 24, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 1},
+    ),
     "olmoe": (
         "Olmoe",
         SHAPE | {"intermediate_size": 16, "num_key_value_heads": 4, "num_experts": 8, "num_experts_per_tok": 3},

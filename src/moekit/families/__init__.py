@@ -20,6 +20,7 @@ from moekit.config import (
 from moekit.errors import MoekitError, UsageError, did_you_mean
 from moekit.families import (
     bert,
+    deepseek,
     deepseek_v3,
     falcon,
     gpt2,
@@ -50,6 +51,7 @@ FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
         *qwen.FAMILIES,
         mixtral.FAMILY,
         olmoe.FAMILY,
+        deepseek.FAMILY,
         deepseek_v3.FAMILY,
         gpt2.FAMILY,
         gpt_neo.FAMILY,

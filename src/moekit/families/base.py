@@ -29,7 +29,8 @@ class Family:
     model_type, architecture: of config.json. read: our configuration of its settings; raises what Settings raises.
     write: the settings of config.json for a configuration of ours, or None where the family cannot say it: `read` of
     what it gives has to be the configuration again. layout: the stored tensors of a model of that configuration;
-    None where each of the model's own tensors is stored under its own name.
+    None where each of the model's own tensors is stored under its own name. other_layouts: the same model under the
+    names that some folders have instead; what is written has those of `layout`, unless it comes from such a folder.
     ignored: whether a tensor of that name is a leftover that carries nothing (old files hold buffers).
     renamed: the name in the layout of a stored tensor, where old files have another.
     """
@@ -39,6 +40,7 @@ class Family:
     read: Callable[[Settings], Config]
     write: Callable[[Any], dict[str, Any] | None]
     layout: Callable[[Any], Sequence[Stored]] | None
+    other_layouts: Sequence[Callable[[Any], Sequence[Stored]]] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
     ignored: Callable[[str], bool] = lambda name: False
     renamed: Callable[[str], str] = lambda name: name

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +21,10 @@ from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATION_NAMES,
     ACTIVATIONS,
+    SparseLayout,
     dense_layer,
     embeddings_and_norm,
+    fused_experts,
     is_rotary_buffer,
     number_of_layers,
     only_moe,
@@ -137,13 +140,13 @@ def _scale_as_yarn(attention: LatentAttentionConfig) -> dict[str, float]:
     return {"mscale_all_dim": round((magnitude - 1) / (0.1 * math.log(attention.rope_scaling.factor)), 9)}
 
 
-def layout(config: ModelConfig) -> list[Stored]:
-    """DeepSeek-V3's tensors."""
+def layout(config: ModelConfig, experts: SparseLayout = routed_experts) -> list[Stored]:
+    """DeepSeek-V3's tensors; `experts` gives those of a sparse layer's router and routed experts."""
     assert isinstance(config.attention, LatentAttentionConfig)
-    return [*embeddings_and_norm(config), *_layers(config, config.attention)]
+    return [*embeddings_and_norm(config), *_layers(config, config.attention, experts)]
 
 
-def _layers(config: ModelConfig, attention: LatentAttentionConfig) -> Iterator[Stored]:
+def _layers(config: ModelConfig, attention: LatentAttentionConfig, experts: SparseLayout) -> Iterator[Stored]:
     for index, layer in enumerate(config.layers):
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
         yield stored(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
@@ -152,7 +155,7 @@ def _layers(config: ModelConfig, attention: LatentAttentionConfig) -> Iterator[S
         if isinstance(layer, DenseConfig):
             yield from gated_network(f"{theirs}.mlp", layer, f"{ours}.feed_forward")
             continue
-        yield from routed_experts(theirs, layer, f"{ours}.feed_forward")
+        yield from experts(theirs, layer, f"{ours}.feed_forward")
         yield stored(f"{theirs}.mlp.gate.e_score_correction_bias", f"{ours}.feed_forward.router.bias_E")
         if layer.branch == "shared":
             yield from gated_network(f"{theirs}.mlp.shared_experts", layer.dense_branch, f"{ours}.feed_forward.branch")
@@ -221,6 +224,7 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
+    other_layouts=(partial(layout, experts=fused_experts),),
     ignored=_is_left_out,
     presets={
         "deepseek-v3": Preset(

@@ -8,6 +8,9 @@ from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, Mode
 from moekit.families.parts import expert_networks, gated_network, read_rope, separate_projections, write_rope
 from moekit.families.settings import Settings
 
+SparseLayout = Callable[[str, MoEConfig, str], Iterator[Stored]]
+"""Gives the tensors of a sparse layer: (theirs, config, ours), named from the layer on."""
+
 ACTIVATIONS = {
     "silu": "silu",
     "gelu": "gelu",
@@ -155,17 +158,13 @@ def dropless_softmax(config: MoEConfig) -> SoftmaxTopKConfig | None:
     return router if isinstance(router, SoftmaxTopKConfig) and router.capacity_factor is None else None
 
 
-def llama_layout(
-    config: ModelConfig, moe: Callable[[str, MoEConfig, str], Iterator[Stored]] | None = None
-) -> list[Stored]:
-    """Llama's tensors; `moe(theirs, config, ours)` gives those of a sparse layer, named from the layer on."""
+def llama_layout(config: ModelConfig, moe: SparseLayout | None = None) -> list[Stored]:
+    """Llama's tensors, with those that `moe` gives for a sparse layer."""
     assert isinstance(config.attention, AttentionConfig)
     return list(_llama_layout(config, config.attention, moe))
 
 
-def _llama_layout(
-    config: ModelConfig, attention: AttentionConfig, moe: Callable[[str, MoEConfig, str], Iterator[Stored]] | None
-) -> Iterator[Stored]:
+def _llama_layout(config: ModelConfig, attention: AttentionConfig, moe: SparseLayout | None) -> Iterator[Stored]:
     yield from embeddings_and_norm(config)
     for index, layer in enumerate(config.layers):
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
@@ -191,6 +190,15 @@ def routed_experts(theirs: str, config: MoEConfig, ours: str) -> Iterator[Stored
     """Router and experts as Qwen and OLMoE name them."""
     yield stored(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight")
     yield from expert_networks(f"{theirs}.mlp.experts", config, ours)
+
+
+def fused_experts(theirs: str, config: MoEConfig, ours: str) -> Iterator[Stored]:
+    """Router and experts as transformers 5 has them in memory, in all families the same: gate_up_proj (E, 2 F, D),
+    gates over ups, and down_proj (E, D, F).
+    """
+    yield stored(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight")
+    yield stored(f"{theirs}.mlp.experts.gate_up_proj", f"{ours}.experts.gate_up_EGD")
+    yield stored(f"{theirs}.mlp.experts.down_proj", f"{ours}.experts.down_EDF")
 
 
 def is_rotary_buffer(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Mixtral: every layer a mixture of experts, two of them a token."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
@@ -9,6 +10,7 @@ from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
     dropless_softmax,
+    fused_experts,
     is_rotary_buffer,
     llama_layout,
     number_of_layers,
@@ -83,6 +85,7 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
+    other_layouts=(partial(llama_layout, moe=fused_experts),),
     ignored=is_rotary_buffer,
     presets={
         "mixtral-8x7b": Preset(

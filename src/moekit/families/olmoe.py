@@ -1,5 +1,6 @@
 """OLMoE: 64 narrow experts, eight a token, weights not renormalised; queries and keys normed."""
 
+from functools import partial
 from typing import Any
 
 from moekit.checkpoint.layout import Stored
@@ -8,6 +9,7 @@ from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
     dropless_softmax,
+    fused_experts,
     is_rotary_buffer,
     llama_layout,
     number_of_layers,
@@ -71,6 +73,7 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
+    other_layouts=(partial(llama_layout, moe=fused_experts),),
     ignored=is_rotary_buffer,
     presets={
         "olmoe-1b-7b": Preset(

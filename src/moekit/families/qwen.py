@@ -1,6 +1,7 @@
 """Qwen 2 and 3, dense and with experts: biases of queries, keys and values in 2, norms of queries and keys in 3."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 from moekit.checkpoint.layout import Stored, stored
@@ -8,8 +9,10 @@ from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, Model
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
+    SparseLayout,
     dense_layer,
     dropless_softmax,
+    fused_experts,
     is_rotary_buffer,
     llama_layout,
     number_of_layers,
@@ -109,15 +112,15 @@ def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
     )
 
 
-def _sparse(theirs: str, layer: MoEConfig, ours: str) -> Iterator[Stored]:
-    yield from routed_experts(theirs, layer, ours)
+def _sparse(theirs: str, layer: MoEConfig, ours: str, *, experts: SparseLayout = routed_experts) -> Iterator[Stored]:
+    yield from experts(theirs, layer, ours)
     if layer.branch == "gated_shared":
         yield from gated_network(f"{theirs}.mlp.shared_expert", layer.dense_branch, f"{ours}.branch")
         yield stored(f"{theirs}.mlp.shared_expert_gate.weight", f"{ours}.branch_gate.weight")
 
 
-def _moe_layout(config: ModelConfig) -> list[Stored]:
-    return llama_layout(config, _sparse)
+_moe_layout = partial(llama_layout, moe=_sparse)
+_fused_layout = partial(llama_layout, moe=partial(_sparse, experts=fused_experts))
 
 
 def _qwen3(
@@ -188,6 +191,7 @@ FAMILIES = (
         read=lambda settings: _read_moe(settings, "none"),
         write=lambda config: _write_moe(config, "none"),
         layout=_moe_layout,
+        other_layouts=(_fused_layout,),
         ignored=is_rotary_buffer,
         presets={
             "qwen1.5-moe-a2.7b": Preset(
@@ -204,6 +208,7 @@ FAMILIES = (
         read=lambda settings: _read_moe(settings, "head"),
         write=lambda config: _write_moe(config, "head"),
         layout=_moe_layout,
+        other_layouts=(_fused_layout,),
         ignored=is_rotary_buffer,
         presets={
             "qwen3-30b-a3b": Preset(

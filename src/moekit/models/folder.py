@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from moekit.config import Config
 from moekit.errors import MoekitError
 from moekit.families import Family, Settings, describe, family_of, same_function
 from moekit.models.special_tokens import with_special_tokens
+from moekit.nn.meta import on_meta
 
 CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 16_000_000
@@ -74,9 +75,9 @@ def read_model(
     """
     family, config = read_config(folder)
     tensors = _renamed(StoredTensors.open(folder), family)
-    with torch.device("meta"):
+    with on_meta():
         model = build(config)
-    layout = layout_of(family, config, model)
+    layout = layout_of(family, config, model, tensors)
     # On the meta device first: a file that lies about sizes must not make us allocate them.
     check_weights(own_tensors(model), layout, tensors, ignored=family.ignored)
     stored_types = dtype_of(layout, tensors)
@@ -90,12 +91,13 @@ def read_model(
 def write_model(model: nn.Module, config: Config, target: Path, origin: Path | None) -> None:
     """Write a folder: config.json, safetensors, and what stood beside the weights in the folder `origin`.
 
-    The folder is of the family that it came from, if that can still say the configuration. Raises MoekitError where the
+    The folder is of the family that it came from, if that can still say the configuration, and names tensors as it
+    did. Raises MoekitError where the
     disk is full, UsageError where `target` holds something; what is not complete never stands under its name.
     """
     text = config_text(model, config, origin)
     family = family_of(Settings(json.loads(text), target / CONFIG))
-    layout = layout_of(family, config, model)
+    layout = layout_of(family, config, model, _names_in(origin))
 
     def fill(folder: Path) -> None:
         (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -123,11 +125,15 @@ def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
     return _json(kept | settings | _types(model))
 
 
-def layout_of(family: Family, config: Config, model: nn.Module) -> list[Stored]:
-    """The stored tensors of that model in that family's folders."""
+def layout_of(family: Family, config: Config, model: nn.Module, names: Collection[str] = ()) -> list[Stored]:
+    """The stored tensors of that model in that family's folders.
+
+    names: of the tensors in a folder, where there is one; of several layouts the one that has most of them is taken.
+    """
     if family.layout is None:
         return [stored(name, name) for name in own_tensors(model)]
-    return list(family.layout(config))
+    layouts = [list(layout(config)) for layout in (family.layout, *family.other_layouts)]
+    return max(layouts, key=lambda layout: sum(entry.name in names for entry in layout))
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -161,6 +167,16 @@ def _renamed(tensors: StoredTensors, family: Family) -> StoredTensors:
     if twice:
         raise MoekitError(f"{tensors[twice[0]].file} holds {twice[0]!r} and {names[twice[0]]!r}, which are one tensor.")
     return StoredTensors({new: tensors[name] for name, new in names.items()})
+
+
+def _names_in(folder: Path | None) -> Collection[str]:
+    """Of the tensors in it; none where it has no weights that can be read (it may be there for its tokenizer)."""
+    if folder is None:
+        return ()
+    try:
+        return StoredTensors.open(folder)
+    except MoekitError:
+        return ()
 
 
 def _counted(

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
@@ -10,6 +9,7 @@ from moekit.config import Config, ModelConfig
 from moekit.counting import ParameterCount, cached_values_per_token, count_parameters
 from moekit.models import build
 from moekit.moe import MoELayer
+from moekit.nn.meta import on_meta
 
 # Bytes of a weight. The quantised types come in blocks with their scales: 32 weights in 34 and 18 bytes, 256 in 210 and
 # 144 (ggml-quants). Norms and other vectors stay wider there, which is less than a thousandth of a model.
@@ -60,7 +60,7 @@ def plan_model(name: str, config: Config, source: str | None = None) -> ModelPla
 
 def count_by_building(config: Config) -> ParameterCount:
     """The same for a model of any kind, which is built without memory for its weights and looked at."""
-    with torch.device("meta"):
+    with on_meta():
         model = build(config)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
