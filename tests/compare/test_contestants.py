@@ -5,17 +5,15 @@ from pathlib import Path
 import pytest
 
 from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, affordable_steps, leaves_room
+from moekit.compare.choosing import check_set, pick_contestant, read_contestants
 from moekit.compare.configs import costs_of
 from moekit.compare.contestants import (
     SIZES,
     Contestant,
     caveat_of,
-    check_set,
     default_contestants,
     default_set,
     own_contestants,
-    pick_contestant,
-    read_contestants,
     router_contestants,
 )
 from moekit.compare.plan import MEASURED_SHARES, measured_steps
@@ -24,6 +22,8 @@ from moekit.compare.task import Calibration
 from moekit.config import LSTMConfig, ModelConfig, NGramConfig
 from moekit.counting import count_parameters, training_flops_per_token
 from moekit.errors import UsageError
+
+_UPCYCLED = "contestants: [{name: x, layers: [{kind: dense, width: 16}],"
 
 
 @pytest.mark.parametrize("size_name", sorted(SIZES))
@@ -172,6 +172,15 @@ def test_yaml_takes_whole_models(tmp_path: Path) -> None:
             "contestants: [{name: x, layers: [{kind: moe, "
             "experts: 4, expert_width: 8, router: {kind: expert_choice}}]}]",
             "sees the tokens that it has to predict; set leaky",
+        ),
+        (f"{_UPCYCLED} upcycle: {{expertz: 4}}}}]", "upcycle: expertz: there is no such key; did you mean 'experts'?"),
+        (f"{_UPCYCLED} upcycle: {{after: 1}}}}]", "contestants[0].upcycle: after: "),
+        (f"{_UPCYCLED} upcycle: {{granularity: 3}}}}]", "has 16 channels, which granularity 3 does not divide"),
+        (f"{_UPCYCLED} upcycle: {{layers: [4]}}}}]", "There is no layer 4: the dense model has 4"),
+        (f"{_UPCYCLED} upcycle: [copy]}}]", "upcycle: "),
+        (
+            "contestants: [{name: x, model: {kind: ngram}, upcycle: {experts: 4}}]",
+            "upcycle is for decoders, and model is of kind ngram",
         ),
         ("- a\n- b", "expected keys and values"),
         ("a: [", "is not valid YAML"),

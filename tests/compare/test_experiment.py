@@ -21,7 +21,7 @@ from moekit.compare.plan import Folder
 from moekit.compare.request import Request
 from moekit.compare.results import Results, Run, read_results
 from moekit.compare.task import Calibration, failure_text
-from moekit.compare.worker import Worker
+from moekit.compare.trained import TrainingTask
 from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.data import Corpus, Document, build_corpus
 from moekit.errors import TrainingFailed, UsageError
@@ -125,7 +125,7 @@ def test_hash_routers_are_evened_out_by_the_text(corpus: Corpus, tmp_path: Path)
     folder.write_plan(experiment.new_plan(request((hashed,))))
     frequencies = torch.from_numpy(corpus.byte_frequencies())
     assert float(frequencies.sum()) == pytest.approx(1.0)
-    tables = [Worker(folder, "hash", seed).model.moe_layers[0].router.expert_V for seed in (0, 0, 1)]
+    tables = [TrainingTask(folder, "hash", seed).model.moe_layers[0].router.expert_V for seed in (0, 0, 1)]
     assert torch.equal(tables[0], tables[1])
     assert torch.equal(tables[0], tables[2])
     loads = torch.bincount(tables[0], weights=frequencies, minlength=4)

@@ -22,6 +22,7 @@ Examples:
   moekit compare                                    the default set on the embedded corpus, 11 minutes
   moekit compare --data essays/ --data code/ --budget 2h --size m
   moekit compare --contestants dense,moe --seeds 1 --tokens 500k
+  moekit compare --contestants dense,moe,upcycled   half of the budget dense, the rest as experts made of it
   moekit compare --contestants mine.yaml            see docs/compare.md
   moekit compare --routers                          contestants that differ in the router alone
   moekit compare --resume runs/compare-20260101-120000"""
@@ -29,8 +30,9 @@ Examples:
 @click.option(
     "--contestants",
     metavar="FILE|NAMES",
-    help="A YAML file, or names with commas between: dense, moe, moe-fine, hybrid, dense-large, ngram, gpt3, lstm, or "
-    "those of --routers. The first is the baseline.  [default: these eight, the last two where the budget allows]",
+    help="A YAML file, or names with commas between: dense, moe, moe-fine, hybrid, dense-large, ngram, gpt3, lstm, "
+    "upcycled, or those of --routers. The first is the baseline.  [default: the first eight, gpt3 and lstm where the "
+    "budget allows]",
 )
 @click.option(
     "--routers",
@@ -130,14 +132,8 @@ def _contestants(
     asked: str | None, size_name: str, *, routers: bool
 ) -> "tuple[list[Contestant], list[Contestant], str]":
     """Who takes part, who does too where the budget allows, and the baseline's name."""
-    from moekit.compare.contestants import (
-        SIZES,
-        check_set,
-        default_set,
-        pick_contestant,
-        read_contestants,
-        router_contestants,
-    )
+    from moekit.compare.choosing import check_set, pick_contestant, read_contestants
+    from moekit.compare.contestants import SIZES, default_set, router_contestants
 
     if size_name not in SIZES:
         raise UsageError(f"There is no size {size_name!r}: {did_you_mean(size_name, SIZES)}")

@@ -45,6 +45,7 @@ class Display(Listener):
         self.current: TaskID | None = None
         self.plan: Plan | None = None
         self.running = ""
+        self.steps = 0  # of the run that goes on
         self.measured = ""
         self.first: StepReport | None = None
 
@@ -73,7 +74,8 @@ class Display(Listener):
         assert self.plan is not None
         self.measured, self.first = "", None
         self.running = f"{contestant}, seed {seed}"
-        self.current = self.progress.add_task(self.running, total=self.plan.training.steps, figures="starting")
+        self.steps = self.plan.steps_of(contestant)
+        self.current = self.progress.add_task(self.running, total=self.steps, figures="starting")
 
     def step(self, report: StepReport) -> None:
         if self.current is None or self.plan is None:
@@ -90,7 +92,7 @@ class Display(Listener):
         done = report.step - self.first.step
         if done:
             a_step = (report.seconds - self.first.seconds) / done
-            left = a_step * (training.steps - report.step)
+            left = a_step * (self.steps - report.step)
             figures += f" · {count_text(training.step_tokens / a_step)} tokens/s · {duration_text(left)} left"
         self.progress.update(self.current, completed=report.step, figures=figures)
 

@@ -96,7 +96,7 @@ def compare(contestant: Contestant, baseline: Contestant) -> Against:
         seconds=_ratio(pairs, lambda run: run.seconds),
         speed=_ratio(pairs, lambda run: run.train_tokens_per_second),
         weights=_over(contestant.weight_bytes, baseline.weight_bytes),
-        flops=_over(contestant.flops_per_token, baseline.flops_per_token) if contestant.flops_per_token else 0.0,
+        flops=_over(_flops_per_token(contestant), _flops_per_token(baseline)) if contestant.flops_per_token else 0.0,
         decode=_over(mine, theirs),
         domains=_by_domain(pairs),
     )
@@ -117,6 +117,14 @@ def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
         return {}
     common = set.intersection(*(set(by_seed) for by_seed in figures.values()))
     return {seed: tuple(sorted(figures, key=lambda name: figures[name][seed])) for seed in sorted(common)}
+
+
+def _flops_per_token(contestant: Contestant) -> float:
+    """In training, a mean over its phases where it has some."""
+    if not contestant.phases:
+        return contestant.flops_per_token
+    spent = sum(phase.tokens * phase.flops_per_token for phase in contestant.phases)
+    return spent / sum(phase.tokens for phase in contestant.phases)
 
 
 def _over(mine: float | None, theirs: float | None) -> float | None:

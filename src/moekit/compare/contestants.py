@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: the default set, the set of routers, or what a YAML file says.
+"""Who can take part in a comparison: the default set, the set of routers, or what a user describes.
 
 Most contestants of one comparison share the outer shape that `--size` names and differ in their layer plan; some have a
 shape of their own, and the compute of the others.
@@ -9,11 +9,9 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from moekit.compare.configs import ContestantConfig, costs_of
 from moekit.config import (
@@ -36,8 +34,11 @@ from moekit.config import (
     SwitchConfig,
 )
 from moekit.config import SoftmaxTopKConfig as SoftmaxTopK
-from moekit.errors import UsageError, did_you_mean
+from moekit.errors import UsageError
 from moekit.validation import validate
+
+if TYPE_CHECKING:
+    from moekit.compare.upcycle import Upcycled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,14 @@ class Contestant(Config):
 
     layers: repeated from their start until the depth of the size is reached, in the size's outer shape.
     model: of a shape of its own; it reads bytes, and as much context as the size has.
+    upcycle: of a decoder that becomes a mixture on the way; the keys of `moekit.compare.upcycle.Upcycle`, which is
+    imported only where it is needed, since that takes torch.
     """
 
     name: Annotated[str, AfterValidator(_check_name)]
     layers: Annotated[tuple[FeedForwardConfig, ...], Field(min_length=1)] | None = None
     model: ContestantConfig | None = None
+    upcycle: dict[str, Any] | None = None
     description: str = ""
 
     @field_validator("model", mode="before")
@@ -99,6 +103,8 @@ class Contestant(Config):
     def _check(self) -> Self:
         if (self.layers is None) == (self.model is None):
             raise ValueError("a contestant is either layers, a plan in the size's shape, or model, a whole one")
+        if self.upcycle is not None and isinstance(self.model, LSTMConfig | NGramConfig):
+            raise ValueError(f"upcycle is for decoders, and model is of kind {self.model.kind}")
         if isinstance(self.model, NGramConfig):
             if self.model.unit != "bytes":
                 raise ValueError("contestants read bytes: set model.unit to bytes")
@@ -107,13 +113,24 @@ class Contestant(Config):
         return self
 
     def config(self, size: Size) -> ContestantConfig:
-        """What takes part: the model itself, or the layer plan in the outer shape `size`.
+        """What takes part (what it starts as, if it is upcycled): the model, or the layers in the outer shape `size`.
 
         Raises ValueError where the model has less context than the size.
         """
         if isinstance(self.model, ModelConfig) and self.model.context < size.context:
             raise ValueError(f"model.context ({self.model.context}) is less than the size's, {size.context}")
         return self.model or self._planned(size)
+
+    def upcycled(self, size: Size, where: str = "upcycle") -> "tuple[ModelConfig, Upcycled]":
+        """What comes out, and the phases of a run; raises UsageError with `where` where `upcycle` does not fit."""
+        from moekit.compare.upcycle import Upcycle, upcycled
+
+        options, dense = validate(Upcycle, self.upcycle, where=where), self.config(size)
+        assert isinstance(dense, ModelConfig)
+        try:
+            return upcycled(dense, options, size.context)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
 
     def _planned(self, size: Size) -> ModelConfig:
         assert self.layers is not None
@@ -130,13 +147,6 @@ class Contestant(Config):
 def _init_std(width: int) -> float:
     """Narrow models want larger weights than GPT-2's 0.02 (SmallInit, arXiv 1910.05895, section 2.2)."""
     return math.sqrt(2 / (5 * width))
-
-
-class ContestantsFile(Config):
-    """What a YAML file of contestants may say."""
-
-    contestants: Annotated[tuple[str | dict[str, Any], ...], Field(min_length=1)]
-    baseline: str | None = None
 
 
 def default_contestants(size: Size) -> dict[str, Contestant]:
@@ -205,6 +215,17 @@ def own_contestants(size: Size) -> dict[str, Contestant]:
         ),
     ]
     return {one.name: one for one in found}
+
+
+def upcycled_contestant(size: Size) -> Contestant:
+    """`upcycled`: half of the FLOPs `dense`, then what is of the shape of `moe`, so that all three cost the same."""
+    return Contestant(
+        name="upcycled",
+        description=f"dense for half of the FLOPs, then 8 experts of width {size.hidden // 2}, top-2: of each network "
+        "4 copies, cut in two",
+        layers=(DenseConfig(width=size.hidden),),
+        upcycle={"after": 0.5, "experts": 4, "granularity": 2, "top_k": 2},
+    )
 
 
 def default_set(size: Size) -> tuple[list[Contestant], list[Contestant]]:
@@ -316,56 +337,3 @@ def caveat_of(model: ContestantConfig) -> str | None:
                 "model's"
             )
     return None
-
-
-def read_contestants(path: Path, size: Size) -> tuple[list[Contestant], str]:
-    """Contestants and the baseline's name from a YAML file, where a bare name stands for one of those here.
-
-    Raises UsageError naming the file, the key, and the nearest valid name.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    listed = validate(ContestantsFile, data, where=str(path))
-    contestants = [
-        pick_contestant(entry, size)
-        if isinstance(entry, str)
-        else _described(entry, size, where=f"{path}, contestants[{index}]")
-        for index, entry in enumerate(listed.contestants)
-    ]
-    return contestants, check_set(contestants, listed.baseline)
-
-
-def _described(entry: dict[str, Any], size: Size, where: str) -> Contestant:
-    """What a file describes; what is wrong with the model as a whole is found here as well."""
-    contestant = validate(Contestant, entry, where=where)
-    try:
-        contestant.config(size)
-    except ValueError as error:
-        problem = str(error)
-        if isinstance(error, ValidationError):
-            problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{where}: {problem}.") from error
-    return contestant
-
-
-def pick_contestant(name: str, size: Size) -> Contestant:
-    """The contestant of any set; raises UsageError with the nearest name where there is none."""
-    known = default_contestants(size) | own_contestants(size) | router_contestants(size)
-    if name not in known:
-        raise UsageError(f"There is no contestant {name!r}: {did_you_mean(name, known)}")
-    return known[name]
-
-
-def check_set(contestants: list[Contestant], baseline: str | None) -> str:
-    """The baseline's name (by default the first contestant's); raises UsageError where names clash or it is missing."""
-    names = [contestant.name for contestant in contestants]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UsageError(f"The contestant {twice!r} is there twice; give each its own name.")
-    if baseline is not None and baseline not in names:
-        raise UsageError(f"The baseline {baseline!r} is not among the contestants: {did_you_mean(baseline, names)}")
-    return baseline or names[0]

@@ -17,7 +17,7 @@ from moekit import hardware
 from moekit.compare.measure import held_out_bits, mean_bits_per_byte
 from moekit.compare.plan import MEASURED_SHARES
 from moekit.compare.results import Run
-from moekit.compare.task import Calibration, Task, failure_text, tell
+from moekit.compare.task import FAILURES, Calibration, Task, failure_text, tell
 from moekit.config import BYTE_VOCAB_SIZE, NGramConfig
 from moekit.errors import TrainingFailed
 from moekit.models import NGram
@@ -36,7 +36,7 @@ class CountingTask(Task):
         progress = Progress()
         try:
             model = self._count(progress)
-        except (TrainingFailed, MemoryError, RuntimeError) as error:
+        except FAILURES as error:
             return self.record(progress, failure=failure_text(error))
         peak = self.peak_memory_bytes()
         found = {

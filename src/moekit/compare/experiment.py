@@ -14,7 +14,7 @@ from moekit import hardware
 from moekit.compare import process
 from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, BudgetTooSmall, affordable_steps, leaves_room
 from moekit.compare.configs import costs_of
-from moekit.compare.contestants import caveat_of
+from moekit.compare.contestants import Contestant, Size, caveat_of
 from moekit.compare.plan import (
     LEARNING_RATE_RULE,
     Entry,
@@ -33,6 +33,7 @@ from moekit.compare.results import (
     CorpusRecord,
     CurvePoint,
     Machine,
+    Phase,
     Results,
     Run,
     Settings,
@@ -92,10 +93,7 @@ def new_plan(request: Request) -> Plan:
         budget_seconds=request.budget_seconds,
         budget_asked=request.budget_asked,
         machine=_machine(training.precision),
-        contestants=tuple(
-            Entry(name=each.name, description=each.description, config=each.config(request.size))
-            for each in (*request.contestants, *request.optional)
-        ),
+        contestants=tuple(_entry(each, request.size) for each in (*request.contestants, *request.optional)),
         # Without a budget there is nothing that they could take from the others.
         optional=tuple(each.name for each in request.optional) if request.budget_seconds is not None else (),
         baseline=request.baseline,
@@ -104,7 +102,14 @@ def new_plan(request: Request) -> Plan:
         curve_tokens=_CURVE_TOKENS,
         final_tokens=_FINAL_TOKENS,
         tensorboard=request.tensorboard,
-    )
+    ).with_training(training)
+
+
+def _entry(contestant: Contestant, size: Size) -> Entry:
+    config, phases = contestant.config(size), None
+    if contestant.upcycle is not None:
+        config, phases = contestant.upcycled(size)
+    return Entry(name=contestant.name, description=contestant.description, config=config, upcycled=phases)
 
 
 def resume(folder: Folder, listener: Listener) -> Results:
@@ -206,7 +211,7 @@ def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: floa
         steps = MINIMUM_STEPS
     training = plan.training.model_copy(update={"steps": steps, "evaluate_at": measured_steps(steps)})
     contestants = tuple(entry for entry in plan.contestants if entry.name in taking)
-    return plan.model_copy(update={"training": training, "contestants": contestants, "optional": ()})
+    return plan.model_copy(update={"contestants": contestants, "optional": ()}).with_training(training)
 
 
 def _calibrated(plan: Plan, entry: Entry, folder: Folder, listener: Listener) -> Calibration | None:
@@ -301,6 +306,7 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
         params_active=costs.params_active,
         params_by_part=by_part,
         flops_per_token=costs.flops_per_token,
+        phases=_phases(entry, training),
         inference_flops_per_token=costs.inference_flops_per_token,
         weight_bytes=costs.weight_bytes if table_bytes is None else round(table_bytes),
         train_tokens_per_second=_mean(run.train_tokens_per_second for run in done),
@@ -315,6 +321,17 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
         curve=[_mean_point(points) for points in zip(*(run.curve for run in done), strict=True)],
         runs=runs,
     )
+
+
+def _phases(entry: Entry, training: TrainingConfig) -> list[Phase]:
+    if entry.upcycled is None:
+        return []
+    return [
+        Phase(name=name, steps=steps, tokens=steps * training.step_tokens, flops_per_token=flops)
+        for name, steps, flops in zip(
+            ("dense", "upcycled"), entry.upcycled.steps, entry.upcycled.flops_per_token, strict=True
+        )
+    ]
 
 
 def _counted_parts(done: Sequence[Run]) -> dict[str, int]:

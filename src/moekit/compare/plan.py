@@ -2,13 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from moekit import files
 from moekit.compare.configs import ContestantConfig
 from moekit.compare.results import Machine
+from moekit.compare.upcycle import Upcycled
 from moekit.config import Config
 from moekit.errors import MoekitError
 from moekit.training import TrainingConfig
@@ -23,9 +24,12 @@ LEARNING_RATE_RULE = (
 
 
 class Entry(Config):
+    """config: of the model that comes out. upcycled: the phases of a run that starts as another; else None."""
+
     name: str
     description: str
     config: ContestantConfig
+    upcycled: Upcycled | None = None
 
 
 class Plan(Config):
@@ -59,6 +63,19 @@ class Plan(Config):
     def training_of(self, seed: int) -> TrainingConfig:
         """The training of one run."""
         return self.training.model_copy(update={"seed": seed})
+
+    def with_training(self, training: TrainingConfig) -> Self:
+        """The plan with that training, and the phases of each contestant that has some cut to it."""
+        entries = tuple(
+            entry.model_copy(update={"upcycled": entry.upcycled.scheduled(training)}) if entry.upcycled else entry
+            for entry in self.contestants
+        )
+        return self.model_copy(update={"training": training, "contestants": entries})
+
+    def steps_of(self, name: str) -> int:
+        """How many steps a run of that contestant takes."""
+        phases = self.entry(name).upcycled
+        return sum(phases.steps) if phases else self.training.steps
 
 
 class Folder:

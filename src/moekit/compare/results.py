@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moekit import files
 from moekit.compare.configs import ContestantConfig
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Record(BaseModel):
@@ -129,6 +129,15 @@ class Run(Record):
     curve: list[CurvePoint] = []
 
 
+class Phase(Record):
+    """A part of each run of a contestant that is trained as one model and then as another."""
+
+    name: Literal["dense", "upcycled"]
+    steps: int
+    tokens: int
+    flops_per_token: Annotated[float, Field(description="training, forward and backward, at the full context")]
+
+
 class Contestant(Record):
     """One architecture: what its configuration says, and the means over its finished runs."""
 
@@ -144,8 +153,15 @@ class Contestant(Record):
     params_active: Annotated[int, Field(description="those that one token needs")]
     params_by_part: dict[str, int]
     flops_per_token: Annotated[
-        float, Field(description="training, forward and backward, at the full context; 0: it multiplies nothing")
+        float,
+        Field(
+            description="training, forward and backward, at the full context, of the model that comes out; 0: it "
+            "multiplies nothing"
+        ),
     ]
+    phases: Annotated[
+        list[Phase], Field(description="of its runs, in order; none where it is one model from start to end")
+    ] = []
     inference_flops_per_token: Annotated[float, Field(description="forward, at the full context")]
     weight_bytes: Annotated[
         int | None,

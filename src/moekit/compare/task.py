@@ -13,6 +13,9 @@ from moekit.data import Corpus, held_out_windows, training_batch
 from moekit.errors import TrainingFailed
 from moekit.training import Progress, StepReport
 
+# What a training may fail of; `failure_text` says which are a result.
+FAILURES = (TrainingFailed, MemoryError, RuntimeError)
+
 
 class Calibration(BaseModel):
     """What a contestant costs here. fixed_seconds: start, final measurement and decoding; curve_seconds: one point."""
@@ -78,10 +81,13 @@ class Task:
         """The most memory held since this was made, less what was held then."""
         return hardware.peak_resident_bytes() - self.resident_before
 
+    def flops(self, step: int) -> float:
+        """Spent in training after so many steps."""
+        return float(step * self.training.step_tokens * costs_of(self.config, self.training.context).flops_per_token)
+
     def record(self, progress: Progress, failure: str | None) -> Run:
         """What the training itself tells; the final measurements are added to it."""
         tokens = progress.step * self.training.step_tokens
-        flops_per_token = costs_of(self.config, self.training.context).flops_per_token
         return Run(
             seed=self.seed,
             status="failed" if failure else "done",
@@ -95,7 +101,7 @@ class Task:
                 CurvePoint(
                     step=point.step,
                     tokens=point.step * self.training.step_tokens,
-                    flops=float(point.step * self.training.step_tokens * flops_per_token),
+                    flops=self.flops(point.step),
                     seconds=point.seconds,
                     bits_per_byte=point.bits_per_byte,
                     train_loss=point.train_loss,

@@ -77,6 +77,7 @@ def render(results: Results) -> str:
         differences=key_differences(results, verdict.against),
         kinds=column_kinds(results),
         counted=[one.name for one in results.contestants if kind_of(one.config) == "ngram"],
+        phases={one.name: _phases_text(one) for one in results.contestants if one.phases},
         charts=drawn,
         chart_data=embed.script_json({id: [asdict(one) for one in chart.variants] for id, chart in drawn.items()}),
         tables={
@@ -235,6 +236,14 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ),
         ("Made", results.created),
     ]
+
+
+def _phases_text(contestant: Contestant) -> str:
+    parts = [
+        f"{phase.tokens:,} tokens as {phase.name}, of {formatting.count_text(phase.flops_per_token)} FLOPs each"
+        for phase in contestant.phases
+    ]
+    return ", then ".join(parts)
 
 
 def _corpus_table(results: Results) -> Table:

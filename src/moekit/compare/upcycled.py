@@ -1,0 +1,137 @@
+"""The run of an upcycled contestant: a dense model is trained, converted through its folder, and trained on.
+
+The run's folder gets `dense.safetensors`, the state of the first phase; `dense` and `upcycled`, the models before and
+after the conversion; and `state.safetensors`, the state of the second phase, as that of everyone's only phase. Steps
+are counted through both, also in `steps.jsonl`, and so is the text.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from moekit.compare.configs import ContestantConfig
+from moekit.compare.plan import Folder
+from moekit.compare.results import Run
+from moekit.compare.task import FAILURES, Calibration, failure_text, tell
+from moekit.compare.trained import TrainingTask
+from moekit.compare.upcycle import Upcycled
+from moekit.convert.upcycle import plan_upcycling
+from moekit.models import LanguageModel, load
+from moekit.training import Progress, StepLog, StepRecord, StepReport, Trainer
+from moekit.training.loop import Point
+
+Message = TypeVar("Message", Point, StepRecord, StepReport)
+
+
+class UpcyclingTask(TrainingTask):
+    """One upcycled contestant with one seed. `model` is the dense one until it is converted."""
+
+    def __init__(self, folder: Folder, contestant: str, seed: int) -> None:
+        super().__init__(folder, contestant, seed)
+        self.place = folder.run(contestant, seed)
+
+    @property
+    def phases(self) -> Upcycled:
+        """The plan's."""
+        phases = self.plan.entry(self.contestant).upcycled
+        assert phases is not None
+        return phases
+
+    @property
+    def first_config(self) -> ContestantConfig:
+        return self.phases.dense
+
+    def run(self) -> Run:
+        """Train dense, convert, train on and measure; what is done already is not done again."""
+        first, second = self.phases.trainings(self.training)
+        dense = self.trainer(self.model, first, self.place / "dense.safetensors", StepLog(self.place, **self.logging))
+        try:
+            if dense.progress.step < first.steps:  # the log may go on beyond this phase already
+                dense.run(tell)
+        except FAILURES as error:
+            return self.record(dense.progress, failure=failure_text(error))
+        before = dense.progress
+        self.model = self._converted(dense.averaged, self.place)
+        del dense  # its memory is free for what follows
+        log = _LaterLog(self.place, before, **self.logging)
+        trainer = self.trainer(self.model, second, self.folder.state(self.contestant, self.seed), log, before.step)
+        _go_on_averaging(trainer, before.step)
+        try:
+            trainer.run(lambda report: tell(_after(before, report)))
+        except FAILURES as error:
+            return self.record(joined(before, trainer.progress), failure=failure_text(error))
+        return self.measured(trainer, joined(before, trainer.progress))
+
+    def flops(self, step: int) -> float:
+        return self.phases.flops(step, self.training.step_tokens)
+
+    def calibrate(self) -> Calibration:
+        """Time both phases and the conversion; a step is the mean of those that the run will take."""
+        dense_seconds = self.step_seconds(self.model)
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as temporary:
+            self.model = self._converted(self.model, Path(temporary))
+        conversion = time.perf_counter() - begin
+        found = super().calibrate()
+        after, (dense, upcycled) = self.phases.options.after, self.phases.flops_per_token
+        step_seconds = after * dense_seconds + (1 - after) * dense / upcycled * found.step_seconds
+        return found.model_copy(
+            update={"step_seconds": step_seconds, "fixed_seconds": found.fixed_seconds + conversion}
+        )
+
+    def _converted(self, dense: LanguageModel, place: Path) -> LanguageModel:
+        """The model that `dense` is upcycled to, by way of folders in `place` that are kept where they are whole."""
+        before, after = place / "dense", place / "upcycled"
+        if not after.exists():
+            if not before.exists():
+                dense.save(before)
+            options = self.phases.options
+            plan_upcycling(before, options.model_copy(update={"seed": options.seed + self.seed})).run(after)
+        model = load(after)
+        assert isinstance(model, LanguageModel)
+        return model
+
+
+class _LaterLog(StepLog):
+    """Of a phase that has another before it."""
+
+    def __init__(self, folder: Path, before: Progress, *, tensorboard: bool) -> None:
+        super().__init__(folder, tensorboard=tensorboard)
+        self.before = before
+
+    @contextmanager
+    def going_on(self, step: int) -> Iterator[None]:
+        with super().going_on(self.before.step + step):
+            yield
+
+    def write(self, record: StepRecord) -> None:
+        super().write(_after(self.before, record))
+
+
+def _go_on_averaging(trainer: Trainer, before: int) -> None:
+    """A trainer that has taken no step averages its weights as after `before` steps.
+
+    So the curve has no jump where the function has none, and what the dense model was fades as a run's past does.
+    """
+    if trainer.progress.step == 0:
+        trainer.average.n_averaged.fill_(before)
+
+
+def joined(before: Progress, after: Progress) -> Progress:
+    """Both phases as one."""
+    warnings = {layer: f"after upcycling, {text}" for layer, text in after.collapse.warnings.items()}
+    return Progress(
+        step=before.step + after.step,
+        seconds=before.seconds + after.seconds,
+        spikes=before.spikes + after.spikes,
+        points=[*before.points, *(_after(before, point) for point in after.points)],
+        collapse=after.collapse.model_copy(update={"warnings": warnings}),
+    )
+
+
+def _after(before: Progress, message: Message) -> Message:
+    """What the second phase says, counted from the start of the first."""
+    return message.model_copy(update={"step": before.step + message.step, "seconds": before.seconds + message.seconds})
