@@ -39,12 +39,14 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def full_disk_in_words(path: Path) -> Iterator[None]:
-    """Raise MoekitError naming `path` where the block finds the disk full."""
+    """Raise MoekitError naming `path` where the block finds the disk full, or the file too large for it."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MoekitError(f"The disk is full while writing {path}; free some space and go on.") from error
+        if error.errno == errno.EFBIG:
+            raise MoekitError(f"{path} is larger than its disk or this process's limits allow.") from error
         raise
 
 

@@ -1,6 +1,9 @@
 """`moekit merge`: what it prints, how it exits, and that a dry run touches nothing."""
 
 import json
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,30 @@ def test_a_dry_run_tells_exactly_what_comes(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["architecture"] == "Mixtral"
     assert found["output_bytes"] == (out / "model.safetensors").stat().st_size
+
+
+def test_a_dry_run_as_a_process(folder: Path) -> None:
+    """Under 5 s of a processor, imports included; torch's compiler, which takes half of them to load, stays away."""
+    file = write_recipe(folder, recipe(folder, gate_mode="router_input"))
+    code = (
+        "import sys; from moekit.cli.merge import merge; merge(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({'torch._dynamo', 'transformers'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, str(file), "--out", str(folder / "out"), "--dry-run"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.stdout.splitlines()[-1] == "[]"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+
+
+def test_a_dry_run_counts_the_routers_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moekit.convert.merge.training_memory_bytes", lambda merge: 10**12)
+    file, needed = write_recipe(folder, recipe(folder)), []
+    for more in ([], ["--train-router", "text.txt"]):
+        found = json.loads(run(file, "--out", folder / "out", "--dry-run", "--json", *more).stdout)
+        needed.append(found["peak_memory_bytes"])
+    assert needed[0] < 10**12 == needed[1]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Run by test_streaming: a process that writes results in children which it kills, and starts again, many times.
+"""Run by tests: a process that writes results in children which it kills, and starts again, many times.
 
-killed.py FOLDER KILLS: writes FOLDER/whole undisturbed, then FOLDER/out0, out1, ... until so many were killed; prints
-the numbers of the results that came to an end. Children are forked, so that importing torch costs no time in each.
+killed.py FOLDER KILLS [MERGE.yaml]: writes FOLDER/whole/out undisturbed, then FOLDER/0/out, 1/out, ... until so many
+were killed; prints the numbers of the results that came to an end. Results are merges where there is such a file, else
+copies of FOLDER/source. Children are forked, so that importing torch costs no time in each.
 """
 
 import os
@@ -10,16 +11,23 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from moekit.checkpoint import StoredTensors
 from moekit.convert import streaming
+from moekit.convert.merge import plan_merge
+from moekit.convert.merge_config import read_merge_config
+from moekit.convert.merge_run import Options, write_merge
 from moekit.convert.partial import JOURNAL, partial_folder
 from moekit.convert.streaming import Copy, Made, OutputTensor, write_tensors
 
-streaming._CHUNK_BYTES, streaming._SYNC_BYTES = 16_384, 100_000
+streaming._CHUNK_BYTES, streaming._SYNC_BYTES = 4096, 40_000
+torch.set_num_threads(1)  # threads of the parent would be missing in its children
+
+Write = Callable[[Path, Callable[[int], None]], object]
 
 
 def tensors_of(source: StoredTensors) -> list[OutputTensor]:
@@ -42,23 +50,35 @@ def tensors_of(source: StoredTensors) -> list[OutputTensor]:
     ]
 
 
-def write(source: Path, target: Path, pause: float) -> None:
-    """Slowed down, so that kills fall everywhere."""
-    write_tensors(
+def copies(source: Path) -> Write:
+    tensors = tensors_of(StoredTensors.open(source))
+    return lambda target, on_bytes: write_tensors(
         target,
-        tensors_of(StoredTensors.open(source)),
+        tensors,
         shard_bytes=1_000_000,
-        on_bytes=lambda size: time.sleep(pause),
+        on_bytes=on_bytes,
         fill=lambda folder: (folder / "config.json").write_text("{}") and None,
     )
 
 
-def start(source: Path, target: Path, pause: float) -> int:
-    """A child that writes; gives its process id."""
+def merged(recipe: Path) -> Write:
+    """Planned anew in each child, gates and all, as a process of its own would."""
+
+    def write(target: Path, on_bytes: Callable[[int], None]) -> None:
+        merge, problems = plan_merge(read_merge_config(recipe), seed=3)
+        assert merge is not None, problems
+        write_merge(merge, target, Options(on_bytes=on_bytes, shard_bytes=100_000))
+
+    return write
+
+
+def start(write: Write, target: Path, pause: float) -> int:
+    """A child that writes, slowed down so that kills fall everywhere; gives its process id."""
     child = os.fork()
     if not child:
         try:
-            write(source, target, pause)
+            target.parent.mkdir(exist_ok=True)
+            write(target, lambda size: time.sleep(pause))
             os._exit(0)
         except Exception:  # noqa: BLE001 - whatever it was, the test shows it
             traceback.print_exc()
@@ -78,13 +98,15 @@ def ended(child: int, within: float) -> bool:
     return False
 
 
-def main(folder: Path, kills: int) -> None:
-    source, draw, number = folder / "source", random.Random(5), 0
-    assert ended(start(source, folder / "whole", 0), 100)
-    while kills or partial_folder(folder / f"out{number}").exists():
-        target = folder / f"out{number}"
-        child = start(source, target, 0.0005)
-        done = ended(child, draw.uniform(0.02, 0.4) if kills else 100)
+def main(folder: Path, kills: int, write: Write) -> None:
+    draw, number = random.Random(5), 0
+    begin = time.monotonic()
+    assert ended(start(write, folder / "whole" / "out", 0.0005), 100)
+    whole = time.monotonic() - begin
+    while kills or partial_folder(folder / str(number) / "out").exists():
+        target = folder / str(number) / "out"
+        child = start(write, target, 0.0005)
+        done = ended(child, draw.uniform(0, whole) if kills else 100)
         if not done:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -96,4 +118,5 @@ def main(folder: Path, kills: int) -> None:
             number += 1
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]))
+folder, kills, recipes = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+main(folder, kills, merged(Path(recipes[0])) if recipes else copies(folder / "source"))

@@ -1,6 +1,8 @@
 """Tiny dense models in folders, as transformers writes them, and merges of them: what the tests of merging share."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,20 @@ def case_recipe(folder: Path, case: str, **changes: Any) -> dict[str, Any]:
             shared["positive_prompts"] = ["Hello, you"]
         asked["shared_experts"] = [shared]
     return recipe(folder, **(asked | changes))
+
+
+def killed(folder: Path, kills: int, *recipe: Path) -> dict[str, bytes]:
+    """What killed.py writes undisturbed, file by file, which all results whose runs were killed have to equal."""
+    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(folder), str(kills), *map(str, recipe)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert not run.returncode, run.stderr
+    whole = _bytes(folder / "whole" / "out")
+    results = run.stdout.split()
+    assert results
+    for result in results:
+        assert _bytes(folder / result / "out") == whole
+    return whole
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}

@@ -11,13 +11,13 @@ from tests.families.folders import check_logits, stored_tensors
 from torch import Tensor
 
 from moekit.convert.merge import forecast
-from moekit.convert.merge_config import read_merge_config
+from moekit.convert.merge_config import GATE_MODES, read_merge_config
 from moekit.convert.merge_noise import Draw, Noise
 from moekit.convert.merge_plan import Merge
 from moekit.convert.merge_run import Options, write_merge
 from moekit.convert.train_router import loaded
 from moekit.errors import UsageError
-from moekit.models import load
+from moekit.models import Decoder, load
 
 transformers = pytest.importorskip("transformers")
 
@@ -77,8 +77,17 @@ def test_transformers_and_moekit_read_the_same_model(case: str, fused: bool, tmp
     assert theirs.config.num_experts_per_tok == 2
     expected = logits_of(theirs.eval())
     check_logits(expected, logits_of(loaded(merge)))
-    if not fused:
-        check_logits(expected, logits_of(load(out)))
+    check_logits(expected, logits_of(load(out)))
+
+
+@pytest.mark.parametrize("mode", GATE_MODES)
+def test_what_is_in_memory_is_what_is_written(mode: str, tmp_path: Path) -> None:
+    folder = make_models(tmp_path, CASES["mixtral"][0], **CASES["mixtral"][1])
+    merge = planned(folder, case_recipe(folder, "mixtral", gate_mode=mode))
+    written_model, in_memory = load(written(merge, tmp_path / "out")), loaded(merge)
+    assert isinstance(written_model, Decoder)
+    for (name, theirs), ours in zip(written_model.state_dict().items(), in_memory.state_dict().values(), strict=True):
+        assert torch.equal(theirs, ours), name
 
 
 @pytest.mark.parametrize("case", ["mixtral", "deepseek", "qwen3-moe"])

@@ -13,11 +13,18 @@ from safetensors.torch import load_file, save_file
 from tests.convert.merging import make_models, planned, problems_of, recipe
 from tests.families.folders import stored_tensors
 
+from moekit.convert import train_router
 from moekit.convert.merge import plan_merge
 from moekit.convert.merge_config import Reference, read_merge_config
 from moekit.convert.merge_run import Options, write_merge
 from moekit.convert.merge_sources import Source, open_source
-from moekit.convert.train_router import RouterTraining, check_only_routers, loaded, train_routers
+from moekit.convert.train_router import (
+    RouterTraining,
+    check_only_routers,
+    loaded,
+    train_routers,
+    training_memory_bytes,
+)
 from moekit.data import Document
 from moekit.errors import MoekitError
 
@@ -161,6 +168,26 @@ def test_trained_routers_fit_the_text_better(tmp_path: Path) -> None:
             for one in (merge, merge.with_routers(trained.tensors, trained.key))
         )
     assert after < before
+
+
+def test_routers_are_trained_in_the_types_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 weights take half of fp32's memory, and small steps of a router add up all the same."""
+    folder = make_models(tmp_path)
+    merges = [planned(folder, recipe(folder, dtype=dtype)) for dtype in ("float32", "bfloat16")]
+    wide, narrow = map(training_memory_bytes, merges)
+    assert wide > 4 * sum(tensor.numel() for tensor in map(merges[0].read, merges[0].by_name))
+    assert narrow < 0.75 * wide
+    seen = set()
+    monkeypatch.setattr(train_router, "_others", lambda model, others=train_router._others: _noted(others(model), seen))
+    trained = train_routers(merges[1], TEXT, RouterTraining(steps=30, sequences=4, tokens=24, rate=1e-3))
+    assert seen == {torch.bfloat16}
+    moved = [not torch.equal(trained.tensors[name], merges[1].read(name)) for name in merges[1].router_names]
+    assert all(moved)
+
+
+def _noted(tensors: dict[str, torch.Tensor], seen: set[torch.dtype]) -> dict[str, torch.Tensor]:
+    seen.update(tensor.dtype for tensor in tensors.values())
+    return tensors
 
 
 def test_a_changed_expert_is_found(tmp_path: Path) -> None:

@@ -1,40 +1,26 @@
 """Networks cut into experts of their channels."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.convert.models import VOCAB, config, difference, logits, save
+from tests.convert.models import VOCAB, difference, logits
 
-from moekit.config import DenseConfig
+from moekit.convert.networks import Slot
 from moekit.convert.split import Splitting, activity, balanced_clusters, plan_splitting
 from moekit.convert.stored_model import StoredModel
 from moekit.convert.upcycle import generator
 from moekit.errors import MoekitError, UsageError
-from moekit.models import Decoder, load
+from moekit.models import load
 
+pytestmark = pytest.mark.usefixtures("quick")
 METHODS = ["random", "clustered", "co-activation"]
 TOKENS = torch.randint(0, VOCAB, (3, 14), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("dense")
-    return {name: save(root, name) for name in ("llama", "falcon", "gpt-without-biases")}
-
-
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["llama", "falcon", "gpt-without-biases"])
+@pytest.mark.parametrize("name", ["llama", "llama-with-biases", "gpt2"])
 @pytest.mark.parametrize("experts", [2, 6])
 def test_all_experts_are_the_network(
     dense: dict[str, Path], tmp_path: Path, name: str, method: str, experts: int
@@ -83,6 +69,34 @@ def test_without_the_scale_it_fails(dense: dict[str, Path], tmp_path: Path, monk
         plan_splitting(dense["llama"], Splitting(experts=4, top_k=4, method="random")).run(tmp_path / "out")
 
 
+@pytest.mark.parametrize("wrong", [0.0, 0.25, 4.0])
+def test_with_a_bias_scaled_wrongly_it_fails(
+    dense: dict[str, Path], tmp_path: Path, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of four experts holds the whole bias of down; neither a share of it, nor that times 4 like the matrix."""
+    monkeypatch.setattr(Slot, "bias_scale", lambda slot, channels: wrong)
+    with pytest.raises(MoekitError, match="not the same function"):
+        plan_splitting(dense["gpt2"], Splitting(experts=4, top_k=4, method="random")).run(tmp_path / "out")
+
+
+def test_biases_go_with_their_channels(dense: dict[str, Path], tmp_path: Path) -> None:
+    plan_splitting(dense["llama-with-biases"], Splitting(experts=4, top_k=4, method="random")).run(tmp_path / "out")
+    found = load_file(tmp_path / "out/model.safetensors")
+    given = load_file(dense["llama-with-biases"] / "model.safetensors")
+    experts, mlp = "layers.1.feed_forward.experts.", "model.layers.1.mlp."
+    rows = [
+        torch.cat([given[f"{mlp}{part}.weight"], given[f"{mlp}{part}.bias"][:, None]], 1)
+        for part in ("gate_proj", "up_proj")
+    ]
+    old = torch.stack(rows, 1)
+    new = torch.cat([found[experts + "gate_up_EGD"], found[experts + "gate_up_bias_EG"][:, :, None]], 2)
+    new = new.view(4, 2, 12, 33).transpose(1, 2).flatten(0, 1)
+    place = torch.cdist(new[:, 0, :-1].double(), old[:, 0, :-1].double()).argmin(1)
+    assert sorted(place.tolist()) == list(range(48))
+    assert torch.equal(new, old[place])
+    assert torch.equal(found[experts + "down_bias_ED"], given[mlp + "down_proj.bias"].expand(4, 32))
+
+
 def test_a_router_that_is_drawn_drifts(dense: dict[str, Path], tmp_path: Path) -> None:
     options = Splitting(experts=4, top_k=4, method="random", router_std=0.02)
     report = plan_splitting(dense["llama"], options).run(tmp_path / "out")
@@ -105,9 +119,10 @@ def test_clusters_are_of_one_size_where_the_data_are_not() -> None:
     assert [len(part) for part in balanced_clusters(features, 4, generator(0))] == [8, 8, 8, 8]
 
 
-def test_activity_is_that_of_the_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["falcon", "falcon-rw"])
+def test_activity_is_that_of_the_network(dense: dict[str, Path], name: str) -> None:
     """Against the loaded model's own hidden values, found by a hook."""
-    folder = save(tmp_path, "falcon")
+    folder = dense[name]
     seen: list[torch.Tensor] = []
     model = load(folder)
     model.layers[1].feed_forward.down.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -122,13 +137,10 @@ def test_activity_is_that_of_the_network(tmp_path: Path) -> None:
     assert (kept.amin(1) >= left.amax(1)).all()
 
 
-def test_what_does_not_fit(dense: dict[str, Path], tmp_path: Path) -> None:
+def test_what_does_not_fit(dense: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="48 channels, which 5 experts do not divide"):
         plan_splitting(dense["llama"], Splitting(experts=5))
     with pytest.raises(UsageError, match="looks at a text"):
         plan_splitting(dense["llama"], Splitting(method="co-activation"))
     with pytest.raises(ValueError, match="top_k"):
         Splitting(experts=4, top_k=5)
-    Decoder(config(dense=DenseConfig(width=48, bias=True))).save(tmp_path / "biased")
-    with pytest.raises(UsageError, match="biases"):
-        plan_splitting(tmp_path / "biased", Splitting())

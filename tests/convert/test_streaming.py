@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.convert.merging import killed
 from torch import Tensor
 
 from moekit.checkpoint import StoredTensors
@@ -153,7 +154,7 @@ def stop_after(count: int) -> streaming.Callable[[int], None]:
 
 def test_another_plan_in_that_place(source: StoredTensors, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        write_tensors(tmp_path / "out", plan(source), on_bytes=stop_after(3))
+        write_tensors(tmp_path / "out", plan(source), on_bytes=stop_after(1))
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="another result"):
         write_tensors(tmp_path / "out", plan(source)[:-2])
@@ -242,22 +243,11 @@ def test_two_runs_at_once(source: StoredTensors, tmp_path: Path) -> None:
     check(tmp_path / "out", expected(source))
 
 
-def hashes(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
-
-
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """Runs killed 30 times: each result in the end is that of a run which nobody disturbed."""
+    """Runs killed 20 times: each result in the end is that of a run which nobody disturbed."""
     (tmp_path / "source").mkdir()
     save_file({"a": torch.randn(500, 100)}, tmp_path / "source" / "model.safetensors")
-    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path), "30"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-    results = [int(name) for name in run.stdout.split()]
-    assert len(results) >= 2
-    whole = hashes(tmp_path / "whole")
-    assert len(whole) == 8 + 3
-    for result in results:
-        assert hashes(tmp_path / f"out{result}") == whole
+    assert len(killed(tmp_path, 20)) == 8 + 3
 
 
 _MEASURED = """

@@ -1,62 +1,26 @@
 """Upcycling: the same function to rounding wherever it can be, and said where it cannot."""
 
-import itertools
 import json
 import os
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.convert.models import MODELS, VOCAB, config, difference, logits, save
-from torch import Tensor
+from tests.convert.models import TOKENS, check_same, difference, expected_logits, logits, model_type, save
 
 from moekit.checkpoint import StoredTensors
-from moekit.config import DenseConfig, MoEConfig
+from moekit.config import MoEConfig
+from moekit.convert import streaming
 from moekit.convert import upcycle as module
 from moekit.convert.partial import partial_folder
 from moekit.convert.result import Conversion
 from moekit.convert.upcycle import Upcycling, plan_upcycling, shares
 from moekit.errors import MoekitError, UsageError
-from moekit.models import Decoder, load
+from moekit.models import load
 
-TOKENS = torch.randint(0, VOCAB, (3, 14), generator=torch.Generator().manual_seed(3))
-REAL = torch.arange(14) < torch.tensor([[14], [9], [5]])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """For tensors as small as these, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("dense")
-    return {name: save(root, name) for name in MODELS}
-
-
-def check_same(source: Path, out: Path) -> None:
-    """In fp32, whole and padded batches."""
-    expected = expected_logits(source)
-    whole, padded = logits(out, TOKENS, TOKENS, real_BT=REAL)
-    assert difference(expected, whole) <= 1e-5
-    assert difference(expected[REAL], padded[REAL]) <= 1e-5
-
-
-@lru_cache
-def expected_logits(source: Path) -> Tensor:
-    return logits(source, TOKENS)[0]
-
-
-def model_type(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text())["model_type"])
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.mark.parametrize(
@@ -72,9 +36,9 @@ def model_type(folder: Path) -> str:
         ("qwen3", {}, "qwen3_moe"),
         ("qwen3", {"layers": "alternate", "granularity": 4, "top_k": 4}, "qwen3_moe"),
         ("qwen3", {"shared": 1}, "moekit_decoder"),
-        ("falcon", {}, "moekit_decoder"),
         ("falcon", {"granularity": 4, "top_k": 8, "shared": 3}, "moekit_decoder"),
-        ("gpt-without-biases", {"granularity": 2, "top_k": 2, "shared": 1}, "moekit_decoder"),
+        ("llama-with-biases", {}, "moekit_decoder"),
+        ("llama-with-biases", {"granularity": 2, "top_k": 2, "shared": 1}, "moekit_decoder"),
         ("scaled", {"top_k": 3}, "moekit_decoder"),
         ("latent", {"shared": 1}, "deepseek_v3"),
         ("latent", {"granularity": 2, "top_k": 4, "shared": 3, "layers": (1,)}, "deepseek_v3"),
@@ -91,13 +55,13 @@ def test_every_family_and_the_folder_it_becomes(
 
 
 @pytest.mark.parametrize("granularity", [1, 2, 4])
-@pytest.mark.parametrize(("name", "shared"), [("llama", 0), ("llama", 1), ("falcon", 0), ("falcon", 2)])
+@pytest.mark.parametrize(("name", "shared"), [("llama", 0), ("llama", 1), ("gpt2", 0), ("gpt2", 2)])
 def test_exact_for_every_k_and_many_routers(
     dense: dict[str, Path], tmp_path: Path, name: str, shared: int, granularity: int
 ) -> None:
     """Weights renormalised: whole groups of parts are chosen, whatever the router."""
     experts = 3
-    for copies, seed in itertools.product(range(1, experts + 1), range(2)):
+    for copies in range(1, experts + 1):
         if copies * granularity == 1:
             continue  # a renormalised router of one expert never learns
         options = Upcycling(
@@ -105,17 +69,14 @@ def test_exact_for_every_k_and_many_routers(
             granularity=granularity,
             top_k=copies * granularity,
             shared=shared,
-            seed=seed,
             router_std=0.3,
             renormalize=True,
         )
-        out = tmp_path / f"{copies}-{seed}"
-        report = plan_upcycling(dense[name], options).run(out)
-        assert report.exact
-        check_same(dense[name], out)
+        assert plan_upcycling(dense[name], options).run(tmp_path / str(copies)).exact
+        check_same(dense[name], tmp_path / str(copies), other_routers=4)
 
 
-@pytest.mark.parametrize("name", ["llama", "falcon"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
 @pytest.mark.parametrize("shared", [0, 1])
 def test_softmax_before_the_choice_is_exact_for_a_uniform_router(
@@ -127,13 +88,13 @@ def test_softmax_before_the_choice_is_exact_for_a_uniform_router(
     check_same(dense[name], tmp_path / "out")
 
 
-@pytest.mark.parametrize("granularity", [1, 2, 4])
+@pytest.mark.parametrize(("name", "granularity"), [("gpt2", 1), ("llama", 2), ("gpt2", 4)])
 def test_softmax_before_the_choice_is_exact_where_all_are_chosen(
-    dense: dict[str, Path], tmp_path: Path, granularity: int
+    dense: dict[str, Path], tmp_path: Path, name: str, granularity: int
 ) -> None:
     options = Upcycling(experts=4, granularity=granularity, top_k=4 * granularity, renormalize=False, router_std=0.5)
-    assert plan_upcycling(dense["llama"], options).run(tmp_path / "out").exact
-    check_same(dense["llama"], tmp_path / "out")
+    assert plan_upcycling(dense[name], options).run(tmp_path / "out").exact
+    check_same(dense[name], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -228,10 +189,17 @@ def test_half_precision_keeps_the_bits(tmp_path: Path) -> None:
     check_same(source, tmp_path / "out")
 
 
-def test_a_factor_that_half_precision_rounds(tmp_path: Path) -> None:
-    """Three times a bfloat16 is not one: as near as the type allows."""
-    source = save(tmp_path, "llama", torch.bfloat16)
-    report = plan_upcycling(source, Upcycling(granularity=3, top_k=3)).run(tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"granularity": 3, "top_k": 3}),  # three times a bfloat16 is not one
+        # Matrices times 1/2, 1 and 4, which is exact, but three shared parts of four hold 3/8 of the bias.
+        ("gpt2", {"granularity": 4, "top_k": 4, "shared": 3}),
+    ],
+)
+def test_a_factor_that_half_precision_rounds(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """As near as the type allows."""
+    report = plan_upcycling(save(tmp_path, name, torch.bfloat16), Upcycling(**options)).run(tmp_path / "out")
     assert report.tolerance is not None
     assert 1e-4 < report.max_logit_difference < report.tolerance < 0.2
 
@@ -260,23 +228,28 @@ def test_what_drop_leaves_and_draws(tmp_path: Path, dense: dict[str, Path]) -> N
 
 
 def test_noise_is_as_large_as_asked_for(tmp_path: Path, dense: dict[str, Path]) -> None:
-    plan_upcycling(dense["falcon"], Upcycling(experts=2, method="noise", noise=0.1)).run(tmp_path / "out")
-    new = load_file(tmp_path / "out/model.safetensors")["layers.0.feed_forward.experts.down_EDF"]
-    old = load_file(dense["falcon"] / "model.safetensors")["transformer.h.0.mlp.dense_4h_to_h.weight"]
-    for expert in new:
-        assert 0.08 < (expert - old).std() / old.std() < 0.12
-    assert not torch.equal(new[0], new[1])
+    plan_upcycling(dense["falcon-rw"], Upcycling(experts=2, method="noise", noise=0.1)).run(tmp_path / "out")
+    found, given = load_file(tmp_path / "out/model.safetensors"), load_file(dense["falcon-rw"] / "model.safetensors")
+    # Of 48 draws the deviation is known to a tenth.
+    for ours, theirs, most in (("down_EDF", "4h_to_h.weight", 0.02), ("gate_up_bias_EG", "h_to_4h.bias", 0.04)):
+        new, old = found[f"layers.0.feed_forward.experts.{ours}"], given[f"transformer.h.0.mlp.dense_{theirs}"]
+        for expert in new:
+            assert abs((expert - old).std() / old.std() - 0.1) < most
+        assert not torch.equal(new[0], new[1])
+    stays = given["transformer.h.0.mlp.dense_4h_to_h.bias"]
+    assert torch.equal(found["layers.0.feed_forward.experts.down_bias_ED"], stays.expand(2, 32))
 
 
-def test_a_source_in_other_order_is_not_changed_by_drop(tmp_path: Path) -> None:
+def test_a_source_in_other_order_is_not_changed_by_drop(tmp_path: Path, dense: dict[str, Path]) -> None:
     """GPT-2's matrices are stored transposed, so they are assembled, and what was assembled is used again."""
-    model = Decoder(MODELS["gpt-without-biases"])
-    model.save(tmp_path / "dense")
     options = Upcycling(experts=3, method="drop", drop=0.1)
-    plan_upcycling(tmp_path / "dense", options).run(tmp_path / "out")
-    down = load_file(tmp_path / "out/model.safetensors")["layers.0.feed_forward.experts.down_EDF"]
-    kept = (down == model.layers[0].feed_forward.down.weight).all(1)
+    plan_upcycling(dense["gpt2"], options).run(tmp_path / "out")
+    found, given = load_file(tmp_path / "out/model.safetensors"), load_file(dense["gpt2"] / "model.safetensors")
+    experts, mlp = "layers.0.feed_forward.experts.", "transformer.h.0.mlp."
+    kept = (found[experts + "down_EDF"] == given[mlp + "c_proj.weight"].t()).all(1)
     assert kept.sum(1).tolist() == [43, 43, 43]
+    # A channel's bias goes with its weights.
+    assert torch.equal(found[experts + "gate_up_bias_EG"] == given[mlp + "c_fc.bias"], kept)
 
 
 def test_router_and_seed(tmp_path: Path, dense: dict[str, Path]) -> None:
@@ -341,9 +314,6 @@ def test_options_that_contradict_each_other(options: dict[str, Any]) -> None:
 
 
 def test_models_that_cannot_be_upcycled(tmp_path: Path, dense: dict[str, Path]) -> None:
-    Decoder(config(dense=DenseConfig(width=48, bias=True))).save(tmp_path / "biased")
-    with pytest.raises(UsageError, match=r"layer 0 .* has biases"):
-        plan_upcycling(tmp_path / "biased", Upcycling())
     plan_upcycling(dense["llama"], Upcycling(layers=(1,))).run(tmp_path / "half")
     with pytest.raises(UsageError, match=r"Layer 1 .* mixture already"):
         plan_upcycling(tmp_path / "half", Upcycling())
@@ -352,7 +322,7 @@ def test_models_that_cannot_be_upcycled(tmp_path: Path, dense: dict[str, Path]) 
     check_same(dense["llama"], tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("name", "options"), [("llama", {}), ("qwen2", {"shared": 1}), ("falcon", {"granularity": 2})])
+@pytest.mark.parametrize(("name", "options"), [("llama", {}), ("qwen2", {"shared": 1}), ("gpt2", {"granularity": 2})])
 def test_the_plan_is_what_is_written_and_reads_no_weight(
     dense: dict[str, Path], tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
@@ -375,14 +345,18 @@ def test_the_plan_is_what_is_written_and_reads_no_weight(
     assert "exists already" in taken.problems[0]
 
 
-def test_a_run_that_was_stopped_goes_on(dense: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on(
+    dense: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopped(Exception):
         pass
 
-    conversion = plan_upcycling(dense["llama"], Upcycling(method="drop"))
-    conversion.run(tmp_path / "whole")
+    monkeypatch.setattr(streaming, "_CHUNK_BYTES", 4096)  # so that there is something between first and last
+    reports: list[int] = []
+    plan_upcycling(dense["llama"], Upcycling(method="drop")).run(tmp_path / "whole", reports.append)
+    assert len(reports) > 20
 
-    for limit in (1, 20, 40):
+    for limit in (1, len(reports) // 3, len(reports) * 2 // 3):
         left = limit
 
         def stop(size: int) -> None:

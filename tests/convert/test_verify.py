@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import PLANS, model_config
+from tests.conftest import MOE, PLANS, SHARED, model_config
 from tests.convert.models import MODELS
 
 from moekit.config import ModelConfig
@@ -12,7 +12,11 @@ from moekit.convert.stored_model import StoredModel
 from moekit.convert.verify import EXACT, Difference, Probe, compare, probe_of, tolerance
 from moekit.models import Decoder
 
-CONFIGS = MODELS | {name: model_config(layers) for name, layers in PLANS.items()}
+pytestmark = pytest.mark.usefixtures("quick")
+BIASED = tuple(
+    layer.model_copy(update={"bias": True, "gated": gated}) for layer, gated in ((MOE, False), (SHARED, True))
+)
+CONFIGS = MODELS | {name: model_config(layers) for name, layers in (PLANS | {"biased": BIASED}).items()}
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -20,6 +24,10 @@ def test_a_stream_of_layers_is_the_model(tmp_path: Path, name: str) -> None:
     """A model against itself with one weight changed: the difference is that of the loaded models' logits."""
     config: ModelConfig = CONFIGS[name]
     model = Decoder(config).eval()
+    with torch.no_grad():
+        for part, parameter in model.named_parameters():
+            if "bias" in part:
+                parameter.normal_()
     model.save(tmp_path / "a")
     probe = probe_of(config.vocab_size, config.context)
     before = _logits(model, probe)

@@ -76,7 +76,7 @@ def merge(
 
     console = Console(stderr=True, highlight=False)
     if dry_run:
-        _dry_run(config, out, seed, fused, as_json, console)
+        _dry_run(config, out, seed, fused, bool(train_data), as_json, console)
         return
     planned, problems = _plan(config, out, seed, fused)
     for warning in problems.warnings:
@@ -107,12 +107,12 @@ def _plan(config: Path, out: Path, seed: int, fused: bool) -> "tuple[Merge | Non
     return (None if problems.blocking else planned), problems
 
 
-def _dry_run(config: Path, out: Path, seed: int, fused: bool, as_json: bool, console: "Console") -> None:
+def _dry_run(config: Path, out: Path, seed: int, fused: bool, train: bool, as_json: bool, console: "Console") -> None:
     from moekit.convert.merge import forecast
     from moekit.formatting import bytes_text
 
     planned, problems = _plan(config, out, seed, fused)
-    found = forecast(planned) if planned else None
+    found = forecast(planned, train_routers=train) if planned else None
     if as_json:
         numbers = ("output_bytes", "peak_memory_bytes", "tensors")
         values: dict[str, Any] = {name: getattr(found, name) if found else None for name in numbers}

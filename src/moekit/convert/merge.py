@@ -11,6 +11,7 @@ from moekit.convert.merge_outputs import choose_output, merged_settings
 from moekit.convert.merge_plan import Merge
 from moekit.convert.merge_sources import Source, difference, open_source
 from moekit.convert.streaming import output_bytes, peak_memory_bytes
+from moekit.convert.train_router import training_memory_bytes
 from moekit.errors import MoekitError
 
 
@@ -130,6 +131,9 @@ class Forecast:
     tensors: int
 
 
-def forecast(merge: Merge) -> Forecast:
-    """Exact bytes of the weights' files, and the memory needed beside the interpreter."""
-    return Forecast(output_bytes(merge.tensors), peak_memory_bytes(merge.tensors), len(merge.tensors))
+def forecast(merge: Merge, *, train_routers: bool = False) -> Forecast:
+    """Exact bytes of the weights' files, and the memory needed beside the interpreter, with the routers' training."""
+    peak = peak_memory_bytes(merge.tensors)
+    if train_routers:
+        peak = max(peak, training_memory_bytes(merge))
+    return Forecast(output_bytes(merge.tensors), peak, len(merge.tensors))

@@ -4,19 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moekit.checkpoint.layout import Stored, stored
+from moekit.checkpoint.layout import Stored
 from moekit.config import ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.merge_config import PROMPT_MODES, MergeConfig
 from moekit.convert.merge_sources import NETWORK, Source
 from moekit.errors import MoekitError, did_you_mean
-from moekit.families import describe
-from moekit.families.llama_like import llama_layout
-from moekit.families.parts import expert_networks, gated_network
+from moekit.families import FAMILIES, describe
+from moekit.families.deepseek import AUTO_MAP
 
 # As older readers have them in each layer; transformers 5 keeps all experts of a layer in two tensors.
 FUSED_GATE_UP, FUSED_DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 _PLAIN = {part: part for part in NETWORK}
-_REMOTE = "deepseek-ai/deepseek-moe-16b-base--"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,27 +142,16 @@ def _refusal(output: Output, config: MergeConfig, base: Source) -> str | None:
 def merged_config(output: Output, config: MergeConfig, base: Source) -> ModelConfig:
     """Our configuration of the result."""
     width = base.layer.width
-    # Not checked by its class: a renormalised top-1 router learns nothing, but a merge of one expert a token is fine.
-    router = SoftmaxTopKConfig.model_construct(
-        kind="softmax_top_k",
-        top_k=config.experts_per_token,
-        renormalize=True,
-        balance_loss=0.001,
-        z_loss=0.001,
-        capacity_factor=None,
-    )
     branch: Literal["none", "shared", "gated_shared"] = "none"
     if config.shared_experts:
         branch = "gated_shared" if output.shared_gate else "shared"
-    layer = MoEConfig.model_construct(
-        kind="moe",
+    layer = MoEConfig(
         experts=len(config.experts),
         expert_width=width,
-        router=router,
+        router=SoftmaxTopKConfig(top_k=config.experts_per_token, balance_loss=0.001),
         branch=branch,
         branch_width=width if config.shared_experts else 0,
         activation=base.layer.activation,
-        gated=True,
     )
     update: dict[str, Any] = {"layers": (layer,) * len(base.config.layers)}
     if output is QWEN2_MOE:  # its readers want biases of queries, keys and values
@@ -181,34 +168,19 @@ def merged_settings(output: Output, config: MergeConfig, base: Source, dtype: st
 
 
 def _described(output: Output, config: MergeConfig, base: Source) -> dict[str, Any]:
-    merged = merged_config(output, config, base)
-    if config.experts_per_token == 1:  # see merged_config
-        ours = merged.layers[0]
-        assert isinstance(ours, MoEConfig)
-        router = SoftmaxTopKConfig(top_k=2, balance_loss=0.001)
-        layer = ours.model_copy(update={"router": router, "experts": max(ours.experts, 2)})
-        merged = merged.model_copy(update={"layers": (layer,) * len(merged.layers)})
-    _, settings = describe(merged, output.model_type)
+    _, settings = describe(merged_config(output, config, base), output.model_type)
     if settings["model_type"] != output.model_type:
         what = "biases in its attention" if base.attention.qkv_bias or base.attention.output_bias else "the settings"
         instead = " (architecture: deepseek can)" if base.family.model_type in DEEPSEEK.takes else ""
         raise MoekitError(
             f"base_model: {base.reference} has {what} that {output.name} cannot hold{instead}; they would be lost."
         )
-    counts = {key: len(config.experts) for key in ("num_local_experts", "num_experts") if key in settings}
-    return settings | counts
+    return settings
 
 
 def _deepseek(config: MergeConfig, base: Source) -> dict[str, Any]:
-    """The first DeepSeek MoE's settings (arXiv 2401.06066): the dense model's, and those of experts.
-
-    auto_map: where transformers finds the code that reads it, which it has not itself; vLLM and SGLang do.
-    """
+    """The first DeepSeek MoE's settings (arXiv 2401.06066): the dense model's, and those of experts."""
     dense = {key: value for key, value in base.settings.values.items() if key not in ("sliding_window", "torch_dtype")}
-    classes = {"AutoConfig": "configuration_deepseek.DeepseekConfig"} | {
-        name: f"modeling_deepseek.Deepseek{name.removeprefix('Auto').replace('ModelForCausalLM', 'ForCausalLM')}"
-        for name in ("AutoModel", "AutoModelForCausalLM")
-    }
     return dense | {
         "architectures": [DEEPSEEK.architecture],
         "model_type": DEEPSEEK.model_type,
@@ -220,23 +192,15 @@ def _deepseek(config: MergeConfig, base: Source) -> dict[str, Any]:
         "scoring_func": "softmax",
         "norm_topk_prob": True,
         "moe_intermediate_size": base.layer.width,
-        "auto_map": {name: _REMOTE + place for name, place in classes.items()},
+        "auto_map": AUTO_MAP,
     }
 
 
 def merged_layout(output: Output, config: ModelConfig) -> list[Stored]:
-    """The stored tensors of a result with separate experts, in the order in which they are written."""
-
-    def sparse(theirs: str, layer: MoEConfig, ours: str) -> Iterator[Stored]:
-        names = (output.parts["gate_proj"], output.parts["up_proj"], output.parts["down_proj"])
-        yield stored(f"{theirs}.{output.router}", f"{ours}.router.weight")
-        yield from expert_networks(f"{theirs}.{output.experts}", layer, ours, names)
-        if layer.branch_width:
-            yield from gated_network(f"{theirs}.{output.shared}", layer.dense_branch, f"{ours}.branch")
-        if output.shared_gate:
-            yield stored(f"{theirs}.{output.shared_gate}", f"{ours}.branch_gate.weight")
-
-    return llama_layout(config, sparse)
+    """The stored tensors of a result with separate experts."""
+    (family,) = (one for one in FAMILIES[ModelConfig] if one.model_type == output.model_type)
+    assert family.layout is not None
+    return list(family.layout(config))
 
 
 def noise_order(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moekit.convert.merge_config import MergeConfig
+from moekit.convert.merge_config import DRAWN_MODES, MergeConfig
 from moekit.convert.merge_plan import Merge
 from moekit.convert.model_card import model_card
 from moekit.convert.report import RoutingReport, Text, prompts_of, routing_report
@@ -20,8 +20,9 @@ REPORT, CARD, COPY = "report.json", "README.md", "merge.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to write. command: for the model card. held_out: further texts for the report. report: whether there is one.
+    """How to write. command: for the model card. report: whether there is one, of prompts and of `held_out` texts.
 
+    Prompts are routed where they made the gates or where routers were trained; drawn gates know nothing of them.
     trained: what to say of the routers' training in the model card, where there was one.
     """
 
@@ -62,7 +63,9 @@ def write_merge(merge: Merge, out: Path, options: Options | None = None) -> Rout
 
 
 def _report(merge: Merge, options: Options) -> RoutingReport | None:
-    texts = [*prompts_of(merge), *options.held_out]
+    # Prompts that made no gate say nothing about where texts go, and a pass through all experts takes as long as `cp`.
+    asked = merge.config.gate_mode not in DRAWN_MODES or options.trained is not None
+    texts = [*(prompts_of(merge) if asked else ()), *options.held_out]
     if not options.report or not texts:
         return None
     try:

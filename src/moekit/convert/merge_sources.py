@@ -18,6 +18,7 @@ from moekit.families import Family, Settings
 from moekit.models import build
 from moekit.models.folder import layout_of, own_tensors, read_config, read_settings
 from moekit.models.loading import find
+from moekit.nn.meta import on_meta
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 NETWORK = ("gate_proj", "up_proj", "down_proj")
@@ -101,9 +102,11 @@ def open_source(reference: Reference) -> Source:
         known = ", ".join(LLAMA_LIKE)
         raise MoekitError(f"{settings.file}: model_type is {family.model_type!r}, and what can be merged is {known}.")
     if any(isinstance(layer, DenseConfig) and layer.bias for layer in config.layers):
-        raise MoekitError(f"{settings.file}: mlp_bias is set, and experts have no biases.")
+        raise MoekitError(
+            f"{settings.file}: mlp_bias is set, and the formats that merges are written in have no biases in experts."
+        )
     tensors = StoredTensors.open(folder)
-    with torch.device("meta"):
+    with on_meta():
         model = build(config)
     layout = layout_of(family, config, model)
     check_weights(own_tensors(model), layout, tensors, ignored=family.ignored)

@@ -53,7 +53,7 @@ def _dtype(merge: Merge) -> str:
 
 def _routing(report: RoutingReport | None) -> list[str]:
     if report is None:
-        return ["No text was routed: the configuration has no prompts, or no report was asked for."]
+        return ["No text was routed: gates were drawn, there are no prompts, or no report was asked for."]
     lines = [
         "## Where texts go",
         "",

@@ -1,7 +1,8 @@
 """Experts made of the channels of dense feed-forward networks, as pieces of the tensors of the new model.
 
 D model width, F channels of the dense network, E experts. Names are those of our parameters. A channel is a row of the
-up matrix (and of the gate), and a column of down: networks of some channels each, added up, are the dense network.
+up matrix (and of the gate) with its bias, and a column of down with 1/F of the bias of down: networks of some channels
+each, added up, are the dense network.
 """
 
 import hashlib
@@ -23,10 +24,7 @@ from moekit.families import Family
 # A matrix whose columns are scaled or left out is read and computed so many bytes at a time.
 _BLOCK_BYTES = 16 << 20
 
-# A copy that begins anew more often than that costs more than reading the matrix and picking rows.
-_MOST_RUNS = 64
-
-Matrix = Literal["gate", "up", "down"]
+Matrix = Literal["gate", "up", "down", "gate bias", "up bias"]
 Channels = range | tuple[int, ...]
 
 
@@ -34,13 +32,30 @@ Channels = range | tuple[int, ...]
 class Slot:
     """A network of some channels of a dense one, its down projection times `scale`, one a channel or one for all.
 
-    change: what is done to each matrix, (channels, D) whichever it is, where it is not a plain copy; key: says how.
+    change: what is done to each matrix, (channels, D) whichever it is, and to biases of gate and up, (channels, 1),
+    where it is not a plain copy; key: says how.
     """
 
     channels: Channels
     scale: float | Tensor = 1.0
     change: Callable[[Matrix, Tensor], Tensor] | None = None
     key: str = ""
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """`scale` as numbers, one a channel or one for all."""
+        return (self.scale,) if isinstance(self.scale, float) else tuple(self.scale.tolist())
+
+    def bias_scale(self, channels: int) -> float:
+        """What the bias of down is multiplied by, where the dense network has so many `channels`.
+
+        Each channel carries its share of the bias, 1 / F, and the channel's scale applies to it as to its column. So
+        whenever the weighted columns of all chosen networks add up to the dense network's own, so do their biases, to
+        the dense one once: with E copies of weights that sum to 1 each holds the bias itself; cut into G parts of scale
+        G each again, G / G; with weights that sum to K / N each holds N / K of it; beside a shared branch, which holds
+        alpha of some parts, both hold what they have of those.
+        """
+        return sum(self.scales) * len(self.channels) / len(self.scales) / channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +139,9 @@ class _Maker:
         if name.endswith("router.bias_E"):
             return torch.float32  # a buffer whose steps would be lost in less
         layer = name.split(".feed_forward.")[0]
-        which = "down" if "down" in name.rsplit("feed_forward.", 1)[1] else "gate_up"
-        return self.source.dtypes[f"{layer}.feed_forward.{which}.weight"]
+        role = name.rsplit("feed_forward.", 1)[1]
+        which, part = "down" if "down" in role else "gate_up", "bias" if "bias" in role else "weight"
+        return self.source.dtypes[f"{layer}.feed_forward.{which}.{part}"]
 
     def _rows(self, name: str, rows: range) -> Iterator[Piece]:
         if name in self.source.shapes:
@@ -144,6 +160,13 @@ class _Maker:
             case "branch.gate_up.weight" | "branch.down.weight":
                 assert mixture.branch is not None
                 yield from network.rows(role == "branch.down.weight", mixture.branch, rows)
+            case "experts.gate_up_bias_EG" | "experts.down_bias_ED":
+                for slot in mixture.experts[rows.start : rows.stop]:
+                    yield from network.bias(role == "experts.down_bias_ED", slot)
+            case "branch.gate_up.bias" | "branch.down.bias":
+                assert mixture.branch is not None
+                assert len(rows) == row_count(self.shapes[name])  # our own folders' alone
+                yield from network.bias(role == "branch.down.bias", mixture.branch)
             case "router.weight":
                 size = 2 * self.shapes[name].numel() * 4
                 whole = Made(mixture.router, tuple(self.shapes[name].shape), size, mixture.router_key)
@@ -166,11 +189,12 @@ class _Network:
     """The dense network of one layer, and what can be made of it."""
 
     def __init__(self, source: StoredModel, layer: int) -> None:
-        dense = source.config.layers[layer]
-        assert isinstance(dense, DenseConfig)
+        dense = dense_of(source.config, layer)
         self.source, self.width, self.gated = source, dense.width, dense.gated
         self.gate_up = f"layers.{layer}.feed_forward.gate_up.weight"
         self.down = f"layers.{layer}.feed_forward.down.weight"
+        self.gate_up_bias = f"layers.{layer}.feed_forward.gate_up.bias"
+        self.down_bias = f"layers.{layer}.feed_forward.down.bias"
 
     def rows(self, is_down: bool, slot: Slot, rows: range) -> Iterator[Piece]:
         """Those rows of a slot's down matrix, or of its gate over up (up alone, where it is not gated)."""
@@ -178,11 +202,46 @@ class _Network:
             yield from self._down_rows(slot, rows)
             return
         count = len(slot.channels)
-        matrices: list[tuple[Matrix, int]] = [("gate", 0), ("up", self.width)] if self.gated else [("up", 0)]
-        for place, (matrix, offset) in enumerate(matrices):
+        for place, (matrix, offset) in enumerate(self._matrices()):
             begin, end = max(rows.start, place * count), min(rows.stop, (place + 1) * count)
             if begin < end:
                 yield from self._up_rows(slot, matrix, offset, range(begin - place * count, end - place * count))
+
+    def bias(self, is_down: bool, slot: Slot) -> Iterator[Piece]:
+        """A slot's bias of down, or of its gate, then of up (of up alone, where it is not gated)."""
+        if is_down:
+            yield from self._down_bias(slot)
+            return
+        for matrix, offset in self._matrices():
+            yield from self._up_bias(slot, matrix, offset)
+
+    def _matrices(self) -> list[tuple[Literal["gate", "up"], int]]:
+        """What stands in the first matrix, and from which row on."""
+        return [("gate", 0), ("up", self.width)] if self.gated else [("up", 0)]
+
+    def _up_bias(self, slot: Slot, matrix: Literal["gate", "up"], offset: int) -> Iterator[Piece]:
+        if slot.change is None and isinstance(slot.channels, range):
+            channels = slot.channels
+            yield from self.source.pieces(self.gate_up_bias, offset + channels.start, offset + channels.stop)
+            return
+        which: Matrix = "gate bias" if matrix == "gate" else "up bias"
+
+        def make() -> Tensor:
+            values = self.source.rows(self.gate_up_bias, offset, offset + self.width)[list(slot.channels)]
+            return values if slot.change is None else slot.change(which, values.float())
+
+        yield self._made(make, (len(slot.channels), 1), 4 * self.width, self.gate_up_bias, slot, which)
+
+    def _down_bias(self, slot: Slot) -> Iterator[Piece]:
+        scale, count = slot.bias_scale(self.width), row_count(self.source.shapes[self.down_bias])
+        if scale == 1:
+            yield from self.source.pieces(self.down_bias, 0, count)
+            return
+
+        def make() -> Tensor:
+            return self.source.rows(self.down_bias).float() * scale
+
+        yield self._made(make, (count, 1), 4 * count, self.down_bias, slot, "down bias")
 
     def _up_rows(self, slot: Slot, matrix: Matrix, offset: int, rows: range) -> Iterator[Piece]:
         wanted = slot.channels[rows.start : rows.stop]
@@ -245,8 +304,7 @@ def json_key(*parts: str) -> str:
 
 
 def _digest(slot: Slot) -> str:
-    scale = slot.scale.tolist() if isinstance(slot.scale, Tensor) else slot.scale
-    return hashlib.sha256(repr((list(slot.channels), scale)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((list(slot.channels), slot.scales)).encode()).hexdigest()[:16]
 
 
 def runs_of(channels: Sequence[int]) -> list[range]:
@@ -260,6 +318,13 @@ def runs_of(channels: Sequence[int]) -> list[range]:
         else:
             runs.append(range(channel, channel + 1))
     return runs
+
+
+def dense_of(config: ModelConfig, layer: int) -> DenseConfig:
+    """The layer's network; AssertionError where it is a mixture."""
+    found = config.layers[layer]
+    assert isinstance(found, DenseConfig)
+    return found
 
 
 def moe_of(config: ModelConfig, layer: int) -> MoEConfig:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from moekit.checkpoint.writing import check_replaceable
 from moekit.config import ModelConfig
-from moekit.convert.networks import Mixture, Slot, output_tensors
+from moekit.convert.networks import Mixture, dense_of, output_tensors
 from moekit.convert.partial import checksums_text, discard, partial_folder
 from moekit.convert.stored_model import StoredModel, shapes_of
 from moekit.convert.streaming import OutputTensor, file_bytes, peak_memory_bytes, write_tensors
@@ -153,11 +153,14 @@ class Conversion:
     @property
     def tolerance(self) -> float:
         """What logits may differ by, in their standard deviations."""
-        scales: list[float] = []
-        for mixture in self.mixtures.values():
+        scales: set[float] = set()
+        for layer, mixture in self.mixtures.items():
+            dense = dense_of(self.source.config, layer)
             for slot in (*mixture.experts, *([mixture.branch] if mixture.branch else [])):
-                scales += _scales(slot)
-        return tolerance(sorted(set(scales)), self.dtype)
+                scales.update(slot.scales)
+                if dense.bias:
+                    scales.add(slot.bias_scale(dense.width))
+        return tolerance(sorted(scales), self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,10 +209,6 @@ class Conversion:
 
 def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-
-def _scales(slot: Slot) -> list[float]:
-    return [slot.scale] if isinstance(slot.scale, float) else slot.scale.tolist()
 
 
 def choose_family(candidates: Sequence[ModelConfig]) -> tuple[ModelConfig, Family]:

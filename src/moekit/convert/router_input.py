@@ -25,7 +25,7 @@ _BATCH_TOKENS = 2048
 # Longer prompts are cut: what a text is about shows early, and attention over it grows with the square.
 MAX_PROMPT_TOKENS = 512
 # The penalty on the squared weights, for inputs whose mean square distance from their mean is 1.
-PENALTY = 3e-3
+PENALTY = 1e-4
 _STEPS = 60
 _TEMPERATURES: list[float] = [2.0 ** (power / 2) for power in range(-4, 17)]
 

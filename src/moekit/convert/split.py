@@ -1,7 +1,8 @@
 """One feed-forward network cut into E experts of its channels, none of them twice (LLaMA-MoE, arXiv 2406.16554).
 
-With all experts and a uniform router their weighted sum, each times E, is the network again. T tokens, D model width,
-F channels, E experts, C channels of an expert, N features.
+With all experts and a uniform router their weighted sum, each times E, is the network again. Of a bias of down each
+expert holds 1 / E, so times E it is the bias itself. T tokens, D model width, F channels, E experts, C channels of an
+expert, N features.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from moekit.config import Config, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.convert.networks import Mixture, Slot
+from moekit.config import Config, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.convert.networks import Mixture, Slot, dense_of
 from moekit.convert.result import Conversion, choose_family
 from moekit.convert.stored_model import StoredModel
 from moekit.convert.upcycle import chosen_layers, generator
@@ -93,11 +94,11 @@ def plan_splitting(
     source = StoredModel(folder)
     layers = chosen_layers(source, options.layers)
     for layer in layers:
-        if (width := _dense(source, layer).width) % options.experts:
+        if (width := dense_of(source.config, layer).width) % options.experts:
             raise UsageError(f"Layer {layer} has {width} channels, which {options.experts} experts do not divide.")
     config, family = choose_family([_config(source.config, layers, options)])
     if only_sizes or options.method == "random":
-        channels = {layer: _random(_dense(source, layer).width, layer, options) for layer in layers}
+        channels = {layer: _random(dense_of(source.config, layer).width, layer, options) for layer in layers}
     else:
         channels = _clustered(source, layers, options, tokens_BT, say)
     mixtures = {layer: _mixture(source.config.width, layer, channels[layer], options) for layer in layers}
@@ -114,23 +115,17 @@ def plan_splitting(
     )
 
 
-def _dense(source: StoredModel, layer: int) -> DenseConfig:
-    found = source.config.layers[layer]
-    assert isinstance(found, DenseConfig)
-    return found
-
-
 def _config(config: ModelConfig, layers: Sequence[int], options: Splitting) -> ModelConfig:
     changed = list(config.layers)
     for layer in layers:
-        dense = config.layers[layer]
-        assert isinstance(dense, DenseConfig)
+        dense = dense_of(config, layer)
         changed[layer] = MoEConfig(
             experts=options.experts,
             expert_width=dense.width // options.experts,
             router=SoftmaxTopKConfig(top_k=options.top_k, renormalize=options.top_k > 1),
             activation=dense.activation,
             gated=dense.gated,
+            bias=dense.bias,
         )
     return config.model_copy(update={"layers": tuple(changed)})
 
@@ -172,7 +167,7 @@ def _random(width: int, layer: int, options: Splitting) -> Channels:
 
 def _gate_rows(source: StoredModel, layer: int) -> Tensor:
     """(F, D): what decides when a channel is active."""
-    return source.rows(f"layers.{layer}.feed_forward.gate_up.weight", 0, _dense(source, layer).width).float()
+    return source.rows(f"layers.{layer}.feed_forward.gate_up.weight", 0, dense_of(source.config, layer).width).float()
 
 
 def activity(source: StoredModel, layers: Sequence[int], tokens_BT: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -193,9 +188,10 @@ def activity(source: StoredModel, layers: Sequence[int], tokens_BT: Tensor) -> I
 
 def _active(source: StoredModel, layer: int, x_TD: Tensor) -> Tensor:
     """(F, T), zeros and ones."""
-    dense = _dense(source, layer)
-    gate_up = source.rows(f"layers.{layer}.feed_forward.gate_up.weight").to(x_TD.dtype)
-    hidden_TF = plain_activation(F.linear(x_TD, gate_up), Activation(dense.activation, dense.gated)).abs()
+    dense, gate_up = dense_of(source.config, layer), f"layers.{layer}.feed_forward.gate_up"
+    bias = source.parameter(f"{gate_up}.bias").to(x_TD.dtype) if dense.bias else None
+    gate_up_TG = F.linear(x_TD, source.rows(f"{gate_up}.weight").to(x_TD.dtype), bias)
+    hidden_TF = plain_activation(gate_up_TG, Activation(dense.activation, dense.gated)).abs()
     kept = max(1, round(_ACTIVE * dense.width))
     active_TF = torch.zeros(hidden_TF.shape).scatter_(1, hidden_TF.topk(kept).indices, 1.0)
     return active_TF.t().contiguous()

@@ -20,6 +20,7 @@ from moekit.errors import UsageError
 from moekit.families import Family
 from moekit.models import Decoder
 from moekit.models.folder import layout_of, own_tensors, read_config
+from moekit.nn.meta import on_meta
 
 _READ_BYTES = 16 << 20
 
@@ -148,7 +149,7 @@ class StoredModel:
 
 def shapes_of(family: Family, config: ModelConfig) -> tuple[dict[str, Tensor], list[Stored]]:
     """Our parameters on the meta device, and the stored tensors of such a model in that family's folders."""
-    with torch.device("meta"):
+    with on_meta():
         model = Decoder(config)
     return own_tensors(model), layout_of(family, config, model)
 

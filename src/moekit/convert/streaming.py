@@ -11,10 +11,11 @@ import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +25,16 @@ from moekit.checkpoint import StoredTensors
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.loading import memory_of
 from moekit.checkpoint.tensors import INDEX
+from moekit.convert.direct_file import DirectFile
 from moekit.convert.partial import Partial, Reached, already_finished, opened, partial_folder
 from moekit.errors import MoekitError
 from moekit.formatting import bytes_text
 
-# Read and written at once: large enough that calls cost nothing, small enough to stay in the processor's cache.
+# Read, summed and written at once: large enough that a disk is busy with one while the next is read.
 _CHUNK_BYTES = 4 << 20
-# Chunks are read and written while the sums of those before are computed, which may lag behind on a busy machine.
+# Chunks are read while those before are summed and written, which may lag behind on a busy machine.
 _BUFFERS = 4
-# What may have to be written again after a kill; written back to disk while the next chunks are copied.
+# What may have to be written again after a kill.
 _SYNC_BYTES = 256 << 20
 # The buffers, and what threads, torch's included, take when they first work.
 _BASE_BYTES = (_BUFFERS + 1) * _CHUNK_BYTES + (12 << 20)
@@ -151,9 +153,9 @@ def write_tensors(
         return names
     with opened(folder, plan) as partial, files.full_disk_in_words(folder):
         _check_room(folder, partial, shards, output_bytes(tensors, shard_bytes=shard_bytes))
-        # A thread each, so that sums are computed in order and never wait for the disk.
-        with ThreadPoolExecutor(1, "sums") as sums, ThreadPoolExecutor(1, "syncs") as syncs:
-            tools = _Tools(sums, syncs, _Buffers(), on_bytes or (lambda size: None))
+        # A thread each, so that chunks are summed in order, and written in order.
+        with ThreadPoolExecutor(1, "sums") as sums, ThreadPoolExecutor(1, "writes") as writes:
+            tools = _Tools(sums, writes, _Buffers(), on_bytes or (lambda size: None))
             for name, shard in shards.items():
                 _Shard(partial, name, shard, tools).write()
         if len(shards) > 1:
@@ -196,7 +198,7 @@ def _check_room(folder: Path, partial: Partial, shards: dict[str, list[OutputTen
 
 
 class _Buffers:
-    """Memory for chunks, in turn: what was handed out is overwritten when `_BUFFERS` others were."""
+    """Memory for chunks, in turn, at addresses that a disk can read from by itself."""
 
     def __init__(self) -> None:
         # Zeros that are never written take no memory.
@@ -204,10 +206,10 @@ class _Buffers:
         self._memory = [memoryview(mmap.mmap(-1, _CHUNK_BYTES, flags=private)) for _ in range(_BUFFERS)]
         self._raw = memoryview(mmap.mmap(-1, _CHUNK_BYTES, flags=private))
 
-    def next(self, size: int) -> memoryview:
-        """The first `size` bytes of the one whose turn it is."""
+    def next(self) -> memoryview:
+        """The one whose turn it is: what was handed out `_BUFFERS` calls ago."""
         self._memory.append(self._memory.pop(0))
-        return self._memory[-1][:size]
+        return self._memory[-1]
 
     def raw(self, size: int) -> memoryview:
         """The first `size` bytes of memory for what is not written as it is."""
@@ -219,7 +221,7 @@ class _Tools:
     """What all files of a run share."""
 
     sums: ThreadPoolExecutor
-    syncs: ThreadPoolExecutor
+    writes: ThreadPoolExecutor
     buffers: _Buffers
     on_bytes: Callable[[int], None]
 
@@ -229,105 +231,123 @@ class _Shard:
 
     def __init__(self, partial: Partial, name: str, tensors: Sequence[OutputTensor], tools: _Tools) -> None:
         self._partial, self._name, self._tensors, self._tools = partial, name, tensors, tools
-        self._summing: deque[Future[None]] = deque()
-        self._syncing: Future[None] | None = None
+        self._running: deque[list[Future[Any]]] = deque()  # the sum, the write and perhaps the note of each chunk
+        self._intact = True
         reached = partial.reached(name)
         self._position, self._crc = reached.position, reached.crc
         self._synced = self._position
-        self._descriptor = -1
+        self._chunk, self._filled = memoryview(b""), 0
+        self._file = DirectFile(partial.folder / name, self._position)
 
     def write(self) -> None:
         """Write what is missing; the file is on disk when it returns."""
         header = header_of(self._tensors, _METADATA)
         total = len(header) + sum(size_of(tensor) for tensor in self._tensors)
-        self._tools.on_bytes(self._position)
-        self._descriptor = os.open(self._partial.folder / self._name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
-            os.ftruncate(self._descriptor, self._position)
+            self._tools.on_bytes(self._position)
             if self._position == total:
                 return
-            for chunk in self._chunks(header):
-                self._append(chunk)
+            self._fill(header)
+            self._synced = self._position - _SYNC_BYTES  # so that the end is noted, too
+            self._append()
             self._settle()
-            if self._syncing is not None:
-                self._syncing.result()
-            self._sync(Reached(self._position, self._crc))
         finally:
-            # What still runs in other threads uses the descriptor.
-            for running in (*self._summing, *([self._syncing] if self._syncing else [])):
-                running.exception()
-            os.close(self._descriptor)
+            # What still runs in other threads uses the file.
+            for futures in self._running:
+                for future in futures:
+                    future.exception()
+            self._file.close()
 
-    def _chunks(self, header: bytes) -> Iterator[memoryview]:
-        """The bytes of the file from the position reached, in chunks that live until `_BUFFERS` others follow."""
+    def _fill(self, header: bytes) -> None:
+        """The bytes of the file from the position reached."""
         skip = self._position
-        if skip < len(header):
-            yield memoryview(header)[skip:]
+        self._put(memoryview(header)[skip:])
         begin = len(header)
         for tensor in self._tensors:
             for piece in tensor.pieces:
                 size = math.prod(piece.shape) * tensor.dtype.itemsize
                 if begin + size > skip:
-                    yield from self._piece(tensor, piece, max(0, skip - begin))
+                    self._piece(tensor, piece, max(0, skip - begin))
                 begin += size
 
-    def _piece(self, tensor: OutputTensor, piece: Piece, skip: int) -> Iterator[memoryview]:
+    def _piece(self, tensor: OutputTensor, piece: Piece, skip: int) -> None:
         if isinstance(piece, Copy):
-            yield from _copied(piece, tensor.dtype, skip, self._tools.buffers)
+            self._copy(piece, tensor.dtype, skip)
             return
         made = piece.make()
         if made.shape != piece.shape:
             raise AssertionError(f"a piece of {tensor.name!r} is {tuple(made.shape)} and not {piece.shape}")
-        data = memory_of(made.to(tensor.dtype).contiguous())[skip:]
-        del made
-        for begin in range(0, len(data), _CHUNK_BYTES):
-            yield data[begin : begin + _CHUNK_BYTES]
-        self._settle()  # the sum of its last chunk, which is freed now
+        self._put(memory_of(made.to(tensor.dtype).contiguous())[skip:])
 
-    def _append(self, chunk: memoryview) -> None:
-        # The buffer that is filled next is the one whose sum was asked for first.
-        self._settle(but=_BUFFERS - 2)
-        self._summing.append(self._tools.sums.submit(self._add, chunk))
-        position = self._position
+    def _put(self, data: memoryview) -> None:
+        while data:
+            room = self._room(len(data))
+            room[:] = data[: len(room)]
+            data = data[len(room) :]
+
+    def _copy(self, piece: Copy, dtype: torch.dtype, skip: int) -> None:
+        """A stored tensor from byte `skip` of the result on."""
+        info = piece.tensors[piece.name]
+        first = piece.begin_row * math.prod(info.shape[1:]) + skip // dtype.itemsize
+        left = math.prod(piece.shape) - skip // dtype.itemsize
+        while left:
+            # A chunk ends between two elements: it is of a power of two bytes, and so is what precedes a tensor.
+            most = left if info.dtype is dtype else min(left, _CHUNK_BYTES // info.dtype.itemsize)
+            room = self._room(most * dtype.itemsize)
+            count = len(room) // dtype.itemsize
+            if info.dtype is dtype:
+                piece.tensors.read(piece.name, first * dtype.itemsize, room)
+            else:
+                raw = self._tools.buffers.raw(count * info.dtype.itemsize)
+                piece.tensors.read(piece.name, first * info.dtype.itemsize, raw)
+                torch.frombuffer(room, dtype=dtype).copy_(torch.frombuffer(raw, dtype=info.dtype))
+            first, left = first + count, left - count
+
+    def _room(self, most: int) -> memoryview:
+        """At most so many bytes of the file to be filled by the caller, who asks again for what is left."""
+        if self._filled == len(self._chunk):
+            self._append()
+            # The buffer that is filled next is the one that was written first.
+            self._settle(but=_BUFFERS - 1)
+            self._chunk, self._filled = self._tools.buffers.next(), 0
+        room = self._chunk[self._filled : self._filled + most]
+        self._filled += len(room)
+        return room
+
+    def _append(self) -> None:
+        """Sum and write the chunk as far as it is filled."""
+        chunk, position = self._chunk[: self._filled], self._position
+        if not chunk:
+            return
         self._position += len(chunk)
-        written = chunk
-        while written:
-            done = os.pwrite(self._descriptor, written, position)
-            written, position = written[done:], position + done
-        self._tools.on_bytes(len(chunk))
-        if self._position - self._synced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
-            self._settle()
-            if self._syncing is not None:
-                self._syncing.result()
+        total = self._tools.sums.submit(self._add, chunk)
+        futures: list[Future[Any]] = [total, self._tools.writes.submit(self._write, chunk, position)]
+        if self._position - self._synced >= _SYNC_BYTES:
             self._synced = self._position
-            self._syncing = self._tools.syncs.submit(self._sync, Reached(self._position, self._crc))
+            futures.append(self._tools.writes.submit(self._note, self._position, total))
+        self._running.append(futures)
+        self._tools.on_bytes(len(chunk))
 
-    def _add(self, chunk: memoryview) -> None:
+    def _add(self, chunk: memoryview) -> int:
         self._crc = zlib.crc32(chunk, self._crc)
+        return self._crc
+
+    def _write(self, chunk: memoryview, position: int) -> None:
+        if self._intact:
+            self._intact = False  # what follows a write that failed is neither written nor noted
+            self._file.write(chunk, position)
+            self._intact = True
+
+    def _note(self, position: int, total: Future[int]) -> None:
+        """The file is on disk up to there, which the journal may say now."""
+        if self._intact:
+            self._intact = False
+            self._file.sync()
+            self._partial.record(self._name, Reached(position, total.result()))
+            self._intact = True
 
     def _settle(self, but: int = 0) -> None:
-        """Wait until the sum holds all that was appended, `but` so many chunks."""
-        while len(self._summing) > but:
-            self._summing.popleft().result()
-
-    def _sync(self, reached: Reached) -> None:
-        os.fdatasync(self._descriptor)
-        self._partial.record(self._name, reached)
-
-
-def _copied(piece: Copy, dtype: torch.dtype, skip: int, buffers: _Buffers) -> Iterator[memoryview]:
-    """The bytes of a stored tensor from byte `skip` of the result on."""
-    info = piece.tensors[piece.name]
-    row = math.prod(info.shape[1:])
-    elements = range(piece.begin_row * row + skip // dtype.itemsize, piece.begin_row * row + math.prod(piece.shape))
-    step = _CHUNK_BYTES // max(info.dtype.itemsize, dtype.itemsize)
-    for first in elements[::step]:
-        count = min(step, elements.stop - first)
-        chunk = buffers.next(count * dtype.itemsize)
-        if info.dtype is dtype:
-            piece.tensors.read(piece.name, first * dtype.itemsize, chunk)
-        else:
-            raw = buffers.raw(count * info.dtype.itemsize)
-            piece.tensors.read(piece.name, first * info.dtype.itemsize, raw)
-            torch.frombuffer(chunk, dtype=dtype).copy_(torch.frombuffer(raw, dtype=info.dtype))
-        yield chunk
+        """Wait until all chunks are summed and written, `but` the last so many; raises what went wrong."""
+        while len(self._running) > but:
+            for future in self._running.popleft():
+                future.result()

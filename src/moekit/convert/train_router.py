@@ -4,6 +4,7 @@ B sequences, T tokens.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch import Tensor
 from moekit.checkpoint import StoredTensors
 from moekit.checkpoint.loading import memory_of
 from moekit.checkpoint.parts import pairs
+from moekit.config import never_learns
 from moekit.convert.merge_outputs import merged_layout
 from moekit.convert.merge_plan import Merge, materialized
 from moekit.data import Document
 from moekit.errors import MoekitError, UsageError
 from moekit.models import Decoder
 from moekit.models.folder import allocate, own_tensors
+from moekit.nn.meta import on_meta
 
 _ROUTERS = ("router.weight", "branch_gate.weight")
 
@@ -55,14 +58,20 @@ def train_routers(
 ) -> TrainedRouters:
     """Train the routers (and the gates of shared experts) of a merge on text, everything else frozen.
 
-    The whole model is in memory, in fp32. The same merge, text and seed give the same routers.
+    The whole model is in memory (`training_memory_bytes`), in the types of the result (fp16, whose gradients would
+    overflow, in fp32); the optimiser keeps the routers in fp32, where small steps are not lost, and what the model
+    routes with is what will be written. The same merge, text and seed give the same routers.
 
     Raises UsageError where the text has not one row of tokens, MoekitError where the loss is no number or something
     else than a router changed.
     """
     training = training or RouterTraining()
+    if reason := never_learns(merge.model_config().layers):
+        raise UsageError(f"--train-router: {reason}.")
     rows = _rows(merge, documents, min(training.tokens, merge.base.config.context))
-    model = loaded(merge).float()  # small steps of a router would be lost in 8 bits of mantissa
+    model = loaded(merge)
+    if any(parameter.dtype is torch.float16 for parameter in model.parameters()):
+        model = model.float()
     frozen = _digest(_others(model))
     routers = {name: parameter for name, parameter in model.named_parameters() if name.endswith(_ROUTERS)}
     for name, parameter in model.named_parameters():
@@ -76,10 +85,29 @@ def train_routers(
     return TrainedRouters(tensors, _digest(tensors), before, after)
 
 
+def training_memory_bytes(merge: Merge, training: RouterTraining | None = None) -> int:
+    """What `train_routers` holds at its peak, about: all weights, and what a batch leaves for the way back.
+
+    A batch leaves in each layer some 16 vectors of the width a token, five of the experts' width for each of its
+    experts, and after the last one three rows of logits in fp32.
+    """
+    training, config = training or RouterTraining(), merge.model_config()
+    sizes = [math.prod(tensor.shape) * _trained_type(tensor.dtype).itemsize for tensor in merge.tensors]
+    itemsize = max(_trained_type(tensor.dtype).itemsize for tensor in merge.tensors)
+    tokens = training.sequences * min(training.tokens, config.context)
+    networks = merge.config.experts_per_token + len(merge.shared)
+    layer = (16 * config.width + 5 * networks * merge.base.layer.width) * itemsize
+    return sum(sizes) + 2 * max(sizes) + tokens * (len(config.layers) * layer + 12 * config.vocab_size)
+
+
+def _trained_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype is torch.float16 else dtype
+
+
 def loaded(merge: Merge) -> Decoder:
     """The merged model in memory, as the folder would be loaded."""
     config = merge.model_config()
-    with torch.device("meta"):
+    with on_meta():
         model = Decoder(config)
     layout = [entry for entry in merged_layout(merge.output, config) if not entry.optional]
     plain = merge if not merge.fused else merge.unfused()
@@ -87,9 +115,10 @@ def loaded(merge: Merge) -> Decoder:
     allocate(model, types)
     parameters = own_tensors(model)
     for entry in layout:
-        tensor = plain.read(entry.name)
+        tensor = plain.read(entry.name).contiguous()  # it may be a part of a larger one, as a layer's gate is
         for pair in pairs(entry, parameters):
-            pair.ours.copy_(tensor.as_strided(pair.stored.shape, pair.stored.stride(), pair.stored.storage_offset()))
+            offset = tensor.storage_offset() + pair.stored.storage_offset()
+            pair.ours.copy_(tensor.as_strided(pair.stored.shape, pair.stored.stride(), offset))
     return model.eval()
 
 
@@ -115,9 +144,10 @@ def _steps(
 ) -> Iterator[float]:
     """Nats per token of each step."""
     generator = torch.Generator().manual_seed(seed)
-    scale = max(sum(float(router.detach().square().sum()) for router in routers.values()), 1e-12)
-    scale = (scale / sum(router.numel() for router in routers.values())) ** 0.5
-    optimizer = torch.optim.AdamW(list(routers.values()), lr=training.rate * scale, weight_decay=0.0)
+    masters = {name: router.detach().float().clone() for name, router in routers.items()}
+    scale = max(sum(float(master.square().sum()) for master in masters.values()), 1e-12)
+    scale = (scale / sum(master.numel() for master in masters.values())) ** 0.5
+    optimizer = torch.optim.AdamW(list(masters.values()), lr=training.rate * scale, weight_decay=0.0)
     for step in range(training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate * scale * (1 - 0.9 * step / training.steps)
@@ -126,11 +156,22 @@ def _steps(
         loss = nats / count
         if not bool(loss.isfinite()):
             raise MoekitError(f"The routers' loss was no number any more at step {step + 1}.")
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        _update(optimizer, routers, masters)
         on_step(step + 1, loss.item())
         yield loss.item()
+
+
+def _update(optimizer: torch.optim.Optimizer, routers: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
+    """One step of the masters along the routers' gradients, which are used up."""
+    for name, master in masters.items():
+        router = routers[name]
+        master.grad = None if router.grad is None else router.grad.float()
+        router.grad = None
+    optimizer.step()
+    with torch.no_grad():
+        for name, router in routers.items():
+            router.copy_(masters[name])
 
 
 def _batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 
 N = E · G experts, K of them for a token. Copies whose weights sum to one are the dense network: their down projection
 times G with a softmax over the chosen experts, whose groups are chosen whole where K is a multiple of G; times E G² / K
-with one over all experts, which is exact only while the router is uniform.
+with one over all experts, which is exact only while the router is uniform. Biases go with the channels: see
+`networks.Slot.bias_scale`.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from moekit.config import (
     SigmoidBiasConfig,
     SoftmaxTopKConfig,
 )
-from moekit.convert.networks import Matrix, Mixture, Slot
+from moekit.convert.networks import Matrix, Mixture, Slot, dense_of, moe_of
 from moekit.convert.result import Conversion, choose_family
 from moekit.convert.stored_model import StoredModel
 from moekit.errors import UsageError
@@ -42,7 +43,8 @@ class Upcycling(Config):
     top_k: of those, how many a token gets. layers: which become mixtures; `alternate` is every second one, from the
     second on. shared: experts that every token gets beside the routed ones.
     method: `copy`; `noise` adds normal noise of `noise` times a matrix's standard deviation; `drop` draws a share of
-    `drop` of each expert's channels anew (Drop-Upcycling, arXiv 2502.19261, section 3.2).
+    `drop` of each expert's channels anew (Drop-Upcycling, arXiv 2502.19261, section 3.2). Both treat a channel's biases
+    as they do its weights; the bias of down, which is no channel's, stays.
     renormalize: whether the weights of the chosen experts sum to one; None: wherever a router can learn so (K > 1).
     router_std: of the normal distribution that routers are drawn from; 0 is uniform.
     """
@@ -109,11 +111,10 @@ def plan_upcycling(folder: Path, options: Upcycling) -> Conversion:
     source = StoredModel(folder)
     layers = chosen_layers(source, options.layers)
     for layer in layers:
-        dense = source.config.layers[layer]
-        assert isinstance(dense, DenseConfig)
-        if dense.width % options.granularity:
+        width = dense_of(source.config, layer).width
+        if width % options.granularity:
             raise UsageError(
-                f"Layer {layer} has {dense.width} channels, which granularity {options.granularity} does not divide."
+                f"Layer {layer} has {width} channels, which granularity {options.granularity} does not divide."
             )
     config, family = choose_family(candidates(source.config, layers, options))
     mixtures = {layer: _mixture(config, layer, source, options) for layer in layers}
@@ -130,7 +131,7 @@ def plan_upcycling(folder: Path, options: Upcycling) -> Conversion:
 
 
 def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> list[int]:
-    """The layers that become mixtures; UsageError where one is not there, is a mixture already, or has biases."""
+    """The layers that become mixtures; UsageError where one is not there or is a mixture already."""
     count = len(source.config.layers)
     chosen: list[int]
     if isinstance(layers, tuple):
@@ -142,14 +143,9 @@ def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> list[in
     for layer in chosen:
         if layer >= count:
             raise UsageError(f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}.")
-        found = source.config.layers[layer]
-        if isinstance(found, MoEConfig):
+        if isinstance(source.config.layers[layer], MoEConfig):
             raise UsageError(
                 f"Layer {layer} of {source.folder} is a mixture already; give a dense model or other layers."
-            )
-        if found.bias:
-            raise UsageError(
-                f"The feed-forward network of layer {layer} of {source.folder} has biases, which experts do not have."
             )
     return chosen
 
@@ -178,9 +174,7 @@ def _with_layers(
 ) -> ModelConfig:
     changed = list(config.layers)
     for layer in layers:
-        dense = config.layers[layer]
-        assert isinstance(dense, DenseConfig)
-        changed[layer] = _layer(dense, branch, options, latent=latent)
+        changed[layer] = _layer(dense_of(config, layer), branch, options, latent=latent)
     return config.model_copy(update={"layers": tuple(changed)})
 
 
@@ -199,6 +193,7 @@ def _layer(dense: DenseConfig, branch: _Branch, options: Upcycling, *, latent: b
         branch_width=options.shared * width,
         activation=dense.activation,
         gated=dense.gated,
+        bias=dense.bias,
     )
 
 
@@ -228,9 +223,7 @@ def shares(shared: int, granularity: int, *, gated: bool, alpha: float = 0.5) ->
 
 
 def _mixture(config: ModelConfig, layer: int, source: StoredModel, options: Upcycling) -> Mixture:
-    moe, dense = config.layers[layer], source.config.layers[layer]
-    assert isinstance(moe, MoEConfig)
-    assert isinstance(dense, DenseConfig)
+    moe, dense = moe_of(config, layer), dense_of(source.config, layer)
     width, parts = moe.expert_width, options.granularity
     divided = shares(options.shared, parts, gated=moe.branch == "gated_shared")
     experts = []
@@ -261,22 +254,27 @@ def _router(options: Upcycling, layer: int, width: int) -> Tensor:
 
 
 def _change(options: Upcycling, layer: int, expert: int, width: int) -> Callable[[Matrix, Tensor], Tensor] | None:
-    """What the method does to an expert's matrices, (channels, D) each."""
+    """What the method does to an expert's matrices, (channels, D) each, and biases of gate and up, (channels, 1)."""
     if options.method == "copy":
         return None
 
     def noise(matrix: Matrix, values: Tensor) -> Tensor:
         draw = torch.randn(values.shape, generator=generator(options.seed, layer, expert, matrix))
-        return values + draw * (options.noise * values.std())
+        return values + draw * (options.noise * _std(values))
 
     def drop(matrix: Matrix, values: Tensor) -> Tensor:
         order = torch.randperm(width, generator=generator(options.seed, layer, expert, "channels"))
         dropped = order[: round(options.drop * width)]
         old = values[dropped]
         draw = torch.randn(old.shape, generator=generator(options.seed, layer, expert, matrix))
-        return values.index_copy(0, dropped, draw * old.std() + old.mean())
+        return values.index_copy(0, dropped, draw * _std(old) + old.mean())
 
     return noise if options.method == "noise" else drop
+
+
+def _std(values: Tensor) -> Tensor:
+    """Their standard deviation; that of a single one, as the bias of a narrow expert may be, is 0."""
+    return values.std() if values.numel() > 1 else torch.zeros(())
 
 
 def generator(*seeds: int | str) -> torch.Generator:

@@ -24,6 +24,7 @@ from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
 from moekit.moe import MoELayer, RouterInput
 from moekit.nn import Turn
+from moekit.nn.meta import on_meta
 
 _HEAD_ROWS = 8192
 _COMPARED_BYTES = 16 << 20
@@ -122,7 +123,7 @@ class ModelStream:
 
     def __init__(self, stored: StoredModel) -> None:
         self.stored, self.config = stored, stored.config
-        with torch.device("meta"):
+        with on_meta():
             self.model = Decoder(stored.config).eval()
 
     def hidden(self, probe: Probe) -> Tensor:
@@ -167,7 +168,7 @@ class _StreamedExperts(nn.Module):
     def __init__(self, stored: StoredModel, layer: int, config: MoEConfig) -> None:
         super().__init__()
         self.stored, self.prefix = stored, f"layers.{layer}.feed_forward.experts."
-        self.activation = Activation(config.activation, config.gated)
+        self.activation, self.has_biases = Activation(config.activation, config.gated), config.bias
 
     def forward(self, x_TD: Tensor, assignments: Assignments) -> Tensor:
         """As moekit.moe.Experts does."""
@@ -177,14 +178,20 @@ class _StreamedExperts(nn.Module):
             if begin == end:
                 continue
             token_S = assignments.token_S[begin:end]
-            hidden_SF = plain_activation(F.linear(x_TD[token_S], self._matrix("gate_up_EGD", expert)), self.activation)
-            y_SD = F.linear(hidden_SF, self._matrix("down_EDF", expert))
+            gate_up_SG = F.linear(x_TD[token_S], self._of("gate_up_EGD", expert), self._bias("gate_up_bias_EG", expert))
+            hidden_SF = plain_activation(gate_up_SG, self.activation)
+            y_SD = F.linear(hidden_SF, self._of("down_EDF", expert), self._bias("down_bias_ED", expert))
             y_TD[token_S] += assignments.weight_S[begin:end, None] * y_SD  # a token has an expert once
         return y_TD
 
-    def _matrix(self, name: str, expert: int) -> Tensor:
-        rows = self.stored.shapes[self.prefix + name].shape[1]
-        return self.stored.rows(self.prefix + name, expert * rows, (expert + 1) * rows).double()
+    def _of(self, name: str, expert: int) -> Tensor:
+        """The expert's matrix or bias."""
+        shape = self.stored.shapes[self.prefix + name].shape[1:]
+        rows = math.prod(shape[:-1])
+        return self.stored.rows(self.prefix + name, expert * rows, (expert + 1) * rows).double().view(shape)
+
+    def _bias(self, name: str, expert: int) -> Tensor | None:
+        return self._of(name, expert) if self.has_biases else None
 
 
 def _logits(model: StoredModel, h_ND: Tensor, begin: int, end: int) -> Tensor:
