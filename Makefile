@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: compare test lint clean
+.PHONY: compare test lint native clean
 
 compare: $(VENV)/.installed  ## run the main job on the embedded corpus: make compare ARGS="--budget 3m"
 	$(VENV)/bin/moekit compare $(ARGS)
@@ -20,18 +20,23 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
+native: $(VENV)/.installed-dev  ## compile native/ again, what has changed of it
+	$(PIP) --no-build-isolation --no-deps -e .
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moekit needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing moekit into $(VENV) (about a minute the first time)"
-	$(PIP) -e .
+	@echo "Installing moekit into $(VENV) and compiling its kernels (two or three minutes the first time)"
+	command -v cmake >/dev/null || $(PIP) cmake
+	$(PIP) nanobind ninja scikit-build-core
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for development into $(VENV)"
-	$(PIP) -e '.[dev]'
+	$(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
 
 clean:

@@ -9,10 +9,14 @@ import sys
 import click
 
 from moekit import __version__
+from moekit.cli.chat import chat
 from moekit.cli.compare import compare
+from moekit.cli.doctor import doctor
 from moekit.cli.evaluate import evaluate
+from moekit.cli.generate import generate
 from moekit.cli.merge import merge
 from moekit.cli.plan import plan
+from moekit.cli.quantize import quantize
 from moekit.cli.split import split
 from moekit.cli.train import train
 from moekit.cli.upcycle import upcycle
@@ -30,7 +34,7 @@ def moekit() -> None:
     """
 
 
-for verb in (compare, train, evaluate, plan, upcycle, split, merge):
+for verb in (compare, train, evaluate, plan, upcycle, split, merge, quantize, generate, chat, doctor):
     moekit.add_command(verb)
 
 

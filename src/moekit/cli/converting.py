@@ -42,7 +42,7 @@ def run_conversion(plan: "Callable[[], Conversion]", out: Path, *, dry_run: bool
         return
     conversion = plan()
     planned = conversion.plan(out)
-    with _Bar(planned.output_bytes) as count:
+    with WritingBar(planned.output_bytes) as count:
         report = conversion.run(out, count)
     if as_json:
         click.echo(report.model_dump_json(indent=2))
@@ -93,7 +93,7 @@ def _print_report(report: "ConversionReport") -> None:
         click.echo(f"Logits differ by up to {drift}: {report.inexact_because}.")
 
 
-class _Bar:
+class WritingBar:
     """Bytes written, on standard error."""
 
     def __init__(self, total: int) -> None:

@@ -32,6 +32,7 @@ from moekit.config import (
     SigmoidBiasConfig,
     SinkhornConfig,
     SwitchConfig,
+    never_learns,
 )
 from moekit.config import SoftmaxTopKConfig as SoftmaxTopK
 from moekit.errors import UsageError
@@ -103,6 +104,9 @@ class Contestant(Config):
     def _check(self) -> Self:
         if (self.layers is None) == (self.model is None):
             raise ValueError("a contestant is either layers, a plan in the size's shape, or model, a whole one")
+        planned = self.model.layers if isinstance(self.model, ModelConfig) else self.layers
+        if reason := never_learns(planned or ()):
+            raise ValueError(reason)
         if self.upcycle is not None and isinstance(self.model, LSTMConfig | NGramConfig):
             raise ValueError(f"upcycle is for decoders, and model is of kind {self.model.kind}")
         if isinstance(self.model, NGramConfig):

@@ -1,13 +1,17 @@
 """Text to token ids and how many bytes they stand for: the tokenizer that lies beside a model, or bytes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from moekit.config import BYTE_VOCAB_SIZE
 from moekit.data.corpus import SEPARATOR
 from moekit.errors import MoekitError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Rust
 
 TOKENIZER = "tokenizer.json"
 
@@ -48,7 +52,7 @@ class FileTokenizer:
     """The tokenizer.json of a folder, by Hugging Face's `tokenizers`.
 
     start: config.json's bos_token_id, or its eos_token_id where there is no other, as GPT-2's texts are told apart.
-    Raises MoekitError where the file cannot be read.
+    special_tokens: by their texts. Raises MoekitError where the file cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,10 +67,27 @@ class FileTokenizer:
         self._rust.no_padding()
         self.vocab_size = self._rust.get_vocab_size()
         self.start = _start(folder)
+        added = self._rust.get_added_tokens_decoder()
+        self.special_tokens: Mapping[str, int] = {token.content: id_ for id_, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text."""
         return list(self._rust.encode(text, add_special_tokens=False).ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text with the special tokens that the file's post-processor puts around it."""
+        return list(self._rust.encode(text, add_special_tokens=True).ids)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is a special token."""
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _plain(self) -> "Rust":
+        """A second one: the switch is the tokenizer's, and others may be encoding with it."""
+        plain = type(self._rust).from_str(self._rust.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""

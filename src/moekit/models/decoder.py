@@ -105,6 +105,7 @@ class Decoder(LanguageModel):
         real_BT: Tensor | None = None,
         decisions: list[Decision] | None = None,
         recompute: bool = False,
+        last_only: bool = False,
     ) -> Tensor:
         """logits_BTV of the token after each of tokens_BT (int64).
 
@@ -113,6 +114,7 @@ class Decoder(LanguageModel):
         real_BT: bool, False for padding, which has to stand at the end: no expert computes it, no loss counts it.
         decisions: one per MoE layer, filled at the first pass with what the routers chose, obeyed by later ones.
         recompute: keep no activations inside layers and compute them again in the backward pass, with the same choices.
+        last_only: give the logits after the last token alone, (B, 1, V): of a prompt nobody needs the others.
         Raises ValueError where the sequence is longer than the context.
         """
         start = caches[0].length if caches else 0
@@ -134,6 +136,8 @@ class Decoder(LanguageModel):
                 h_BTD, routing = layer(*arguments)
             if routings is not None and routing is not None:
                 routings.append(routing)
+        if last_only:
+            h_BTD = h_BTD[:, -1:]
         logits_BTV: Tensor = self.head(self.norm(h_BTD))
         return logits_BTV if self.config.logit_scale == 1 else logits_BTV * self.config.logit_scale
 

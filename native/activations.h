@@ -1,0 +1,67 @@
+// Activations in the forms that products with packed weights need.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+#include "matrix.h"
+
+namespace moekit {
+
+// F32: as they came. BF16: rounded to nearest even. Q8: 8-bit blocks of 32 with a scale each.
+enum class Form { F32, BF16, Q8 };
+
+// The form that weights of that type are multiplied with: F32 for F32 and F16, BF16 for BF16, Q8 for all others.
+Form form_for(Type type);
+
+// 256 numbers as eight blocks of 32: number = scale of its block * its 8 bits, where scale = (greatest magnitude) / 127.
+// They lie in four runs of 64: the first halves of blocks 0, 2, 4, 6, their second halves, and the same of the odd
+// blocks. A 512-bit register then holds four blocks whose products with weights end in four lanes each.
+// If a number of a block is not finite, its scale is NaN.
+struct alignas(64) ActivationBlock {
+    static constexpr int NUMBERS = 256;
+
+    int8_t numbers[NUMBERS];
+    float even_scales[16];  // of blocks 0, 2, 4, 6, each four times
+    float odd_scales[16];
+    float sums[16];  // of each half block, in order: scale * sum of its 8-bit numbers, for weights with an offset
+};
+
+// `rows` rows of activations in one form. Small, without memory of its own: each thread has its copy.
+struct Activations {
+    Form form = Form::F32;
+    int64_t rows = 0;
+    int64_t columns = 0;
+    const void* data = nullptr;
+    int64_t stride = 0;  // from row to row, in floats, 16-bit numbers or ActivationBlocks
+
+    const float* numbers(int64_t row) const { return static_cast<const float*>(data) + row * stride; }
+    const uint16_t* bf16(int64_t row) const { return static_cast<const uint16_t*>(data) + row * stride; }
+    const ActivationBlock* blocks(int64_t row) const { return static_cast<const ActivationBlock*>(data) + row * stride; }
+
+    // Rows begin to end of these.
+    Activations slice(int64_t begin, int64_t end) const;
+};
+
+// Memory for one form of up to max_rows * max_columns activations.
+class ActivationBuffer {
+   public:
+    ActivationBuffer(int64_t max_rows, int64_t max_columns);
+
+    // Brings x (rows of `columns` numbers, `x_stride` floats from one to the next) into that form.
+    // Called by every thread of a parallel region, each doing its share; a barrier must come before the use of what it
+    // returns, and before the next call. F32 is x itself and touches nothing.
+    Activations prepare(const float* x, int64_t x_stride, int64_t rows, int64_t columns, Form form, int thread,
+                        int threads);
+
+   private:
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<void, Free> memory_;
+    int64_t max_rows_;
+    int64_t max_columns_;
+};
+
+}  // namespace moekit

@@ -1,0 +1,66 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "decoder_scratch.h"
+#include "decoder_step.h"
+#include "decoder_worker.h"
+#include "pool.h"
+
+namespace moekit {
+
+Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers) : shape_(std::move(shape)), layers_(std::move(layers)) {
+    // Routers decide: whatever the precision of the model, they are computed in fp32.
+    for (Layer& layer : layers_) {
+        Matrix& router = layer.router;
+        if (layer.experts == 0 || router.type == Type::F32) {
+            continue;
+        }
+        std::vector<float> numbers(router.rows * router.columns);
+        dequantize_rows(router, 0, router.rows, numbers.data());
+        routers_.push_back(std::move(numbers));
+        router = {reinterpret_cast<const uint8_t*>(routers_.back().data()), Type::F32, router.rows, router.columns};
+    }
+    scratch_ = std::make_unique<Scratch>(shape_, Sizes(layers_));
+}
+
+Decoder::~Decoder() = default;
+
+void Decoder::decode(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
+    const std::lock_guard<std::mutex> lock(entry_);
+    for (int64_t b = 0; b < batch; ++b) {
+        if (tokens[b] < 0 || tokens[b] >= shape_.embedding.rows) {
+            throw std::out_of_range("token " + std::to_string(tokens[b]) + " is not one of a vocabulary of " +
+                                    std::to_string(shape_.embedding.rows));
+        }
+        if (std::find(caches, caches + b, caches[b]) != caches + b) {
+            throw std::invalid_argument("a step decodes one token of each sequence, and two have the same cache");
+        }
+        const CacheShape& shape = caches[b]->shape();
+        if (shape.layers != static_cast<int64_t>(layers_.size()) || shape.kv_heads != shape_.kv_heads ||
+            shape.head_width != shape_.head_width) {
+            throw std::invalid_argument("the cache is that of another model");
+        }
+        caches[b]->reserve(1);
+    }
+    for (int64_t begin = 0; begin < batch; begin += MAX_BATCH) {
+        const int64_t count = std::min(MAX_BATCH, batch - begin);
+        decode_together(caches + begin, tokens + begin, count, logits + begin * shape_.head.rows);
+    }
+}
+
+void Decoder::decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
+    const Step step(shape_, layers_, *scratch_, caches, tokens, batch, logits);
+    Pool& pool = Pool::shared();
+    pool.run([&](int thread, int threads) {
+        Worker worker(pool, scratch_->counters, thread, threads);
+        step.run(worker);
+    });
+    for (int64_t b = 0; b < batch; ++b) {
+        caches[b]->extend(1);
+    }
+}
+
+}  // namespace moekit

@@ -1,0 +1,164 @@
+// The feed-forward part of a step: dense networks and mixtures of experts.
+#include <algorithm>
+#include <cmath>
+
+#include "decoder_step.h"
+
+namespace moekit {
+namespace {
+
+// What one expert, or a dense network, multiplies its rows with; `expert` is 0 for the latter.
+struct NetworkTask {
+    const Network& network;
+    int64_t expert;
+    const Prepared& x;
+    int64_t begin;  // rows of x
+    int64_t end;
+};
+
+Chunks hidden_chunks(const Network& network, int threads) {
+    const int64_t gate_bytes = network.gated() ? network.gate.row_bytes() : 0;
+    return {network.hidden(), gate_bytes + network.up.row_bytes(), threads};
+}
+
+// Columns `from` to `to` of act(gate(x)) * up(x), for rows of x that come to stand in as many rows of `hidden`.
+void activate_columns(const NetworkTask& task, int64_t from, int64_t to, float* hidden) {
+    const Network& network = task.network;
+    const int64_t rows = task.end - task.begin, columns = to - from, all = network.hidden();
+    float gate[Decoder::MAX_BATCH * Chunks::MAX_ROWS], up[Decoder::MAX_BATCH * Chunks::MAX_ROWS];
+    const auto multiply = [&](const Matrix& matrix, float* y) {
+        const Matrix part = rows_of(matrix, task.expert * all + from, task.expert * all + to);
+        multiply_rows(part, task.x.of(matrix).slice(task.begin, task.end), 0, columns, y, columns);
+    };
+    if (network.gated()) {
+        multiply(network.gate, gate);
+    }
+    multiply(network.up, up);
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* first = (network.gated() ? gate : up) + row * columns;
+        const float* second = network.gated() ? up + row * columns : nullptr;
+        vector_ops().activate(network.function, first, second, columns, hidden + row * all + from);
+    }
+}
+
+}  // namespace
+
+Forms Step::forms_of_feed_forward(const Layer& layer, bool alone) {
+    const Forms network = forms_of(layer.network.gate) | forms_of(layer.network.up);
+    if (layer.experts == 0) {
+        return network;
+    }
+    // Of several sequences, each expert has its own choice side by side.
+    const Forms beside = forms_of(layer.router) | forms_of(layer.branch.gate) | forms_of(layer.branch.up);
+    return alone ? beside | network : beside;
+}
+
+void Step::dense(Worker& worker, const Layer& layer, const Prepared& x) const {
+    const Network& network = layer.network;
+    const Chunks chunks = hidden_chunks(network, worker.threads());
+    worker.each(chunks.count(), [&](int64_t chunk) {
+        const NetworkTask task{network, 0, x, 0, batch_};
+        activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.hidden.numbers());
+    });
+    const Prepared hidden = scratch_.hidden.prepare(batch_, network.hidden(), forms_of(network.down), worker.thread(),
+                                                    worker.threads());
+    worker.barrier();
+    multiply(worker, {{network.down, hidden.of(network.down), scratch_.added.data(), shape_.width}});
+}
+
+void Step::mixture(Worker& worker, const Layer& layer, const Prepared& x) const {
+    route(worker, layer, x);
+    activate_experts(worker, layer, batch_ == 1 ? x : gather(worker, layer));
+    const auto assignments = static_cast<int64_t>(scratch_.routes.sequence.size());
+    const Prepared hidden = scratch_.hidden.prepare(assignments, layer.network.hidden(), forms_of(layer.network.down),
+                                                    worker.thread(), worker.threads());
+    Prepared branch;
+    if (layer.has_branch()) {
+        branch = scratch_.branch_hidden.prepare(batch_, layer.branch.hidden(), forms_of(layer.branch.down),
+                                                worker.thread(), worker.threads());
+    }
+    worker.barrier();
+    add_experts(worker, layer, hidden, branch);
+}
+
+void Step::route(Worker& worker, const Layer& layer, const Prepared& x) const {
+    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.branch_gate), Type::F32, layer.branch_gate ? 1 : 0,
+                      shape_.width};
+    multiply(worker, {{layer.router, x.of(layer.router), scratch_.router_logits.data(), layer.experts},
+                      {gate, x.of(gate), scratch_.branch_gate.data(), 1}});
+    if (worker.thread() == 0) {
+        scratch_.routes.choose(scratch_.router_logits.data(), batch_, layer);
+    }
+    // The branch does not wait for the choice.
+    const Chunks chunks = layer.has_branch() ? hidden_chunks(layer.branch, worker.threads()) : Chunks(0, 1, 1);
+    worker.each(chunks.count(), [&](int64_t chunk) {
+        const NetworkTask task{layer.branch, 0, x, 0, batch_};
+        activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.branch_hidden.numbers());
+    });
+}
+
+Prepared Step::gather(Worker& worker, const Layer& layer) const {
+    const std::vector<int64_t>& sequence = scratch_.routes.sequence;
+    const auto assignments = static_cast<int64_t>(sequence.size());
+    const int64_t width = shape_.width;
+    worker.each(assignments, [&](int64_t i) {
+        std::copy_n(scratch_.normed.numbers() + sequence[i] * width, width, scratch_.routed.numbers() + i * width);
+    });
+    const Prepared prepared =
+        scratch_.routed.prepare(assignments, width, forms_of(layer.network.gate) | forms_of(layer.network.up),
+                                worker.thread(), worker.threads());
+    worker.barrier();
+    return prepared;
+}
+
+void Step::activate_experts(Worker& worker, const Layer& layer, const Prepared& x) const {
+    const Chunks chunks = hidden_chunks(layer.network, worker.threads());
+    const std::vector<Routes::Expert>& experts = scratch_.routes.experts;
+    worker.each(static_cast<int64_t>(experts.size()) * chunks.count(), [&](int64_t task) {
+        const Routes::Expert& expert = experts[task / chunks.count()];
+        const int64_t chunk = task % chunks.count();
+        // A sequence that is alone has one row for all its experts.
+        const int64_t begin = batch_ == 1 ? 0 : expert.begin, end = batch_ == 1 ? 1 : expert.end;
+        activate_columns({layer.network, expert.index, x, begin, end}, chunks.begin(chunk), chunks.end(chunk),
+                         scratch_.hidden.numbers() + expert.begin * layer.network.hidden());
+    });
+}
+
+void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& branch) const {
+    const Routes& routes = scratch_.routes;
+    const Matrix& down = layer.network.down;
+    const int64_t width = shape_.width;
+    const int64_t together = static_cast<int64_t>(routes.experts.size()) * down.row_bytes() +
+                             (layer.has_branch() ? layer.branch.down.row_bytes() : 0);
+    const Chunks chunks(width, together, worker.threads());
+    // All experts' part of a run of rows is one task, so that sums need no lock and have one order.
+    worker.each(chunks.count(), [&](int64_t chunk) {
+        const int64_t from = chunks.begin(chunk), to = chunks.end(chunk), rows = to - from;
+        float y[Decoder::MAX_BATCH * Chunks::MAX_ROWS];
+        float* added = scratch_.added.data() + from;
+        for (int64_t b = 0; b < batch_; ++b) {
+            std::fill_n(added + b * width, rows, 0.0f);
+        }
+        const auto add = [&](int64_t sequence, float weight, const float* part) {
+            for (int64_t i = 0; i < rows; ++i) {
+                added[sequence * width + i] += weight * part[i];
+            }
+        };
+        for (const Routes::Expert& expert : routes.experts) {
+            const Matrix part = rows_of(down, expert.index * width + from, expert.index * width + to);
+            multiply_rows(part, hidden.of(down).slice(expert.begin, expert.end), 0, rows, y, rows);
+            for (int64_t i = expert.begin; i < expert.end; ++i) {
+                add(routes.sequence[i], routes.weight[i], y + (i - expert.begin) * rows);
+            }
+        }
+        if (layer.has_branch()) {
+            multiply_rows(rows_of(layer.branch.down, from, to), branch.of(layer.branch.down), 0, rows, y, rows);
+            for (int64_t b = 0; b < batch_; ++b) {
+                const float share = layer.branch_gate ? 1 / (1 + std::exp(-scratch_.branch_gate[b])) : 1.0f;
+                add(b, share, y + b * rows);
+            }
+        }
+    });
+}
+
+}  // namespace moekit

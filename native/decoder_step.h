@@ -1,0 +1,101 @@
+// One token for each of several sequences: what every thread of the parallel region runs, phase by phase.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+#include "decoder.h"
+#include "decoder_scratch.h"
+#include "decoder_worker.h"
+
+namespace moekit {
+
+// y[b * y_stride + row] = (matrix[row] . x[b] + bias[row]) * scale. The rows of a sequence may lie in a wider one.
+struct Product {
+    const Matrix& matrix;
+    const Activations& x;
+    float* y;
+    int64_t y_stride;
+    const float* bias = nullptr;
+    float scale = 1;
+
+    void compute(int64_t begin, int64_t end) const;
+};
+
+// Rows `begin` to `end` of a matrix as a matrix.
+inline Matrix rows_of(const Matrix& matrix, int64_t begin, int64_t end) {
+    return {matrix.row(begin), matrix.type, end - begin, matrix.columns};
+}
+
+// How rows of `row_bytes` are cut into tasks: long enough to be read at full speed, short enough that no thread waits
+// long for the last of them.
+class Chunks {
+   public:
+    static constexpr int64_t MAX_ROWS = 256;
+
+    Chunks(int64_t rows, int64_t row_bytes, int threads);
+
+    int64_t count() const { return (rows_ + size_ - 1) / size_; }
+    int64_t begin(int64_t chunk) const { return chunk * size_; }
+    int64_t end(int64_t chunk) const { return chunk * size_ + size_ < rows_ ? chunk * size_ + size_ : rows_; }
+
+   private:
+    int64_t rows_;
+    int64_t size_;
+};
+
+// Shared by the threads; what changes lies in the scratch.
+class Step {
+   public:
+    Step(const DecoderShape& shape, const std::vector<Layer>& layers, Scratch& scratch, Cache* const* caches,
+         const int64_t* tokens, int64_t batch, float* logits);
+
+    // By every thread.
+    void run(Worker& worker) const;
+
+   private:
+    void embed(int64_t sequence) const;
+    void set_angles(int64_t sequence) const;
+    // The residual stream, with what the block before added to it, normed and prepared in those forms.
+    Prepared norm(Worker& worker, const float* after_norm, const float* norm, Forms forms) const;
+    void multiply(Worker& worker, std::initializer_list<Product> products) const;
+
+    // Heads side by side in a row: of queries, keys or values. norm may be null.
+    struct Heads {
+        const float* rows;
+        int64_t count;
+        const float* norm;
+        bool turned;
+    };
+    void attention(Worker& worker, int64_t index, const Prepared& x) const;
+    // A task is the part of the positions that `sequence` sees at key head `head`; `memory` has room for task_floats().
+    void attend(int64_t index, int64_t sequence, int64_t head, int64_t part, float* memory) const;
+    void join(Worker& worker, const Layer& layer) const;
+    int64_t parts(int64_t sequence, int64_t window) const;
+    int64_t task_floats() const;  // queries, a key or a value, and what they have mixed
+    float* attended(int64_t sequence, int64_t head) const;
+    static int64_t first_seen(int64_t position, int64_t window);
+    // Normed and turned, padded to the cache's width.
+    void load_heads(const Heads& heads, int64_t first, int64_t count, int64_t sequence, float* out) const;
+    void turn(float* head, int64_t sequence) const;
+
+    // The feed-forward networks write what they add to the residual stream into `added`.
+    static Forms forms_of_feed_forward(const Layer& layer, bool alone);
+    void dense(Worker& worker, const Layer& layer, const Prepared& x) const;
+    void mixture(Worker& worker, const Layer& layer, const Prepared& x) const;
+    void route(Worker& worker, const Layer& layer, const Prepared& x) const;
+    Prepared gather(Worker& worker, const Layer& layer) const;
+    void activate_experts(Worker& worker, const Layer& layer, const Prepared& x) const;
+    void add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& branch) const;
+
+    const DecoderShape& shape_;
+    const std::vector<Layer>& layers_;
+    Scratch& scratch_;
+    Cache* const* caches_;
+    const int64_t* tokens_;
+    int64_t batch_;
+    float* logits_;
+};
+
+}  // namespace moekit

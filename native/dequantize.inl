@@ -1,0 +1,124 @@
+// Packed numbers to fp32 or bf16, bit for bit what the format says in fp32, rounded to nearest even for bf16.
+
+inline void put(float* out, const Floats& v) { store(out, v); }
+inline void put(uint16_t* out, const Floats& v) { store_bf16(out, v); }
+
+// Scales are multiples of fp16's least number, 2^-24: what comes of them is never denormal.
+inline void put_normal(float* out, const Floats& v) { store(out, v); }
+inline void put_normal(uint16_t* out, const Floats& v) { store_normal_bf16(out, v); }
+
+template <typename Format, typename Out>
+inline void dequantize_block(const uint8_t* p, Out* out) {
+    const Unpacked u = Format::unpack(p);
+    // The offset is taken off the whole numbers, which is exact.
+    alignas(64) uint8_t numbers[256];
+    alignas(64) float scales[16];
+    alignas(64) float minimums[16];
+    store_bytes(numbers, minus(u.even_first, Format::ZERO));
+    store_bytes(numbers + 64, minus(u.even_second, Format::ZERO));
+    store_bytes(numbers + 128, minus(u.odd_first, Format::ZERO));
+    store_bytes(numbers + 192, minus(u.odd_second, Format::ZERO));
+    store(scales, u.scales);
+    if constexpr (Format::MINIMUMS) {
+        store(minimums, u.minimums);
+    }
+#pragma GCC unroll 16
+    for (int half = 0; half < 16; ++half) {
+        const int block = half / 2;
+        const uint8_t* from = numbers + block % 2 * 128 + half % 2 * 64 + block / 2 * 16;
+        Floats v = multiply(set(scales[half]), signed_bytes(from));
+        if constexpr (Format::MINIMUMS) {
+            v = subtract(v, set(minimums[half]));
+        }
+        put_normal(out + 16 * half, v);
+    }
+}
+
+template <typename Format, typename Out>
+inline void dequantize_row(const uint8_t* p, int64_t columns, Out* out) {
+    constexpr int STEP = ActivationBlock::NUMBERS / Format::BLOCK * Format::BYTES;
+    for (; columns >= ActivationBlock::NUMBERS; columns -= ActivationBlock::NUMBERS) {
+        dequantize_block<Format>(p, out);
+        p += STEP;
+        out += ActivationBlock::NUMBERS;
+    }
+    if (columns > 0) {
+        uint8_t padded[STEP] = {};
+        Out numbers[ActivationBlock::NUMBERS];
+        memcpy(padded, p, static_cast<size_t>(columns / Format::BLOCK * Format::BYTES));
+        dequantize_block<Format>(padded, numbers);
+        memcpy(out, numbers, static_cast<size_t>(columns) * sizeof(Out));
+    }
+}
+
+struct F32Weights {
+    static constexpr int BYTES = 4;
+    static inline Floats numbers(const uint8_t* p) { return load(p); }
+    template <typename Out>
+    static inline void convert(const uint8_t* p, Out* out) {
+        put(out, numbers(p));
+    }
+};
+
+struct F16Weights {
+    static constexpr int BYTES = 2;
+    static inline Floats numbers(const uint8_t* p) { return load_halves(p); }
+    template <typename Out>
+    static inline void convert(const uint8_t* p, Out* out) {
+        put_normal(out, numbers(p));
+    }
+};
+
+struct BF16Weights {
+    static constexpr int BYTES = 2;
+    static inline void convert(const uint8_t* p, float* out) { store(out, load_bf16(p)); }
+    static inline void convert(const uint8_t* p, uint16_t* out) { memcpy(out, p, 32); }
+};
+
+template <typename Weights, typename Out>
+inline void convert_row(const uint8_t* p, int64_t columns, Out* out) {
+    int64_t at = 0;
+    for (; at + 16 <= columns; at += 16) {
+        Weights::convert(p + at * Weights::BYTES, out + at);
+    }
+    if (at < columns) {
+        uint8_t padded[16 * Weights::BYTES] = {};
+        Out numbers[16];
+        memcpy(padded, p + at * Weights::BYTES, static_cast<size_t>((columns - at) * Weights::BYTES));
+        Weights::convert(padded, numbers);
+        memcpy(out + at, numbers, static_cast<size_t>(columns - at) * sizeof(Out));
+    }
+}
+
+// `columns` columns from `column` on, both whole blocks, of rows begin to end, which come to lie `stride` apart.
+template <typename Out>
+inline void dequantize(const Matrix& matrix, int64_t begin, int64_t end, int64_t column, int64_t columns, Out* out,
+                       int64_t stride) {
+    const int64_t row_bytes = matrix.row_bytes();
+    const uint8_t* p = matrix.data + begin * row_bytes + column / block_numbers(matrix.type) * block_bytes(matrix.type);
+    for (int64_t row = begin; row < end; ++row, p += row_bytes, out += stride) {
+        switch (matrix.type) {
+            case Type::F32:
+                convert_row<F32Weights>(p, columns, out);
+                break;
+            case Type::F16:
+                convert_row<F16Weights>(p, columns, out);
+                break;
+            case Type::BF16:
+                convert_row<BF16Weights>(p, columns, out);
+                break;
+            case Type::Q4_0:
+                dequantize_row<Q4_0>(p, columns, out);
+                break;
+            case Type::Q8_0:
+                dequantize_row<Q8_0>(p, columns, out);
+                break;
+            case Type::Q4_K:
+                dequantize_row<Q4_K>(p, columns, out);
+                break;
+            case Type::Q6_K:
+                dequantize_row<Q6_K>(p, columns, out);
+                break;
+        }
+    }
+}

@@ -1,0 +1,58 @@
+// What each instruction set's file provides, and which of them this machine runs.
+#pragma once
+
+#include <cstdint>
+
+#include "activations.h"
+#include "matrix.h"
+
+namespace moekit {
+
+struct Kernels {
+    const char* name;
+    void (*multiply_rows)(const Matrix&, const Activations&, int64_t begin, int64_t end, float* y, int64_t y_stride);
+    // `columns` columns from `column` on (both whole blocks) of rows begin to end, which come to lie `stride` apart.
+    void (*dequantize)(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, float* out,
+                       int64_t stride);
+    void (*dequantize_bf16)(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, uint16_t* out,
+                            int64_t stride);
+    // x in 256s, the last of which ends at `columns`: those from begin to end, to the same places of out.
+    void (*quantize)(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
+    // To bf16, followed by zeros up to a multiple of 32.
+    void (*round)(const float* x, int64_t count, uint16_t* out);
+    // Adds x @ w^T to y, bf16 to fp32: w has `rows` rows (a multiple of 4), x `tokens`; a multiple of 32 columns.
+    // Null where the processor has no products of bf16 numbers: other ways are faster then.
+    void (*multiply_bf16)(const uint16_t* w, int64_t w_stride, int64_t rows, const uint16_t* x, int64_t x_stride,
+                          int64_t tokens, int64_t columns, float* y, int64_t y_stride);
+};
+
+// The best that this processor and its operating system run, unless another was selected.
+const Kernels& kernels();
+
+// For tests and measurements: by name; false where this machine does not have it.
+bool select_kernels(const char* name);
+
+// Names of those that this machine runs, the best last; ends with nullptr.
+const char* const* available_kernels();
+
+namespace portable {
+extern const Kernels KERNELS;
+}
+#if defined(MOEKIT_X86)
+namespace avx2 {
+extern const Kernels KERNELS;
+}
+namespace avx512 {
+extern const Kernels KERNELS;
+void multiply_rows(const Matrix&, const Activations&, int64_t begin, int64_t end, float* y, int64_t y_stride);
+void dequantize_fp32(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, float* out,
+                     int64_t stride);
+void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
+void round_to_bf16(const float* x, int64_t count, uint16_t* out);
+}
+namespace avx512_bf16 {
+extern const Kernels KERNELS;
+}
+#endif
+
+}  // namespace moekit

@@ -1,0 +1,136 @@
+// The vectors of kernels.inl in AVX-512 (F, BW, VL, DQ, VNNI): see simd_portable.h for what each operation means.
+
+constexpr int TILE_BATCH = 8;
+
+using Bytes = __m512i;
+using Ints = __m512i;
+using Floats = __m512;
+
+inline Bytes load_bytes(const void* memory) { return _mm512_loadu_si512(memory); }
+inline void store_bytes(void* memory, Bytes v) { _mm512_storeu_si512(memory, v); }
+
+inline Bytes quarters(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+    const __m512i ab = _mm512_inserti32x4(_mm512_castsi128_si512(load_16(a)), load_16(b), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(ab, load_16(c), 2), load_16(d), 3);
+}
+
+inline Bytes even_quarters(const uint8_t* p) {
+    return _mm512_shuffle_i32x4(load_bytes(p), load_bytes(p + 64), 0x88);
+}
+inline Bytes odd_quarters(const uint8_t* p) {
+    return _mm512_shuffle_i32x4(load_bytes(p), load_bytes(p + 64), 0xdd);
+}
+inline Bytes doubled_quarters(const uint8_t* a, const uint8_t* b) {
+    const __m512i low = _mm512_castsi256_si512(_mm256_broadcastsi128_si256(load_16(a)));
+    return _mm512_inserti64x4(low, _mm256_broadcastsi128_si256(load_16(b)), 1);
+}
+
+inline Bytes low_nibbles(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }
+inline Bytes high_nibbles(Bytes v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+inline Bytes plus_128(Bytes v) { return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))); }
+
+inline Bytes minus(Bytes v, int number) { return _mm512_sub_epi8(v, _mm512_set1_epi8(static_cast<char>(number))); }
+
+template <int A, int B, int C, int D>
+inline Bytes turn_left(Bytes v) {
+    return _mm512_rolv_epi32(v, _mm512_setr_epi32(A, A, A, A, B, B, B, B, C, C, C, C, D, D, D, D));
+}
+
+inline Bytes merge_6_bits(Bytes low, Bytes high) {
+    return _mm512_or_si512(low_nibbles(low), _mm512_and_si512(high, _mm512_set1_epi8(0x30)));
+}
+
+inline Ints dot(Ints to, Bytes u, Bytes s) { return _mm512_dpbusd_epi32(to, u, s); }
+inline Ints dot(Bytes u, Bytes s) { return dot(_mm512_setzero_si512(), u, s); }
+inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+
+inline Floats set(float number) { return _mm512_set1_ps(number); }
+inline Floats load(const void* memory) { return _mm512_loadu_ps(memory); }
+inline void store(float* memory, Floats v) { _mm512_storeu_ps(memory, v); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats subtract_product(Floats c, Floats a, Floats b) { return _mm512_fnmadd_ps(a, b, c); }
+inline Floats magnitudes(Floats v) { return _mm512_abs_ps(v); }
+inline Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats to_nearest(Floats v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+inline float greatest(Floats v) { return _mm512_reduce_max_ps(v); }
+
+template <int I>
+inline Floats spread(Floats v) {
+    return _mm512_permute_ps(v, I * 0x55);
+}
+
+inline Floats load_halves(const uint8_t* memory) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(memory)));
+}
+
+inline Floats load_bf16(const void* memory) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(memory)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+// The processor's own conversion takes numbers below 2^-126 for 0.
+inline void store_bf16(uint16_t* memory, Floats v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(memory), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+
+#if defined(__AVX512BF16__)
+inline void store_normal_bf16(uint16_t* memory, Floats v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(memory), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+
+inline Floats dot_bf16(Floats to, Bytes a, Bytes b) {
+    return _mm512_dpbf16_ps(to, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+// The sums of four vectors, added to four numbers.
+inline void add_four_sums(float* memory, Floats a, Floats b, Floats c, Floats d) {
+    const Floats ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const Floats cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const Floats lanes = add(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    _mm_storeu_ps(memory, _mm_add_ps(_mm_loadu_ps(memory), sums));
+}
+#else
+inline void store_normal_bf16(uint16_t* memory, Floats v) { store_bf16(memory, v); }
+
+// Even and odd numbers each make a sum of their own: a word's high half is one as it is, its low half after a shift.
+inline Floats dot_bf16(Floats to, Bytes p, Bytes q) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    const Floats low = multiply_add(_mm512_castsi512_ps(_mm512_slli_epi32(p, 16)),
+                                    _mm512_castsi512_ps(_mm512_slli_epi32(q, 16)), to);
+    return multiply_add(_mm512_castsi512_ps(_mm512_and_si512(p, high)), _mm512_castsi512_ps(_mm512_and_si512(q, high)),
+                        low);
+}
+#endif
+
+inline Floats signed_bytes(const uint8_t* memory) { return to_floats(_mm512_cvtepi8_epi32(load_16(memory))); }
+
+inline void store_signed_bytes(int8_t* memory, Floats v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(memory), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+
+inline Floats twice(__m256 v) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                                 _mm512_castps256_ps512(v));
+}
+
+template <int STRIDE>
+inline Floats halves_twice(const uint8_t* memory) {
+    return twice(_mm256_cvtph_ps(gather_halves<STRIDE>(memory)));
+}
+
+inline Floats bytes_twice(uint64_t bytes) {
+    return twice(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes)))));
+}

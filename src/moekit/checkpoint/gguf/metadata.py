@@ -1,0 +1,70 @@
+"""The metadata of a GGUF file, read key by key: what is missing or of the wrong kind is named."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from moekit.checkpoint.gguf.values import Strings, Value
+from moekit.errors import MoekitError
+
+T = TypeVar("T", int, float, bool, str)
+
+_KINDS: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
+
+class Metadata(Mapping[str, Value]):
+    """Values by key. The methods raise MoekitError naming the file and the key."""
+
+    def __init__(self, values: Mapping[str, Value], path: Path) -> None:
+        self._values, self.path = values, path
+
+    def get_as(self, kind: type[T], key: str, default: T | None = None) -> T:
+        """The value at `key`, or the default where there is none."""
+        found: Any = self._values.get(key, default)
+        if kind is float and type(found) is int:
+            found = float(found)
+        if type(found) is not kind:
+            raise self.problem(key, "is missing" if found is None else f"must be {_KINDS[kind]}, not {shown(found)}")
+        return found
+
+    def numbers(self, key: str) -> np.ndarray | None:
+        """The array of numbers at `key`, a view of the file; None where there is none."""
+        found = self._values.get(key)
+        if found is not None and not isinstance(found, np.ndarray):
+            raise self.problem(key, f"must be an array of numbers, not {shown(found)}")
+        return found
+
+    def strings(self, key: str) -> Strings | None:
+        """The array of texts at `key`; None where there is none."""
+        found = self._values.get(key)
+        if found is not None and not isinstance(found, Strings):
+            raise self.problem(key, f"must be an array of texts, not {shown(found)}")
+        return found
+
+    def problem(self, key: str, text: str) -> MoekitError:
+        """The error that says something of a key."""
+        return MoekitError(f"{self.path}: {printable(key)} {text}.")
+
+    def __getitem__(self, key: str) -> Value:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def shown(value: object) -> str:
+    """A value in a few words."""
+    if isinstance(value, Strings | np.ndarray):
+        return f"an array of {len(value)}"
+    text = printable(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def printable(text: str) -> str:
+    """Short, and without what a file could have put in to steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])

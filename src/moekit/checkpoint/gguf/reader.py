@@ -1,0 +1,227 @@
+"""GGUF files, read where they lie: the file is mapped, and a tensor is a view of it.
+
+Nothing is believed: counts, lengths, offsets and dimensions are compared with the size of the file before anything is
+allocated or looped over. Whoever shortens a file that is in use gets the signal that all users of mmap get.
+"""
+
+import math
+import mmap
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moekit.checkpoint.gguf.metadata import Metadata, printable
+from moekit.checkpoint.gguf.types import PACKED_TYPES, STORED_TYPES, StoredType
+from moekit.checkpoint.gguf.values import Cursor, Damaged, Value
+from moekit.errors import MoekitError
+from moekit.kernels.packed import PackedMatrix, dequantize
+
+_MAGIC = b"GGUF"
+_MAX_DIMENSIONS = 4
+# A header of a key or a tensor takes more; so a count that passes is one that the file can hold.
+_LEAST_KEY_BYTES, _LEAST_TENSOR_BYTES = 13, 32
+# What is read of a header takes some times its bytes in memory; real files have thousands.
+_MOST_ENTRIES = 1_000_000
+_READ_ROWS_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """A tensor of the file: `shape` with the dimension whose numbers lie together last (the file says it the other way
+    round); its `size` bytes begin at byte `start`. code: of its type, as ggml counts them.
+    """
+
+    name: str
+    code: int
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def type(self) -> StoredType:
+        """What its numbers are."""
+        return STORED_TYPES[self.code]
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensor as a matrix, its leading dimensions on end."""
+        return math.prod(self.shape[:-1])
+
+
+class GGUFFile:
+    """A GGUF file that is open for reading. metadata: by key. tensors: by name, in the order of the file.
+
+    Raises MoekitError naming file and place where it is no GGUF of version 2 or 3, or damaged in any way that its first
+    part tells. Views that it gives stay valid after it is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = _mapped(path)
+        try:
+            self._read(memoryview(data))
+        except Damaged as error:
+            raise MoekitError(f"{path} is damaged or incomplete ({printable(str(error))}); get it again.") from error
+        with warnings.catch_warnings():
+            # That the memory is read-only is meant.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            self.data_B = torch.frombuffer(data, dtype=torch.uint8)
+
+    def bytes_of(self, name: str) -> Tensor:
+        """The bytes of a tensor as rows (rows, bytes of a row): uint8, a view of the file."""
+        tensor = self[name]
+        return self.data_B[tensor.start : tensor.start + tensor.size].view(tensor.rows, -1)
+
+    def packed(self, name: str) -> PackedMatrix:
+        """The tensor as a matrix where it lies; MoekitError where PackedMatrix does not know its type."""
+        tensor = self[name]
+        if tensor.code not in PACKED_TYPES:
+            raise MoekitError(
+                f"Tensor {name!r} in {self.path} is of type {tensor.type.name}, which is not computed with."
+            )
+        return PackedMatrix(self.bytes_of(name), PACKED_TYPES[tensor.code], tensor.columns)
+
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """Rows of the tensor as numbers, (end - begin, columns), fp32; MoekitError where the type is unknown to us and
+        to the `gguf` package.
+        """
+        tensor = self[name]
+        raw_RB = self.bytes_of(name)[begin:end]
+        if tensor.code in PACKED_TYPES:
+            return dequantize(PackedMatrix(raw_RB, PACKED_TYPES[tensor.code], tensor.columns))
+        return _by_package(tensor, raw_RB, self.path)
+
+    def numbers(self, name: str) -> Tensor:
+        """All of the tensor in its shape, fp32."""
+        return self.rows(name).view(self[name].shape)
+
+    def chunks(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """The rows as numbers, some at a time, each with the index of its first."""
+        tensor = self[name]
+        step = max(1, _READ_ROWS_BYTES // (4 * tensor.columns))
+        for begin in range(0, tensor.rows, step):
+            yield begin, self.rows(name, begin, min(begin + step, tensor.rows))
+
+    def __getitem__(self, name: str) -> GGUFTensor:
+        if name not in self.tensors:
+            raise MoekitError(f"{self.path} lacks the tensor {name!r}; it is of another model or incomplete.")
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def _read(self, data: memoryview) -> None:
+        cursor = Cursor(data)
+        tensors, keys = self._counts(cursor)
+        metadata: dict[str, Value] = {}
+        for _ in range(keys):
+            key = cursor.text("a key")
+            if key in metadata:
+                raise Damaged(f"it has the key {key!r} twice")
+            metadata[key] = cursor.value(key)
+        self.metadata = Metadata(metadata, self.path)
+        if self.metadata.get_as(int, "split.count", 1) > 1:
+            raise MoekitError(
+                f"{self.path} is a part of a split model; join the parts (llama-gguf-split --merge) first."
+            )
+        alignment = self.metadata.get_as(int, "general.alignment", 32)
+        # Less than 8 would not do for numbers of 8 bytes.
+        if not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+            raise Damaged(f"general.alignment is {alignment}")
+        described = [self._described(cursor) for _ in range(tensors)]
+        first = -(-cursor.position // alignment) * alignment
+        self.tensors: Mapping[str, GGUFTensor] = _placed(described, first, alignment, len(data))
+
+    def _counts(self, cursor: Cursor) -> tuple[int, int]:
+        """Of tensors and of keys, both of which the rest of the file has room for."""
+        if bytes(cursor.data[:4]) != _MAGIC:
+            raise MoekitError(f"{self.path} is no GGUF file.")
+        cursor.position = 4
+        version = cursor.u32()
+        if version & 0xFFFF == 0 and version:
+            raise MoekitError(f"{self.path} is a big-endian GGUF file, which moekit doesn't read.")
+        if version not in (2, 3):
+            raise MoekitError(f"{self.path} is of GGUF version {version}, and moekit reads 2 and 3.")
+        tensors, keys = cursor.u64(), cursor.u64()
+        left = len(cursor.data) - cursor.position
+        if max(tensors, keys) > _MOST_ENTRIES or tensors * _LEAST_TENSOR_BYTES + keys * _LEAST_KEY_BYTES > left:
+            raise Damaged(f"{tensors} tensors and {keys} keys do not fit the file")
+        return tensors, keys
+
+    def _described(self, cursor: Cursor) -> GGUFTensor:
+        """What the file says of a tensor; start still counts from where the data begins."""
+        name = cursor.text("a tensor's name")
+        dimensions = cursor.u32()
+        if not 0 < dimensions <= _MAX_DIMENSIONS:
+            raise Damaged(f"{name!r} has {dimensions} dimensions")
+        shape = tuple(reversed([cursor.u64() for _ in range(dimensions)]))
+        code, start = cursor.u32(), cursor.u64()
+        if code not in STORED_TYPES:
+            raise MoekitError(f"Tensor {printable(name)!r} in {self.path} is of the unknown type {code}.")
+        kind = STORED_TYPES[code]
+        # Python's integers do not overflow; a size beyond the file is found when it is placed.
+        if 0 in shape or shape[-1] % kind.numbers:
+            raise Damaged(f"{name!r} has the shape {list(shape)}, which is no whole blocks of {kind.name}")
+        return GGUFTensor(name, code, shape, start, math.prod(shape) // kind.numbers * kind.size)
+
+
+def _placed(described: list[GGUFTensor], first: int, alignment: int, file_size: int) -> dict[str, GGUFTensor]:
+    """The tensors with their places in the file, checked: inside it, aligned, none over another."""
+    placed: dict[str, GGUFTensor] = {}
+    for tensor in described:
+        if tensor.name in placed:
+            raise Damaged(f"it has the tensor {tensor.name!r} twice")
+        start = first + tensor.start
+        if tensor.start % alignment or start + tensor.size > file_size:
+            raise Damaged(f"{tensor.name!r} lies outside the file or across its alignment")
+        placed[tensor.name] = GGUFTensor(tensor.name, tensor.code, tensor.shape, start, tensor.size)
+    in_order = sorted(placed.values(), key=lambda tensor: tensor.start)
+    for before, after in pairwise(in_order):
+        if before.start + before.size > after.start:
+            raise Damaged(f"{before.name!r} and {after.name!r} lie over each other")
+    return placed
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """All of the file, read-only; MoekitError where it is none, or empty."""
+    try:
+        # Not blocking, or opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is not valid"
+        raise MoekitError(f"{printable(str(path))} could not be opened: {reason}.") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            raise MoekitError(f"{path} is no file, or an empty one.")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise MoekitError(f"{path} could not be mapped: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
+
+
+def _by_package(tensor: GGUFTensor, raw_RB: Tensor, path: Path) -> Tensor:
+    """Numbers of a type that only the `gguf` package knows."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as package_dequantize
+
+    try:
+        numbers = package_dequantize(raw_RB.numpy(), GGMLQuantizationType(tensor.code))
+    except NotImplementedError as error:
+        raise MoekitError(
+            f"Tensor {tensor.name!r} in {path} is of type {tensor.type.name}, which moekit doesn't read."
+        ) from error
+    return torch.from_numpy(numbers).view(len(raw_RB), tensor.columns)

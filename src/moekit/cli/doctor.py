@@ -1,0 +1,65 @@
+"""`moekit doctor`."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from moekit.doctor import Diagnosis
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  moekit doctor
+  moekit doctor --json"""
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def doctor(as_json: bool, debug: bool) -> None:
+    """What this machine has for running models, which kernels serve, and what would make them faster.
+
+    Memory and disk are measured, which takes a few seconds and a file of 128 MB in the folder for temporary files.
+    """
+    from moekit.doctor import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(diagnosis), indent=2))
+    else:
+        _print(diagnosis)
+
+
+def _print(diagnosis: "Diagnosis") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from moekit.formatting import bytes_text
+
+    available, total = bytes_text(diagnosis.memory_available_bytes), bytes_text(diagnosis.memory_bytes)
+    disk = "not measured: no room for temporary files"
+    if diagnosis.disk_bandwidth is not None:
+        around = "" if diagnosis.disk_is_direct else " (of the page cache: this file system has no way around it)"
+        disk = f"{bytes_text(diagnosis.disk_bandwidth)}/s read{around}"
+    rows = {
+        "processor": f"{diagnosis.cpu}, {diagnosis.cores} cores",
+        "instruction sets": " ".join(diagnosis.instruction_sets) or "not known",
+        "memory": f"{total}, {available} available",
+        "read bandwidth": f"{bytes_text(diagnosis.read_bandwidth)}/s measured: no model decodes faster than this "
+        "divided by the bytes of its active weights",
+        "disk": disk,
+        "GPU": ", ".join(f"{gpu.name} ({bytes_text(gpu.memory_bytes)})" for gpu in diagnosis.gpus) or "none",
+        "torch": f"{diagnosis.torch}, {diagnosis.torch_threads} threads",
+        "kernels": diagnosis.kernels,
+        "system": diagnosis.system,
+    }
+    table = Table(box=None, show_header=False)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console = Console(highlight=False)
+    console.print(table)
+    for sentence in diagnosis.advice:
+        console.print(f"! {sentence}", markup=False)

@@ -1,0 +1,121 @@
+"""`moekit generate`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moekit.cli.generating import drawing_options
+from moekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from moekit.inference import Completion, GenerationOptions, LoadedModel
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  moekit generate ./my-model --prompt "Once upon a time" --max-tokens 100
+  moekit generate model.gguf --prompt-file question.txt --temperature 0.8 --min-p 0.05 --seed 1
+  echo "The capital of France is" | moekit generate ./my-model --prompt-file - --json"""
+)
+@click.argument("model")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to continue; repeatable, for a batch.")
+@click.option("--prompt-file", metavar="FILE", help="A file with the prompt, less a last newline; - is standard input.")
+@drawing_options(temperature=0.0)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def generate(
+    model: str,
+    prompts: tuple[str, ...],
+    prompt_file: str | None,
+    max_tokens: int | None,
+    stop: tuple[str, ...],
+    context: int | None,
+    as_json: bool,
+    debug: bool,
+    **drawing: Any,
+) -> None:
+    """Let MODEL continue a text.
+
+    MODEL is a folder, a hub id (owner/name) or a GGUF file. The text comes as it is made, and at the end its speed and
+    how long the first token took, counted from the start of the command. Several prompts are continued together.
+    """
+    given = _prompts(prompts, prompt_file)
+    from moekit.cli.generating import generation_options, load_to_generate
+
+    options = generation_options(frozenset(), stop, max_tokens, drawing)  # what is wrong with them, before any work
+    loaded = load_to_generate(model, context)
+    completions, before = _run(loaded, given, options, stream=not as_json and len(given) == 1)
+    if as_json:
+        _print_json(completions, before)
+    else:
+        _print(completions, before)
+
+
+def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
+    """What to continue. Raises UsageError where there is nothing, or too much."""
+    if bool(prompts) == (prompt_file is not None):
+        raise UsageError("Give --prompt or --prompt-file.")
+    if prompt_file is None:
+        return list(prompts)
+    try:
+        data = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
+        return [data.decode("utf-8").removesuffix("\n").removesuffix("\r")]
+    except OSError as error:
+        raise UsageError(f"Cannot read {prompt_file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{prompt_file} is not UTF-8: {error.reason} at byte {error.start}.") from error
+
+
+def _run(
+    loaded: "LoadedModel", prompts: list[str], options: "GenerationOptions", *, stream: bool
+) -> "tuple[list[Completion], float]":
+    """The completions, and the seconds that had passed before generation began."""
+    import time
+    from dataclasses import replace
+
+    from moekit.cli.generating import Bar
+    from moekit.hardware import process_started
+    from moekit.inference import generate as complete
+    from moekit.inference.prompts import prompt_ids
+
+    ids = [prompt_ids(prompt, loaded.tokenizer) for prompt in prompts]
+    before = time.perf_counter() - process_started()
+    total, done = sum(map(len, ids)), 0
+    with Bar("Prompt") as bar:
+
+        def computed(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.set(done, total)
+
+        def say(_: int, piece: str) -> None:
+            bar.stop()
+            if stream:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+
+        options = replace(options, end_tokens=loaded.end_tokens)
+        return complete(loaded.runner, loaded.tokenizer, ids, options, say, on_tokens=computed), before
+
+
+def _print_json(completions: "list[Completion]", before: float) -> None:
+    import json
+    from dataclasses import asdict
+
+    shown = [asdict(one) | {"time_to_first_token_s": before + one.time_to_first_token_s} for one in completions]
+    click.echo(json.dumps(shown[0] if len(shown) == 1 else {"completions": shown}, indent=2))
+
+
+def _print(completions: "list[Completion]", before: float) -> None:
+    from moekit.cli.generating import figures
+
+    for number, completion in enumerate(completions, start=1):
+        if len(completions) > 1:
+            click.echo(f"==> {number} <==")
+            click.echo(completion.text)
+        else:
+            click.echo()  # the text has been shown
+        click.echo(figures(completion, before + completion.time_to_first_token_s), err=True)

@@ -1,0 +1,121 @@
+"""What `moekit generate` and `moekit chat` share: options of the draw, loading, progress, and figures at the end."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from moekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from moekit.inference import Completion, GenerationOptions, LoadedModel
+
+
+def drawing_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of both verbs; `temperature` is the default of that one."""
+    options = (
+        click.option("--max-tokens", type=click.IntRange(1), help="Of an answer.  [default: what the context leaves]"),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(0),
+            default=temperature,
+            show_default=True,
+            help="Logits are divided by it; 0 takes the most probable token.",
+        ),
+        click.option(
+            "--top-k", type=click.IntRange(0), default=0, help="The most probable tokens that stay; 0 for all."
+        ),
+        click.option("--top-p", type=float, default=1.0, help="Tokens stay whose probabilities add up to this."),
+        click.option(
+            "--min-p", type=float, default=0.0, help="Tokens stay with this share of the most probable one's."
+        ),
+        click.option("--repetition-penalty", type=float, default=1.0, help="Over 1 for fewer repetitions (CTRL)."),
+        click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Added to a token's logit; repeatable."),
+        click.option("--seed", type=int, help="The same seed gives the same text.  [default: another each time]"),
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", help="Ends an answer, and is not part of it; repeatable."
+        ),
+        click.option("--context", type=click.IntRange(2), help="Tokens of a sequence.  [default: the model's]"),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def load_to_generate(model: str, context: int | None) -> "LoadedModel":
+    """What moekit.inference.load_runner gives, with a progress bar."""
+    from moekit.cli.loading import check_there
+    from moekit.inference import load_runner
+
+    check_there(model)
+    with Bar("Loading", bytes_=True) as bar:
+        return load_runner(model, context=context, on_bytes=bar.set)
+
+
+def generation_options(
+    loaded_end_tokens: frozenset[int], stop: tuple[str, ...], max_tokens: int | None, drawing: dict[str, Any]
+) -> "GenerationOptions":
+    """From the command line's options. Raises UsageError where one is out of bounds."""
+    from moekit.inference import GenerationOptions, SamplingOptions
+
+    bias = dict(_bias(text) for text in drawing.pop("logit_bias"))
+    sampling = SamplingOptions(**drawing, logit_bias=bias)
+    return GenerationOptions(max_tokens=max_tokens, stop=stop, end_tokens=loaded_end_tokens, sampling=sampling)
+
+
+def figures(completion: "Completion", waited: float) -> str:
+    """One line: `12 tokens of prompt at 250/s · 80 tokens at 38.1/s · first after 0.8 s`. waited: in seconds."""
+    from moekit.formatting import duration_text
+
+    parts = [f"{completion.prompt_tokens} tokens of prompt at {completion.prefill_tokens_per_second:.1f}/s"]
+    speed = completion.decode_tokens_per_second
+    parts.append(f"{completion.completion_tokens} tokens" + ("" if speed is None else f" at {speed:.1f}/s"))
+    return " · ".join([*parts, f"first after {duration_text(waited)}"])
+
+
+class Bar:
+    """Progress on standard error, of which nothing stays; nothing is shown where that is no terminal."""
+
+    def __init__(self, title: str, *, bytes_: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+
+        console = Console(stderr=True, highlight=False)
+        count = DownloadColumn() if bytes_ else MofNCompleteColumn()
+        columns = (TextColumn(title), BarColumn(bar_width=24), count)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=None)
+
+    def set(self, done: int, total: int) -> None:
+        """So much of so much."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def advance(self, count: int) -> None:
+        """So much more."""
+        self._progress.advance(self._task, count)
+
+    def stop(self) -> None:
+        """Take it away: something else is to be seen."""
+        self._progress.stop()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def _bias(text: str) -> tuple[int, float]:
+    id_, _, value = text.partition("=")
+    try:
+        return int(id_), float(value)
+    except ValueError:
+        raise UsageError(f"--logit-bias {text!r} is not like 42=-1.5, a token's id and what its logit gets.") from None

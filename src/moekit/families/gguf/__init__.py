@@ -1,0 +1,8 @@
+"""Architectures of GGUF files: their metadata as configurations of ours, their tensors as views of our parameters."""
+
+from moekit.families.gguf.architectures import ARCHITECTURES, Architecture, describe, factors_of
+from moekit.families.gguf.model import GGUFModel, wrong_shape
+from moekit.families.gguf.rope import FACTORS
+from moekit.families.gguf.tensors import layout
+
+__all__ = ["ARCHITECTURES", "FACTORS", "Architecture", "GGUFModel", "describe", "factors_of", "layout", "wrong_shape"]

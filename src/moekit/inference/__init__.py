@@ -1,0 +1,24 @@
+"""Running a model: what computes it (runners), what is drawn from its logits, and text in and out."""
+
+from moekit.inference.chat_template import ChatTemplate
+from moekit.inference.conversation import Conversation
+from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
+from moekit.inference.loading import LoadedModel, load_runner
+from moekit.inference.runner import Cache, Runner
+from moekit.inference.sampling import SamplingOptions
+from moekit.inference.torch_runner import TorchRunner
+
+__all__ = [
+    "Cache",
+    "ChatTemplate",
+    "Completion",
+    "Conversation",
+    "GenerationOptions",
+    "LoadedModel",
+    "Memory",
+    "Runner",
+    "SamplingOptions",
+    "TorchRunner",
+    "generate",
+    "load_runner",
+]

@@ -1,0 +1,80 @@
+"""Renders chat templates in a process of its own: `python -I chat_template_worker.py`.
+
+A template is a program that somebody else wrote. Jinja's sandbox keeps it from attributes, but not from filling memory
+or running forever; a process can be limited, and ended. One JSON object a line comes in, one goes out. Nothing here
+imports moekit, so that the process starts quickly.
+"""
+
+import json
+import sys
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_MEMORY_BYTES = 1_000_000_000
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks, for training, what the model is to learn; here it is what it encloses."""
+
+    tags = {"generation"}  # noqa: RUF012 - so declared by jinja2
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def render(source: str, variables: dict[str, Any]) -> str:
+    """The template with transformers' surroundings: trimmed blocks, loop controls, `raise_exception`, `strftime_now`
+    and a `tojson` that escapes no HTML (utils/chat_template_utils.py of transformers 5.23).
+
+    Raises jinja2.TemplateError, and whatever else Python raises at what the template does.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment.from_string(source).render(variables)
+
+
+def main() -> None:
+    """Answer requests until the input ends: `{"text": …}`, or `{"error": …}`."""
+    _limit_memory()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"text": render(request["source"], request["variables"])}
+        except MemoryError:
+            answer = {"error": "it takes too much memory"}
+        except Exception as error:  # noqa: BLE001 - a template can raise anything; it goes to who asked
+            answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:
+        return  # not on every system; the limit of time is left
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A conversation with a model: its messages, and the cache that saves computing them again at every turn."""
+
+from collections.abc import Callable
+from typing import Any
+
+from moekit.errors import UsageError
+from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
+from moekit.inference.loading import LoadedModel
+from moekit.inference.runner import OnTokens
+
+
+class Conversation:
+    """Messages to and from a model with a chat template. Raises UsageError where the model has none.
+
+    system: a message of that role that every conversation starts with; None for none.
+    """
+
+    def __init__(self, model: LoadedModel, options: GenerationOptions, system: str | None = None) -> None:
+        if model.chat_template is None:
+            raise UsageError("The model has no chat template; `moekit generate` continues texts with it.")
+        self._model, self._template, self._options = model, model.chat_template, options
+        self._template.start()
+        self._memory = Memory(model.runner.new_cache())
+        self._opening: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self._opening)
+
+    def reset(self) -> None:
+        """Forget everything but the system's message."""
+        self.messages = list(self._opening)
+
+    def answer(self, text: str, on_text: Callable[[str], None], on_tokens: OnTokens | None = None) -> Completion:
+        """The model's answer to a user's message; both are then part of the conversation.
+
+        An answer that KeyboardInterrupt breaks off stays as far as it got. What fails otherwise, such as a message that
+        the context has no room for, leaves the conversation as it was.
+        """
+        asked = [*self.messages, {"role": "user", "content": text}]
+        pieces: list[str] = []
+
+        def say(_: int, piece: str) -> None:
+            pieces.append(piece)
+            on_text(piece)
+
+        try:
+            (completion,) = generate(
+                self._model.runner,
+                self._model.tokenizer,
+                [self._template.encode(asked, self._model.tokenizer)],
+                self._options,
+                say,
+                memories=[self._memory],
+                on_tokens=on_tokens,
+            )
+        except KeyboardInterrupt:
+            self._said(asked, pieces)
+            raise
+        self._said(asked, pieces)
+        return completion
+
+    def _said(self, asked: list[dict[str, Any]], pieces: list[str]) -> None:
+        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]

@@ -1,0 +1,115 @@
+"""From a decoder's parameters to the packed weights that the native engine computes with.
+
+E experts, F hidden width, D model width, R rows.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from moekit.config import AttentionConfig
+from moekit.kernels.native.weights import AttentionWeights, DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
+from moekit.kernels.packed import BF16, F16, F32, BlockType, PackedMatrix, quantize
+from moekit.models import Decoder
+from moekit.models.decoder import DecoderLayer
+from moekit.moe import MoELayer
+from moekit.nn import Attention, FeedForward, RMSNorm
+
+_AS_STORED = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
+
+
+def packed_weights(model: Decoder, kind: BlockType | None = None) -> DecoderWeights:
+    """The weights of a decoder of grouped attention and RMS norms, in the types they have.
+
+    Matrices are the parameters' own memory, but for gates and ups of experts, which lie in turn in the parameter and
+    are copied, layer by layer; the model is used up by that. kind: matrices are quantised to it, where their rows are
+    whole blocks; routers stay as they are.
+    """
+    packing = _Packing(kind)
+    embedding = packing.matrix(model.embedding.weight)
+    tied = model.head.weight is model.embedding.weight
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(packing.layer(cast(DecoderLayer, layer)) for layer in model.layers),
+        norm_D=_weight(model.norm),
+        head=embedding if tied else packing.matrix(model.head.weight),
+    )
+
+
+class _Packing:
+    def __init__(self, kind: BlockType | None) -> None:
+        self.kind = kind
+
+    def matrix(self, numbers_RC: Tensor) -> PackedMatrix:
+        """As it is, or quantised."""
+        numbers_RC = numbers_RC.detach()
+        if self.kind is None or numbers_RC.shape[1] % self.kind.numbers:
+            return _as_stored(numbers_RC)
+        return quantize(numbers_RC, self.kind)
+
+    def layer(self, layer: DecoderLayer) -> LayerWeights:
+        """One layer; the experts' parameters are emptied as they are copied."""
+        is_sandwich = layer.block == "sandwich"
+        feed_forward = layer.feed_forward
+        return LayerWeights(
+            attention_norm_D=_weight(layer.attention_norm),
+            attention=self._attention(cast(Attention, layer.attention)),
+            feed_forward_norm_D=_weight(layer.feed_forward_norm),
+            feed_forward=self._mixture(feed_forward)
+            if isinstance(feed_forward, MoELayer)
+            else self._network(feed_forward),
+            attention_after_norm_D=_weight(layer.attention_after_norm) if is_sandwich else None,
+            feed_forward_after_norm_D=_weight(layer.feed_forward_after_norm) if is_sandwich else None,
+        )
+
+    def _attention(self, attention: Attention) -> AttentionWeights:
+        config: AttentionConfig = attention.config
+        rows = [config.heads * config.head_width, *[config.kv_heads * config.head_width] * 2]
+        query, key, value = torch.split(attention.query_key_value.weight, rows)
+        fused_bias = attention.query_key_value.bias
+        biases = (None, None, None) if fused_bias is None else torch.split(fused_bias.detach(), rows)
+        normed = attention.query_norm is not None and attention.key_norm is not None
+        return AttentionWeights(
+            query=self.matrix(query),
+            key=self.matrix(key),
+            value=self.matrix(value),
+            output=self.matrix(attention.output.weight),
+            query_bias=biases[0],
+            key_bias=biases[1],
+            value_bias=biases[2],
+            output_bias=None if attention.output.bias is None else attention.output.bias.detach(),
+            query_norm=_weight(attention.query_norm) if normed else None,
+            key_norm=_weight(attention.key_norm) if normed else None,
+        )
+
+    def _network(self, network: FeedForward) -> NetworkWeights:
+        gate_up = network.gate_up.weight
+        if not network.activation.gated:
+            return NetworkWeights(gate=None, up=self.matrix(gate_up), down=self.matrix(network.down.weight))
+        gate, up = gate_up.chunk(2)
+        return NetworkWeights(gate=self.matrix(gate), up=self.matrix(up), down=self.matrix(network.down.weight))
+
+    def _mixture(self, layer: MoELayer) -> MoEWeights:
+        gate_up_EGD, down_EDF = layer.experts.gate_up_EGD, layer.experts.down_EDF
+        halves = gate_up_EGD.detach().chunk(2, dim=1) if layer.config.gated else (gate_up_EGD.detach(),)
+        *gate, up = (self.matrix(half.flatten(0, 1)) for half in halves)
+        experts = NetworkWeights(gate=gate[0] if gate else None, up=up, down=self.matrix(down_EDF.flatten(0, 1)))
+        gate_up_EGD.data = gate_up_EGD.data.new_empty(0)
+        branch_gate = layer.branch_gate
+        return MoEWeights(
+            router=_as_stored(layer.router.weight.detach()),
+            experts=experts,
+            branch=None if layer.branch is None else self._network(layer.branch),
+            branch_gate_D=None if branch_gate is None else branch_gate.weight.detach()[0].float(),
+        )
+
+
+def _as_stored(numbers_RC: Tensor) -> PackedMatrix:
+    numbers_RC = numbers_RC.contiguous()
+    return PackedMatrix(numbers_RC.view(torch.uint8), _AS_STORED[numbers_RC.dtype], numbers_RC.shape[1])
+
+
+def _weight(norm: nn.Module | None) -> Tensor:
+    assert isinstance(norm, RMSNorm)
+    return norm.weight.detach().float()

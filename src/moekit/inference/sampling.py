@@ -1,0 +1,138 @@
+"""From logits to the next token of each sequence.
+
+The order is that of transformers' processors: logit bias, repetition penalty, temperature, top-k, top-p, min-p.
+(llama.cpp takes the temperature last, so that its top-p and min-p see the untempered distribution.)
+
+B sequences, V vocabulary, N candidates that are left of it.
+"""
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from moekit.errors import MoekitError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How a token is drawn; by default it is the most probable one.
+
+    temperature: logits are divided by it; 0 takes the most probable token, whatever the next three say.
+    top_k: how many of the most probable tokens stay; 0 for all.
+    top_p: the most probable tokens stay whose probabilities add up to it (Holtzman et al., arXiv 1904.09751).
+    min_p: tokens stay that have at least this share of the most probable one's probability (arXiv 2407.01082).
+    repetition_penalty: logits of tokens seen in the prompt or the answer are divided by it where they are positive, and
+    multiplied where they are negative (CTRL, arXiv 1909.05858, section 4.1).
+    logit_bias: added to the logits of tokens, by id. seed: of the draws; None for another one at every call.
+    Raises UsageError where a value is out of bounds.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, good, bounds in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0"),
+            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2^63 - 1"),
+        ):
+            if not good:
+                raise UsageError(f"{name} must be {bounds}, not {getattr(self, name)}.")
+
+
+class Sampler:
+    """Draws tokens for sequences whose prompts are given; each has random numbers of its own, all from one seed.
+
+    So what a sequence gets depends on its logits and the seed, not on what else is in the batch.
+    """
+
+    def __init__(self, options: SamplingOptions, vocab_size: int, prompts: Sequence[Sequence[int]]) -> None:
+        self.options = options
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        self._random = [torch.Generator().manual_seed(seed) for _ in prompts]
+        self._bias_V = _bias(options.logit_bias, vocab_size)
+        self._seen_BV: Tensor | None = None
+        if options.repetition_penalty != 1:
+            self._seen_BV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                self._seen_BV[row, torch.tensor(prompt)] = True
+
+    def draw(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        """tokens_B: one for each of the sequences with the numbers `rows`. Raises MoekitError where logits are NaN."""
+        index_B = torch.tensor(rows)
+        seen_BV = None if self._seen_BV is None else self._seen_BV[index_B]
+        logits_BV = adjusted(logits_BV, self._bias_V, seen_BV, self.options.repetition_penalty)
+        if logits_BV.amax(-1).isnan().any():
+            raise MoekitError("The model's logits are not numbers: its weights are broken, or overflow in their type.")
+        if self.options.temperature == 0:
+            tokens_B = logits_BV.argmax(-1)
+        else:
+            uniform_B = torch.stack([torch.rand((), generator=self._random[row], dtype=torch.float64) for row in rows])
+            tokens_B = pick(*candidates(logits_BV, self.options), uniform_B)
+        if self._seen_BV is not None:
+            self._seen_BV[index_B, tokens_B] = True
+        return tokens_B
+
+
+def adjusted(logits_BV: Tensor, bias_V: Tensor | None, seen_BV: Tensor | None, penalty: float) -> Tensor:
+    """The logits with bias and repetition penalty."""
+    if bias_V is not None:
+        logits_BV = logits_BV + bias_V
+    if seen_BV is not None:
+        penalized_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        logits_BV = torch.where(seen_BV, penalized_BV, logits_BV)
+    return logits_BV
+
+
+def candidates(logits_BV: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor]:
+    """logits_BN after temperature, top-k, top-p and min-p, -inf for what they leave out, and ids_BN.
+
+    Of tokens that are equally probable at the border of top-k exactly as many stay as make k.
+    """
+    logits_BN = logits_BV.double() / options.temperature
+    if 0 < options.top_k < logits_BN.shape[1]:
+        logits_BN, ids_BN = logits_BN.topk(options.top_k)
+    elif options.top_p < 1:
+        logits_BN, ids_BN = logits_BN.sort(descending=True, stable=True)
+    else:
+        ids_BN = torch.arange(logits_BN.shape[1]).expand_as(logits_BN)
+    if options.top_p < 1:
+        share_BN = logits_BN.softmax(-1)
+        before_BN = share_BN.cumsum(-1) - share_BN
+        logits_BN = logits_BN.masked_fill(before_BN >= options.top_p, -torch.inf)
+    if options.min_p > 0:
+        least_B1 = logits_BN.amax(-1, keepdim=True) + math.log(options.min_p)
+        logits_BN = logits_BN.masked_fill(logits_BN < least_B1, -torch.inf)
+    return logits_BN, ids_BN
+
+
+def pick(logits_BN: Tensor, ids_BN: Tensor, uniform_B: Tensor) -> Tensor:
+    """tokens_B: of each row the candidate in whose part of [0, 1) the uniform number lies."""
+    mass_BN = logits_BN.softmax(-1).cumsum(-1)
+    # Scaled to the sum as it was rounded: no number may lie beyond the last candidate that has a probability.
+    place_B1 = torch.searchsorted(mass_BN, uniform_B[:, None] * mass_BN[:, -1:], right=True)
+    return ids_BN.gather(1, place_B1.clamp(max=ids_BN.shape[1] - 1))[:, 0]
+
+
+def _bias(bias: Mapping[int, float], vocab_size: int) -> Tensor | None:
+    if not bias:
+        return None
+    for id_ in bias:
+        if not 0 <= id_ < vocab_size:
+            raise UsageError(f"--logit-bias names token {id_}, and the model has {vocab_size:,}, counted from 0.")
+    bias_V = torch.zeros(vocab_size)
+    bias_V[torch.tensor(list(bias))] = torch.tensor(list(bias.values()), dtype=torch.float32)
+    return bias_V

@@ -1,0 +1,284 @@
+"""Decoding by one native call a step: all layers, for one more token of each of several sequences.
+
+B sequences, T tokens, P positions in a cache, D model width, H query heads, G key-value heads, C head width, F hidden
+width, E experts, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from moekit.config import (
+    ActivationName,
+    AttentionConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    MoEConfig,
+    SoftmaxTopKConfig,
+)
+from moekit.kernels.native.module import native
+from moekit.kernels.native.weights import DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
+from moekit.kernels.packed import PackedMatrix
+
+CacheKind = Literal["fp32", "bf16", "q8"]
+
+# The numbers by which the native code knows them.
+_CACHE_KINDS: dict[CacheKind, int] = {"fp32": 0, "bf16": 1, "q8": 2}
+_FUNCTIONS: dict[ActivationName, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+
+_WIDEST_HEAD = 1024
+
+
+def unsupported(config: ModelConfig) -> str | None:
+    """Why the native decoder cannot compute that model, in words that follow "because"; None where it can."""
+    attention = config.attention
+    if not isinstance(attention, AttentionConfig):
+        return "its attention is latent"
+    if attention.positions == "alibi" or config.learned_positions:
+        return "its positions are not rotary"
+    if attention.head_width > _WIDEST_HEAD:
+        return f"its heads are wider than {_WIDEST_HEAD}"
+    if config.block not in ("pre", "sandwich"):
+        return f"its blocks are {config.block}"
+    if config.norm != "rms":
+        return f"its norm is {config.norm}"
+    reasons = (_unsupported_layer(layer) for layer in config.layers)
+    return next((reason for reason in reasons if reason), None)
+
+
+def _unsupported_layer(layer: FeedForwardConfig) -> str | None:
+    if layer.bias:
+        return "its feed-forward networks have biases"
+    if isinstance(layer, DenseConfig):
+        return None
+    if not isinstance(layer.router, SoftmaxTopKConfig):
+        return f"its router is {layer.router.kind}"
+    if layer.router.capacity_factor is not None:
+        return "its experts have a capacity"
+    return "its branch is residual" if layer.branch == "residual" else None
+
+
+class NativeCache:
+    """Keys and values of one sequence, all layers; memory is taken 256 positions at a time, as they come."""
+
+    def __init__(self, config: ModelConfig, kind: CacheKind) -> None:
+        assert isinstance(config.attention, AttentionConfig)
+        self.kv_heads, self.head_width = config.attention.kv_heads, config.attention.head_width
+        layers = len(config.layers)
+        self.native = native().Cache(_CACHE_KINDS[kind], layers, self.kv_heads, self.head_width, config.context)
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return int(self.native.length)
+
+    @property
+    def bytes(self) -> int:
+        """That it takes now."""
+        return int(self.native.bytes)
+
+    def truncate(self, length: int) -> None:
+        """Forget what comes after the first `length` tokens."""
+        self.native.truncate(length)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for that many more. Raises ValueError where the context is full."""
+        self.native.reserve(tokens)
+
+    def write(self, layer: int, key_GTC: Tensor, value_GTC: Tensor) -> None:
+        """What a layer keeps of the T tokens after `length`, keys turned already; fp32 or bf16.
+
+        They count from `extend` on, and `read` sees them at once. Raises ValueError where no room is reserved for them.
+        """
+        for values, rows_GTC in enumerate((key_GTC, value_GTC)):
+            tokens = rows_GTC.shape[1]
+            self._check(rows_GTC, tokens)
+            self.native.write(layer, bool(values), tokens, *_described(rows_GTC))
+
+    def extend(self, tokens: int) -> None:
+        """The T tokens after `length`, written in all layers, are seen now."""
+        self.native.extend(tokens)
+
+    def read(self, layer: int, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """key_GPC and value_GPC, fp32 or bf16, of the first P = `tokens` positions that are written."""
+        key_GPC, value_GPC = torch.empty(2, self.kv_heads, tokens, self.head_width, dtype=dtype)
+        for values, rows_GPC in enumerate((key_GPC, value_GPC)):
+            self._check(rows_GPC, tokens)
+            self.native.read(layer, bool(values), tokens, *_described(rows_GPC))
+        return key_GPC, value_GPC
+
+    def _check(self, rows_GTC: Tensor, tokens: int) -> None:
+        if rows_GTC.shape != (self.kv_heads, tokens, self.head_width):
+            raise ValueError(f"a cache of {self.kv_heads} heads of {self.head_width} got rows of {rows_GTC.shape}")
+        if rows_GTC.dtype not in (torch.float32, torch.bfloat16) or rows_GTC.stride(2) != 1 or not rows_GTC.is_cpu:
+            raise ValueError("a cache takes fp32 or bf16 in the processor's memory, the numbers of a head side by side")
+
+
+def _described(rows_GTC: Tensor) -> tuple[int, bool, int, int]:
+    return rows_GTC.data_ptr(), rows_GTC.dtype == torch.bfloat16, rows_GTC.stride(0), rows_GTC.stride(1)
+
+
+class NativeDecoder:
+    """A decoder of packed weights.
+
+    frequencies, magnitude: of rotary positions (`nn.Rotary`); no frequencies where it has none.
+    Raises ValueError where the weights do not have the configuration's shapes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        *,
+        frequencies: Sequence[float] = (),
+        magnitude: float = 1.0,
+    ) -> None:
+        reason = unsupported(config)
+        if reason:
+            raise ValueError(f"the native decoder cannot compute this model because {reason}")
+        self.config = config
+        parts = _Parts(config)
+        shape = parts.shape(weights) | {"frequencies": list(frequencies), "rotary_magnitude": magnitude}
+        layers = [parts.layer(index, layer) for index, layer in enumerate(weights.layers)]
+        if len(layers) != len(config.layers):
+            raise ValueError(f"weights of {len(layers)} layers do not make a model of {len(config.layers)}")
+        # The native side knows addresses only.
+        self._kept = parts.kept
+        self._native = native().Decoder(shape, layers)
+
+    def new_cache(self, kind: CacheKind = "bf16") -> NativeCache:
+        """An empty one, for one sequence. q8: 8 bits with a scale for each 32 numbers, 9 bits in all."""
+        return NativeCache(self.config, kind)
+
+    def decode(self, caches: Sequence[NativeCache], tokens_B: Tensor) -> Tensor:
+        """logits_BV, fp32, after one more token (int64) of each sequence, whose caches are extended.
+
+        Raises ValueError where a context is full, IndexError where a token is not in the vocabulary: nothing has
+        changed then. Other Python threads run meanwhile; of several calls, one computes at a time.
+        """
+        if len(caches) != tokens_B.numel():
+            raise ValueError(f"{len(caches)} caches are not those of {tokens_B.numel()} tokens")
+        logits_BV = torch.empty(len(caches), self.config.vocab_size)
+        self._native.decode([cache.native for cache in caches], tokens_B.tolist(), logits_BV.data_ptr())
+        return logits_BV
+
+
+class _Parts:
+    """Weights as the native side takes them, checked against the configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert isinstance(config.attention, AttentionConfig)
+        self.config, self.attention = config, config.attention
+        self.query_rows = self.attention.heads * self.attention.head_width
+        self.key_rows = self.attention.kv_heads * self.attention.head_width
+        self.kept: list[Tensor] = []
+
+    def shape(self, weights: DecoderWeights) -> dict[str, Any]:
+        """What is not of one layer."""
+        config, attention = self.config, self.attention
+        return {
+            "width": config.width,
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "head_width": attention.head_width,
+            "norm_eps": config.norm_eps,
+            "attention_scale": attention.scale or attention.head_width**-0.5,
+            "soft_cap": attention.soft_cap or 0.0,
+            "norm_all_heads": attention.query_key_norm == "all",
+            "interleaved": weights.interleaved,
+            "embedding_scale": config.embedding_scale,
+            "logit_scale": config.logit_scale,
+            "embedding": self._matrix("embedding", weights.embedding, config.vocab_size, config.width),
+            "head": self._matrix("head", weights.head, config.vocab_size, config.width),
+            "norm": self._vector("norm", weights.norm_D, config.width),
+        }
+
+    def layer(self, index: int, weights: LayerWeights) -> dict[str, Any]:
+        """The parts of one layer; those that it lacks are left out."""
+        config = self.config
+        sandwich = config.block == "sandwich"
+        after = {"attention": weights.attention_after_norm_D, "feed_forward": weights.feed_forward_after_norm_D}
+        parts = {
+            "attention_norm": self._vector("attention_norm", weights.attention_norm_D, config.width),
+            "feed_forward_norm": self._vector("feed_forward_norm", weights.feed_forward_norm_D, config.width),
+            "window": config.window(index) or 0,
+            **{
+                f"{name}_after_norm": self._vector(f"{name}_after_norm", norm_D, config.width)
+                for name, norm_D in after.items()
+                if sandwich
+            },
+            **self._attention(weights),
+        }
+        layer = config.layers[index]
+        parts["function"] = _FUNCTIONS[layer.activation]
+        if isinstance(layer, MoEConfig) and isinstance(weights.feed_forward, MoEWeights):
+            return parts | self._mixture(layer, weights.feed_forward)
+        if isinstance(layer, DenseConfig) and isinstance(weights.feed_forward, NetworkWeights):
+            return parts | self._network("", weights.feed_forward, layer, experts=1)
+        raise ValueError(f"the weights of layer {index} are not those of a layer of kind {layer.kind}")
+
+    def _attention(self, layer: LayerWeights) -> dict[str, Any]:
+        width, attention, weights = self.config.width, self.attention, layer.attention
+        rows = {"query": self.query_rows, "key": self.key_rows, "value": self.key_rows, "output": width}
+        parts: dict[str, Any] = {}
+        for name, count in rows.items():
+            columns = self.query_rows if name == "output" else width
+            parts[name] = self._matrix(name, getattr(weights, name), count, columns)
+            if attention.output_bias if name == "output" else attention.qkv_bias:
+                parts[f"{name}_bias"] = self._vector(f"{name}_bias", getattr(weights, f"{name}_bias"), count)
+        if attention.query_key_norm != "none":
+            for name in ("query", "key"):
+                count = rows[name] if attention.query_key_norm == "all" else attention.head_width
+                parts[f"{name}_norm"] = self._vector(f"{name}_norm", getattr(weights, f"{name}_norm"), count)
+        return parts
+
+    def _mixture(self, layer: MoEConfig, weights: MoEWeights) -> dict[str, Any]:
+        assert isinstance(layer.router, SoftmaxTopKConfig)
+        expert = DenseConfig(width=layer.expert_width, activation=layer.activation, gated=layer.gated)
+        parts = {
+            "experts": layer.experts,
+            "top_k": layer.router.top_k,
+            "renormalize": layer.router.renormalize,
+            "router": self._matrix("router", weights.router, layer.experts, self.config.width),
+            **self._network("", weights.experts, expert, layer.experts),
+        }
+        if layer.branch != "none":
+            parts |= self._network("branch_", weights.branch, layer.dense_branch, experts=1)
+        if layer.branch == "gated_shared":
+            parts["branch_share"] = self._vector("branch_gate", weights.branch_gate_D, self.config.width)
+        return parts
+
+    def _network(self, prefix: str, weights: NetworkWeights | None, layer: DenseConfig, experts: int) -> dict[str, Any]:
+        if weights is None:
+            raise ValueError("weights of the branch beside the experts are missing")
+        width, hidden = self.config.width, layer.width
+        parts = {
+            f"{prefix}up": self._matrix(f"{prefix}up", weights.up, experts * hidden, width),
+            f"{prefix}down": self._matrix(f"{prefix}down", weights.down, experts * width, hidden),
+        }
+        if layer.gated:
+            parts[f"{prefix}gate"] = self._matrix(f"{prefix}gate", weights.gate, experts * hidden, width)
+        return parts
+
+    def _matrix(self, name: str, matrix: PackedMatrix | None, rows: int, columns: int) -> Any:
+        if matrix is None:
+            raise ValueError(f"the matrix {name} is missing")
+        if (matrix.rows, matrix.columns) != (rows, columns):
+            raise ValueError(f"{name} is {matrix.rows} x {matrix.columns} where {rows} x {columns} are needed")
+        data_RB = matrix.data_RB
+        if data_RB.dtype != torch.uint8 or not data_RB.is_cpu or not data_RB.is_contiguous():
+            raise ValueError(f"{name} must be bytes in the processor's memory, row after row")
+        self.kept.append(data_RB)
+        return native().Matrix.at(data_RB.data_ptr(), matrix.type.code, rows, columns)
+
+    def _vector(self, name: str, vector: Tensor | None, count: int) -> int:
+        if vector is None:
+            raise ValueError(f"the vector {name} is missing")
+        if vector.numel() != count:
+            raise ValueError(f"{name} has {vector.numel()} numbers where {count} are needed")
+        numbers = vector.detach().to("cpu", torch.float32).contiguous()
+        self.kept.append(numbers)
+        return numbers.data_ptr()

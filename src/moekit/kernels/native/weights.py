@@ -1,0 +1,80 @@
+"""A decoder's weights as they lie in files: what the native decoder computes with.
+
+Every matrix is stored as (what it gives, what it takes) and may have a type of its own. A fused matrix is given as
+ranges of its rows. D model width, H query heads, G key-value heads, C head width, F hidden width, E experts,
+V vocabulary. The vectors (norms, biases, gates) are fp32.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moekit.kernels.packed import PackedMatrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkWeights:
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate; of E experts where their rows stand on end.
+
+    gate, up: (F, D) or (E·F, D). down: (D, F) or (E·D, F).
+    """
+
+    gate: PackedMatrix | None
+    up: PackedMatrix
+    down: PackedMatrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEWeights:
+    """router: (E, D). branch: the network beside the experts, and branch_gate_D: what its sigmoid gate is made with."""
+
+    router: PackedMatrix
+    experts: NetworkWeights
+    branch: NetworkWeights | None = None
+    branch_gate_D: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionWeights:
+    """query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have as many numbers as their rows.
+
+    query_norm, key_norm: of C numbers, or of H·C and G·C where the norm is over all heads at once.
+    """
+
+    query: PackedMatrix
+    key: PackedMatrix
+    value: PackedMatrix
+    output: PackedMatrix
+    query_bias: Tensor | None = None
+    key_bias: Tensor | None = None
+    value_bias: Tensor | None = None
+    output_bias: Tensor | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """attention_after_norm_D, feed_forward_after_norm_D: only in a `sandwich` block."""
+
+    attention_norm_D: Tensor
+    attention: AttentionWeights
+    feed_forward_norm_D: Tensor
+    feed_forward: NetworkWeights | MoEWeights
+    attention_after_norm_D: Tensor | None = None
+    feed_forward_after_norm_D: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderWeights:
+    """embedding, head: (V, D), one and the same matrix where they are tied.
+
+    interleaved: rotary positions turn the pairs (2i, 2i + 1) of each head's rows and not (i, i + C/2): so GGUF files of
+    the llama architecture store the rows of queries and keys.
+    """
+
+    embedding: PackedMatrix
+    layers: tuple[LayerWeights, ...]
+    norm_D: Tensor
+    head: PackedMatrix
+    interleaved: bool = False

@@ -1,0 +1,70 @@
+"""From numbers to packed blocks. Q8_0 and Q4_0 are, bit for bit, what the `gguf` package makes of them; Q4_K and Q6_K
+come from a search for the scales with the least squared error (`k_quants.py`).
+
+R rows, C numbers of a block or of a row, N blocks.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moekit.kernels.packed.k_quants import q4_k, q6_k
+from moekit.kernels.packed.types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix
+from moekit.kernels.torch.workers import workers
+
+# Numbers at once, on one core: the passes of the search over them stay in its cache.
+_CHUNK = 1 << 17
+
+
+def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
+    """A matrix of numbers, converted to fp32 first, packed as `kind`.
+
+    Raises ValueError where the columns are not whole blocks.
+    """
+    rows, columns = numbers_RC.shape
+    row_bytes = kind.row_bytes(columns)
+    if kind in _PLAIN:
+        data_RB = numbers_RC.float().to(_PLAIN[kind]).contiguous().view(torch.uint8)
+        return PackedMatrix(data_RB.view(rows, row_bytes), kind, columns)
+    data_RB = torch.empty(rows, row_bytes, dtype=torch.uint8)
+    numbers_NC, data_NB = numbers_RC.reshape(-1, kind.numbers), data_RB.view(-1, kind.size)
+    step = _CHUNK // kind.numbers
+
+    def pack(begin: int) -> None:
+        blocks_NC = numbers_NC[begin : begin + step].float().contiguous()
+        data_NB[begin : begin + step] = _BLOCKS[kind](blocks_NC)
+
+    workers().run(pack, range(0, len(numbers_NC), step))
+    return PackedMatrix(data_RB, kind, columns)
+
+
+def _inverse(scale_N: Tensor) -> Tensor:
+    return torch.where(scale_N == 0, 0.0, 1 / scale_N)
+
+
+def _half(scale_N1: Tensor) -> Tensor:
+    """The two bytes of each as fp16."""
+    return scale_N1.half().view(torch.uint8)
+
+
+def _q8_0(blocks_NC: Tensor) -> Tensor:
+    scale_N1 = blocks_NC.abs().amax(-1, keepdim=True) / 127
+    scaled = blocks_NC * _inverse(scale_N1)
+    # Halves away from zero, as C's roundf does; torch.round takes them to the even neighbour.
+    size = scaled.abs()
+    whole = size.floor()
+    levels = scaled.sign() * (whole + (2 * (size - whole)).floor())
+    return torch.cat([_half(scale_N1), levels.to(torch.int8).view(torch.uint8)], -1)
+
+
+def _q4_0(blocks_NC: Tensor) -> Tensor:
+    largest = blocks_NC.gather(-1, blocks_NC.abs().argmax(-1, keepdim=True))
+    scale_N1 = largest / -8
+    levels = (blocks_NC * _inverse(scale_N1) + 8.5).clamp(0, 15).to(torch.uint8)
+    low, high = torch.split(levels, 16, -1)
+    return torch.cat([_half(scale_N1), low | (high << 4)], -1)
+
+
+_PLAIN = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+_BLOCKS: dict[BlockType, Callable[[Tensor], Tensor]] = {Q8_0: _q8_0, Q4_0: _q4_0, Q4_K: q4_k, Q6_K: q6_k}

@@ -1,0 +1,236 @@
+"""What is generated against transformers, and against what the same runner gives when asked otherwise."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import MOE, model_config
+from torch import Tensor
+
+from moekit.config import ExpertChoiceConfig, MoEConfig
+from moekit.data.tokenizers import ByteTokenizer
+from moekit.errors import UsageError
+from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, TorchRunner, generate
+from moekit.inference import load_runner as load
+from moekit.inference.generation import Memory
+from moekit.inference.prompts import prompt_ids
+from moekit.inference.runner import Cache, OnTokens
+from moekit.models import Decoder
+
+PROMPT = "The quick brown 敏捷"
+DRAWN = SamplingOptions(temperature=1.2, top_p=0.95, seed=5)
+
+
+class Scripted:
+    """A runner that says what it is told, whatever the prompt; its caches only count."""
+
+    vocab_size = 256
+
+    def __init__(self, said: bytes, context: int = 500) -> None:
+        self.said, self.context = said, context
+        self.prefilled: list[int] = []
+        self.fail_after: int | None = None
+
+    class Counting:
+        def __init__(self) -> None:
+            self.length = 0
+
+        def truncate(self, length: int) -> None:
+            self.length = length
+
+    def new_cache(self) -> "Scripted.Counting":
+        return Scripted.Counting()
+
+    def prefill(self, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
+        assert isinstance(cache, Scripted.Counting)
+        self.prefilled.append(len(tokens_T))
+        cache.length += len(tokens_T)
+        self.start = cache.length
+        if on_tokens:
+            on_tokens(len(tokens_T))
+        return self._logits(cache)
+
+    def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
+        assert len(caches) == len(tokens_B)
+        for cache in caches:
+            assert isinstance(cache, Scripted.Counting)
+            cache.length += 1
+            if self.fail_after is not None and cache.length - self.start > self.fail_after:
+                raise KeyboardInterrupt
+        return torch.stack([self._logits(cache) for cache in caches])  # type: ignore[arg-type]
+
+    def _logits(self, cache: "Scripted.Counting") -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(self.said[cache.length - self.start]), 256).float()
+
+
+def say(said: str, context: int = 500, **options: Any) -> tuple[Completion, list[str]]:
+    pieces: list[str] = []
+    (completion,) = generate(
+        Scripted(said.encode() + b"\0" * 50, context),
+        ByteTokenizer(),
+        ["p"],
+        GenerationOptions(end_tokens=frozenset({0}), **options),
+        lambda _, piece: pieces.append(piece),
+    )
+    assert "".join(pieces) == completion.text
+    return completion, pieces
+
+
+def test_greedy_text_is_that_of_transformers(both: tuple[Any, Any, Path]) -> None:
+    model, tokenizer, folder = both
+    ours = load(folder)
+    prompts = [PROMPT, "Zwölf 😀 dogs"]
+    completions = generate(ours.runner, ours.tokenizer, prompts, GenerationOptions(max_tokens=24))
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        assert ids[0].tolist() == prompt_ids(prompt, ours.tokenizer)
+        written = model.generate(ids, max_new_tokens=24, do_sample=False)[0]
+        assert completion.text == tokenizer.decode(written, skip_special_tokens=True).removeprefix(
+            tokenizer.decode(ids[0], skip_special_tokens=True)
+        )
+        assert completion.completion_tokens == 24
+        assert completion.finish_reason == "length"
+
+
+def test_step_by_step_is_the_whole_sequence(both: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt in chunks, then tokens one by one, in a batch with another sequence, and after going back."""
+    monkeypatch.setattr("moekit.inference.torch_runner._CHUNK", 5)
+    runner = load(both[2]).runner
+    tokens_T = torch.randint(runner.vocab_size, (30,))
+    with torch.no_grad():
+        expected_TV = both[0](tokens_T[None]).logits[0]
+    cache, other, done = runner.new_cache(), runner.new_cache(), []
+    logits = {12: runner.prefill(cache, tokens_T[:13], done.append)}
+    assert done == [5, 5, 3]
+    runner.prefill(other, tokens_T[:4])
+    for index in range(13, 30):
+        both_BV = runner.decode([other, cache], tokens_T[[0, index]])
+        logits[index] = both_BV[1]
+    assert (cache.length, other.length) == (30, 21)
+    cache.truncate(20)
+    logits[-10] = runner.decode([cache], tokens_T[20:21])[0]
+    for index, logits_V in logits.items():
+        assert logits_V.dtype == torch.float32
+        assert (logits_V - expected_TV[index]).abs().max() <= 1e-5 * expected_TV.std()
+
+
+def test_bf16_weights_have_a_bf16_cache(folder: Path) -> None:
+    model = load(folder).runner.model.bfloat16()  # type: ignore[attr-defined]
+    runner = TorchRunner(model)
+    cache = runner.new_cache()
+    logits_V = runner.prefill(cache, torch.arange(9))
+    assert cache.layers[0].key_BGPC.dtype == torch.bfloat16
+    again_V = runner.prefill(runner.new_cache(), torch.arange(9))
+    assert torch.equal(logits_V, again_V)
+    with torch.no_grad():
+        whole_V = model(torch.arange(9)[None])[0, -1].float()
+    assert (logits_V - whole_V).abs().max() <= 2**-6 * whole_V.abs().max()
+
+
+def test_a_batch_is_each_alone(loaded: LoadedModel) -> None:
+    prompts = [PROMPT, "dogs", "def main(): return", "dogs"]
+    options = GenerationOptions(max_tokens=20, stop=("e",), sampling=DRAWN)
+    together = generate(loaded.runner, loaded.tokenizer, prompts, options)
+    alone = [generate(loaded.runner, loaded.tokenizer, [prompt], options)[0] for prompt in prompts]
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert [one.finish_reason for one in together] == [one.finish_reason for one in alone]
+    assert together[1].text == together[3].text
+    other = generate(loaded.runner, loaded.tokenizer, prompts, replace(options, sampling=replace(DRAWN, seed=6)))
+    assert [one.text for one in other] != [one.text for one in together]
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "text", "tokens", "reason"),
+    [
+        ("one, two", {}, "one, two", 9, "stop"),
+        ("one, two", {"max_tokens": 3}, "one", 3, "length"),
+        ("one STOP two", {"stop": ("STOP",)}, "one ", 8, "stop"),
+        ("one STOP two", {"stop": ("STOPS", "TOP ")}, "one S", 9, "stop"),
+        ("one STO", {"stop": ("STOP",)}, "one STO", 8, "stop"),
+        ("one STOP", {"stop": ("STOP",), "max_tokens": 7}, "one STO", 7, "length"),
+        ("ü€😀!", {}, "ü€😀!", 11, "stop"),
+        ("ü€😀!", {"max_tokens": 7}, "ü€\ufffd", 7, "length"),
+        ("aü", {"max_tokens": 2, "stop": ("\ufffd",)}, "a", 2, "stop"),
+        ("x" * 60, {"context": 12}, "x" * 10, 10, "length"),
+        ("", {}, "", 1, "stop"),
+    ],
+)
+def test_ends(said: str, options: dict[str, Any], text: str, tokens: int, reason: str) -> None:
+    completion, pieces = say(said, **options)
+    assert (completion.text, completion.completion_tokens, completion.finish_reason) == (text, tokens, reason)
+    assert completion.prompt_tokens == 2  # the start token, and one byte
+    assert (completion.decode_tokens_per_second is None) == (tokens == 1)
+    assert completion.prefill_tokens_per_second > 0
+    assert completion.time_to_first_token_s > 0
+    assert all(pieces)
+
+
+def test_text_comes_as_soon_as_it_is_certain() -> None:
+    assert say("a😀STb", stop=("STOP",))[1] == ["a", "😀", "STb"]
+
+
+def test_a_memory_saves_computing_what_it_holds() -> None:
+    runner = Scripted(b"answer" + b"\0" * 50)
+    memory = Memory(runner.new_cache())
+    options = GenerationOptions(end_tokens=frozenset({0}))
+    ids = list(b"question")
+    generate(runner, ByteTokenizer(), [ids], options, memories=[memory])
+    assert bytes(memory.tokens) == b"questionanswer"  # what ended it was never computed
+    assert memory.cache.length == len(memory.tokens)
+    generate(runner, ByteTokenizer(), [list(b"questionanswer, more")], options, memories=[memory])
+    generate(runner, ByteTokenizer(), [list(b"quest")], options, memories=[memory])
+    generate(runner, ByteTokenizer(), [list(b"quest")], options, memories=[memory])
+    assert runner.prefilled == [8, 6, 1, 1]
+
+
+def test_an_interrupted_answer_leaves_a_memory_that_can_be_used(loaded: LoadedModel) -> None:
+    runner = Scripted(b"answer" + b"\0" * 50)
+    runner.fail_after = 3
+    memory = Memory(runner.new_cache())
+    with pytest.raises(KeyboardInterrupt):
+        generate(runner, ByteTokenizer(), [list(b"question")], memories=[memory])
+    assert bytes(memory.tokens) == b"questionans"
+    assert memory.cache.length == 12  # one more than is known to be whole
+
+    def fail(_: int, piece: str) -> None:
+        raise KeyboardInterrupt
+
+    options = GenerationOptions(max_tokens=8)
+    memory = Memory(loaded.runner.new_cache())
+    with pytest.raises(KeyboardInterrupt):
+        generate(loaded.runner, loaded.tokenizer, [PROMPT], options, fail, memories=[memory])
+    after = generate(loaded.runner, loaded.tokenizer, [PROMPT], options, memories=[memory])
+    assert after[0].text == generate(loaded.runner, loaded.tokenizer, [PROMPT], options)[0].text
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ([""], "The prompt is empty"),
+        ([[]], "The prompt is empty"),
+        (["ok", ""], "Prompt 2 is empty"),
+        (["x " * 400], r"The prompt has \d+ tokens, and the context of 96 leaves no room"),
+        ([[1] * 96], "The prompt has 96 tokens, and the context of 96"),
+        ([[384]], "The prompt has token 384, and the model has 384"),
+        (["\ud800"], "The prompt is not valid Unicode: surrogates not allowed"),
+    ],
+)
+def test_prompts_that_cannot_be(loaded: LoadedModel, prompts: list[Any], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{said}"):
+        generate(loaded.runner, loaded.tokenizer, prompts)
+
+
+def test_no_tokens_asked_for(loaded: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="max_tokens must be 1 or more, not 0"):
+        generate(loaded.runner, loaded.tokenizer, ["a"], GenerationOptions(max_tokens=0))
+
+
+def test_experts_that_see_what_comes_cannot_generate() -> None:
+    leaky = MoEConfig(experts=2, expert_width=8, router=ExpertChoiceConfig(leaky=True))
+    with pytest.raises(UsageError, match="cannot generate"):
+        TorchRunner(Decoder(model_config((leaky,))))
+    with pytest.raises(UsageError, match="context is 24 tokens; --context 25 is more"):
+        TorchRunner(Decoder(model_config((MOE,))), 25)

@@ -1,0 +1,127 @@
+"""The native runner computes what the torch runner computes, in prompts, in steps, and in any cut of the two."""
+
+import pytest
+import torch
+
+from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.inference.native_runner import NativeRunner
+from moekit.inference.packed_weights import packed_weights
+from moekit.inference.torch_runner import TorchRunner
+from moekit.kernels import native
+from moekit.kernels.packed import BF16, Q8_0, PackedMatrix, dequantize
+from moekit.models import Decoder
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+
+EXPERTS = SoftmaxTopKConfig(top_k=2)
+
+
+def config(*layers: FeedForwardConfig, **attention: object) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=256,
+        width=64,
+        context=600,
+        attention=AttentionConfig(heads=4, kv_heads=2, head_width=32, **attention),  # type: ignore[arg-type]
+        layers=layers,
+        init_std=0.1,
+    )
+
+
+CONFIGS = {
+    "dense": config(DenseConfig(width=96), DenseConfig(width=64, activation="gelu_tanh", gated=False)),
+    "mixture": config(MoEConfig(experts=4, expert_width=96, router=EXPERTS), DenseConfig(width=96)),
+    "shared": config(
+        MoEConfig(
+            experts=4,
+            expert_width=64,
+            router=SoftmaxTopKConfig(top_k=2, renormalize=False),
+            branch="gated_shared",
+            branch_width=32,
+        ),
+        qkv_bias=True,
+        output_bias=True,
+        query_key_norm="head",
+    ),
+    "windowed": config(
+        DenseConfig(width=96), DenseConfig(width=96), windows=(None, 20), soft_cap=10.0, query_key_norm="all"
+    ),
+    "sandwich": config(
+        MoEConfig(experts=3, expert_width=32, router=EXPERTS, branch="shared", branch_width=32)
+    ).model_copy(update={"block": "sandwich", "embedding_scale": 2.0, "logit_scale": 0.5, "tie_embeddings": True}),
+}
+
+
+def model_of(name: str, dtype: torch.dtype = torch.float32) -> Decoder:
+    model = Decoder(CONFIGS[name]).eval()
+    with torch.no_grad():  # norms and biases that are not what they start as
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_logits_as_torch_in_fp32(name: str) -> None:
+    """A prompt longer than a chunk, then a step."""
+    model, tokens_T = model_of(name), torch.randint(256, (530,))
+    theirs, step = TorchRunner(model), torch.tensor([7])
+    cache = theirs.new_cache()
+    expected = [theirs.prefill(cache, tokens_T), theirs.decode([cache], step)[0]]
+    ours = NativeRunner(model.config, packed_weights(model))
+    chunks: list[int] = []
+    own = ours.new_cache()
+    found = [ours.prefill(own, tokens_T, chunks.append), ours.decode([own], step)[0]]
+    assert sum(chunks) == 530
+    assert len(chunks) == 2
+    for ours_V, theirs_V in zip(found, expected, strict=True):
+        assert (ours_V - theirs_V).abs().max() <= 1e-5 * theirs_V.std()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_cut_into_prompts_and_steps_is_the_whole(name: str) -> None:
+    """Two sequences of unlike lengths step together; one of them is cut back and goes on."""
+    model, tokens_T = model_of(name), torch.randint(256, (40,))
+    runner = NativeRunner(model.config, packed_weights(model))
+    whole = [runner.prefill(runner.new_cache(), tokens_T[:size]) for size in (39, 40)]
+    caches = [runner.new_cache(), runner.new_cache()]
+    runner.prefill(caches[0], tokens_T[:5])
+    runner.prefill(caches[0], tokens_T[5:37])
+    runner.prefill(caches[1], tokens_T[:39])
+    caches[1].truncate(38)
+    runner.decode(caches, torch.stack((tokens_T[37], tokens_T[38])))
+    found = runner.decode(caches, torch.stack((tokens_T[38], tokens_T[39])))
+    for ours_V, theirs_V in zip(found, whole, strict=True):
+        assert (ours_V - theirs_V).abs().max() <= 1e-5 * theirs_V.std()
+
+
+def rounded(matrix: PackedMatrix, numbers_RC: torch.Tensor) -> None:
+    numbers_RC.copy_(dequantize(matrix).view(numbers_RC.shape))
+
+
+@pytest.mark.parametrize("kind", [BF16, Q8_0])
+def test_quantised_on_load_is_near_the_same_numbers_in_torch(kind: object) -> None:
+    """bf16 products of a prompt and 8-bit activations of a step: small errors; a wrong matrix would give large ones."""
+    model = model_of("dense")
+    weights = packed_weights(model, kind)  # type: ignore[arg-type]
+    assert weights.layers[0].attention.query.type is kind
+    with torch.no_grad():
+        for layer, packed in zip(model.layers, weights.layers, strict=True):
+            parts = torch.split(layer.attention.query_key_value.weight, [128, 64, 64])
+            for matrix, numbers in zip(
+                (packed.attention.query, packed.attention.key, packed.attention.value), parts, strict=True
+            ):
+                rounded(matrix, numbers)
+            rounded(packed.attention.output, layer.attention.output.weight)
+            rounded(packed.feed_forward.down, layer.feed_forward.down.weight)  # type: ignore[union-attr]
+            halves = [packed.feed_forward.gate, packed.feed_forward.up]  # type: ignore[union-attr]
+            filled = [half for half in halves if half is not None]
+            for matrix, numbers in zip(filled, layer.feed_forward.gate_up.weight.chunk(len(filled)), strict=True):
+                rounded(matrix, numbers)
+        rounded(weights.embedding, model.embedding.weight)
+        rounded(weights.head, model.head.weight)
+    tokens_T, theirs = torch.randint(256, (50,)), TorchRunner(model)
+    ours, cache, own = NativeRunner(model.config, weights), theirs.new_cache(), None
+    own = ours.new_cache()
+    expected = torch.stack([theirs.prefill(cache, tokens_T), theirs.decode([cache], tokens_T[:1])[0]])
+    found = torch.stack([ours.prefill(own, tokens_T), ours.decode([own], tokens_T[:1])[0]])
+    assert (found - expected).square().mean().sqrt() <= 0.03 * expected.std()

@@ -1,0 +1,475 @@
+"""The native decoder against the torch one with the same weights.
+
+B sequences, T tokens, P positions in the cache, G key-value heads, C head width, D model width, V vocabulary.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.config import AttentionConfig, ModelConfig
+from moekit.kernels.native.decoder import CacheKind, NativeCache, NativeDecoder, unsupported
+from moekit.kernels.native.module import available
+from moekit.kernels.native.module import native as native_module
+from moekit.kernels.native.weights import (
+    AttentionWeights,
+    DecoderWeights,
+    LayerWeights,
+    MoEWeights,
+    NetworkWeights,
+)
+from moekit.kernels.packed import BF16, F16, F32, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix, dequantize, quantize
+from moekit.models import Decoder
+from moekit.models.decoder import DecoderLayer
+from moekit.moe import MoELayer
+from moekit.nn import FeedForward, KeyValueCache
+
+pytestmark = pytest.mark.skipif(not available(), reason="the native module is not built")
+
+DENSE = {"kind": "dense", "width": 24}
+MOE = {"kind": "moe", "experts": 5, "expert_width": 24, "router": {"top_k": 2}}
+PLAIN = {"top_k": 2, "renormalize": False}
+YARN = {"kind": "yarn", "factor": 4.0, "context": 16}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take long where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(depth: int = 2, attention: dict[str, Any] | None = None, **settings: Any) -> ModelConfig:
+    """A tiny model. Widths are no multiples of a vector's, so that every loop has its rest."""
+    usual = {"heads": 4, "kv_heads": 2, "head_width": 10}
+    settings = {"layers": [DENSE] * depth, "width": 36, "vocab_size": 50, "context": 16} | settings
+    return ModelConfig.model_validate({"attention": usual | (attention or {}), "init_std": 0.2} | settings)
+
+
+FEATURES = {
+    "dense": config(),
+    "multi_head": config(attention={"kv_heads": 4}),
+    "seven_to_one": config(attention={"heads": 7, "kv_heads": 1}),
+    "biases": config(attention={"qkv_bias": True, "output_bias": True}),
+    "norm_by_head": config(attention={"query_key_norm": "head"}),
+    "norm_of_all_heads": config(attention={"query_key_norm": "all"}),
+    "windows": config(attention={"windows": [3, None, 7]}, depth=3),
+    "soft_cap": config(attention={"soft_cap": 2.0, "scale": 0.5}),
+    "no_positions": config(attention={"positions": "none"}),
+    "yarn": config(attention={"rope_scaling": YARN}),
+    "tied": config(tie_embeddings=True, embedding_scale=3.0, logit_scale=0.5),
+    "sandwich": config(block="sandwich"),
+    "gelu": config(layers=[DENSE | {"activation": "gelu"}]),
+    "gelu_tanh": config(layers=[DENSE | {"activation": "gelu_tanh"}]),
+    "ungated": config(layers=[DENSE | {"activation": "relu", "gated": False}]),
+    "moe": config(layers=[MOE, DENSE, MOE]),
+    "moe_not_renormalized": config(layers=[MOE | {"router": PLAIN}]),
+    "moe_shared": config(layers=[MOE | {"branch": "shared", "branch_width": 28}]),
+    "moe_gated_shared": config(layers=[MOE | {"router": PLAIN, "branch": "gated_shared", "branch_width": 28}]),
+    "grok": config(
+        layers=[MOE | {"activation": "gelu_tanh", "router": PLAIN}] * 2, block="sandwich", attention={"soft_cap": 3.0}
+    ),
+}
+
+
+def make(of: ModelConfig) -> Decoder:
+    """Random weights, none of which is a neutral 0 or 1."""
+    torch.manual_seed(0)
+    model = Decoder(of).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+Pack = Callable[[Tensor], PackedMatrix]
+
+
+def as_type(kind: BlockType) -> Pack:
+    return lambda weight: quantize(weight, kind)
+
+
+EXACT = as_type(F32)
+
+
+def packed(model: Decoder, pack: Pack = EXACT, interleaved: bool = False) -> DecoderWeights:
+    """A model's weights as the native decoder takes them."""
+    layers = tuple(_layer(layer, pack, interleaved) for layer in cast(list[DecoderLayer], list(model.layers)))
+    return DecoderWeights(
+        embedding=pack(model.embedding.weight),
+        layers=layers,
+        norm_D=cast(Tensor, model.norm.weight),
+        head=pack(model.head.weight),
+        interleaved=interleaved,
+    )
+
+
+def _layer(layer: DecoderLayer, pack: Pack, interleaved: bool) -> LayerWeights:
+    sandwich = layer.block == "sandwich"
+    return LayerWeights(
+        attention_norm_D=layer.attention_norm.weight,
+        attention=_attention(layer.attention, pack, interleaved),
+        feed_forward_norm_D=layer.feed_forward_norm.weight,
+        feed_forward=_mixture(layer.feed_forward, pack)
+        if isinstance(layer.feed_forward, MoELayer)
+        else _network(layer.feed_forward, pack),
+        attention_after_norm_D=layer.attention_after_norm.weight if sandwich else None,
+        feed_forward_after_norm_D=layer.feed_forward_after_norm.weight if sandwich else None,
+    )
+
+
+def _attention(attention: Any, pack: Pack, interleaved: bool) -> AttentionWeights:
+    of: AttentionConfig = attention.config
+    rows = [of.heads * of.head_width, of.kv_heads * of.head_width, of.kv_heads * of.head_width]
+
+    def pairs(numbers: Tensor) -> Tensor:
+        """Rows of whole heads in the order in which pairs that turn together are neighbours."""
+        if not interleaved:
+            return numbers
+        return numbers.unflatten(0, (-1, 2, of.head_width // 2)).transpose(1, 2).flatten(0, 2)
+
+    query, key, value = attention.query_key_value.weight.split(rows)
+    bias = attention.query_key_value.bias
+    query_bias, key_bias, value_bias = (None, None, None) if bias is None else bias.split(rows)
+    norms = (attention.query_norm, attention.key_norm)
+    return AttentionWeights(
+        query=pack(pairs(query)),
+        key=pack(pairs(key)),
+        value=pack(value),
+        output=pack(attention.output.weight),
+        query_bias=None if query_bias is None else pairs(query_bias),
+        key_bias=None if key_bias is None else pairs(key_bias),
+        value_bias=value_bias,
+        output_bias=attention.output.bias,
+        query_norm=None if norms[0] is None else pairs(norms[0].weight),
+        key_norm=None if norms[1] is None else pairs(norms[1].weight),
+    )
+
+
+def _mixture(moe: MoELayer, pack: Pack) -> MoEWeights:
+    gate_up_EGD = moe.experts.gate_up_EGD
+    gate_EFD, up_EFD = gate_up_EGD.chunk(2, 1) if moe.config.gated else (None, gate_up_EGD)
+    return MoEWeights(
+        router=quantize(moe.router.weight, F32),
+        experts=NetworkWeights(
+            gate=None if gate_EFD is None else pack(gate_EFD.flatten(0, 1)),
+            up=pack(up_EFD.flatten(0, 1)),
+            down=pack(moe.experts.down_EDF.flatten(0, 1)),
+        ),
+        branch=None if moe.branch is None else _network(moe.branch, pack),
+        branch_gate_D=None if moe.branch_gate is None else moe.branch_gate.weight[0],
+    )
+
+
+def _network(network: FeedForward, pack: Pack) -> NetworkWeights:
+    gated = network.activation.gated
+    gate, up = network.gate_up.weight.chunk(2) if gated else (None, network.gate_up.weight)
+    return NetworkWeights(gate=None if gate is None else pack(gate), up=pack(up), down=pack(network.down.weight))
+
+
+def native(model: Decoder, pack: Pack = EXACT, interleaved: bool = False) -> NativeDecoder:
+    turns = {"frequencies": model.rotary.frequencies, "magnitude": model.rotary.magnitude} if model.rotary else {}
+    return NativeDecoder(model.config, packed(model, pack, interleaved), **turns)  # type: ignore[arg-type]
+
+
+def decode(decoder: NativeDecoder, tokens_T: Tensor, cache: NativeCache) -> Tensor:
+    """logits_TV, one token after the other."""
+    return torch.cat([decoder.decode([cache], token_1) for token_1 in tokens_T.split(1)])
+
+
+def text(of: ModelConfig, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(of.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same(logits: Tensor, expected: Tensor) -> None:
+    assert (logits - expected).abs().max() <= 1e-5 * expected.std()
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_equals_the_torch_decoder(name: str) -> None:
+    of = FEATURES[name]
+    assert unsupported(of) is None
+    model, tokens_T = make(of), text(of, of.context)
+    decoder = native(model)
+    assert_same(decode(decoder, tokens_T, decoder.new_cache("fp32")), model(tokens_T[None])[0])
+
+
+@pytest.mark.parametrize("name", ["dense", "biases", "norm_by_head", "norm_of_all_heads", "yarn"])
+def test_heads_whose_pairs_are_neighbours(name: str) -> None:
+    of = FEATURES[name]
+    model, tokens_T = make(of), text(of, 12)
+    decoder = native(model, interleaved=True)
+    assert_same(decode(decoder, tokens_T, decoder.new_cache("fp32")), model(tokens_T[None])[0])
+
+
+@pytest.mark.parametrize("windows", [[None], [700, 3]], ids=["all", "windows"])
+def test_attention_cut_into_parts_over_several_pages(windows: list[int | None]) -> None:
+    """The last tokens of 1030 are in the fourth and fifth page of 256, the second and third part of 512."""
+    of = config(context=1030, attention={"windows": windows})
+    model, tokens_T = make(of), text(of, 1030)
+    decoder = native(model)
+    cache = decoder.new_cache("fp32")
+    fill(cache, model, tokens_T[:-12])
+    logits_TV = decode(decoder, tokens_T[-12:], cache)
+    assert_same(logits_TV, model(tokens_T[None])[0, -12:])
+
+
+def fill(cache: NativeCache, model: Decoder, tokens_T: Tensor) -> None:
+    """What a prompt processed by torch leaves, written into a cache."""
+    caches = model.new_caches(1)
+    model(tokens_T[None], caches=caches)
+    cache.reserve(len(tokens_T))
+    for index, layer in enumerate(caches):
+        cache.write(index, layer.key_BGPC[0, :, : layer.length], layer.value_BGPC[0, :, : layer.length])
+    cache.extend(len(tokens_T))
+
+
+@pytest.mark.parametrize("name", ["dense", "windows", "moe", "moe_gated_shared"])
+def test_a_batch_equals_each_alone(name: str) -> None:
+    """To the bit, whatever the lengths, and with more sequences than share a reading of the weights."""
+    of = FEATURES[name]
+    decoder = native(make(of))
+    batch = 19
+    tokens_BT = [text(of, 1 + 3 * b % 7, seed=b) for b in range(batch)]
+    together, alone = ([decoder.new_cache("bf16") for _ in range(batch)] for _ in range(2))
+    expected = [decode(decoder, tokens_T, cache) for tokens_T, cache in zip(tokens_BT, alone, strict=True)]
+    for tokens_T, cache in zip(tokens_BT, together, strict=True):
+        if len(tokens_T) > 1:
+            decode(decoder, tokens_T[:-1], cache)
+    last_B = torch.stack([tokens_T[-1] for tokens_T in tokens_BT])
+    logits_BV = decoder.decode(together, last_B)
+    torch.testing.assert_close(logits_BV, torch.stack([logits_TV[-1] for logits_TV in expected]), rtol=0, atol=0)
+    assert [cache.length for cache in together] == [len(tokens_T) for tokens_T in tokens_BT]
+
+
+@pytest.mark.parametrize("name", ["windows", "moe_gated_shared", "grok"])
+def test_threads_do_not_change_a_bit(name: str) -> None:
+    of = FEATURES[name].model_copy(update={"context": 600})
+    model, tokens_BT = make(of), [text(of, length) for length in (530, 1, 7)]
+    decoder = native(model)
+    results = []
+    for threads in (1, 2, 3):
+        caches = [decoder.new_cache("bf16") for _ in tokens_BT]
+        native_module().set_threads(threads)
+        for tokens_T, cache in zip(tokens_BT, caches, strict=True):
+            fill(cache, model, tokens_T)
+        results.append(torch.stack([decoder.decode(caches, torch.full((3,), token)) for token in range(3)]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+class GivenCache(KeyValueCache):
+    """Holds what another cache kept, and checks what it is asked to hold against that."""
+
+    def __init__(self, kept: NativeCache, layer: int, bound: Callable[[Tensor], Tensor]) -> None:
+        self.key_GPC, self.value_GPC = kept.read(layer, kept.length)
+        self.length, self.bound = 0, bound
+
+    def append(self, key_BGTC: Tensor, value_BGTC: Tensor) -> tuple[Tensor, Tensor]:
+        begin, self.length = self.length, self.length + key_BGTC.shape[2]
+        for kept_GPC, given_GTC in ((self.key_GPC, key_BGTC[0]), (self.value_GPC, value_BGTC[0])):
+            error_GTC = (kept_GPC[:, begin : self.length] - given_GTC).abs()
+            assert (error_GTC <= self.bound(given_GTC)).all()
+        return self.key_GPC[None, :, : self.length], self.value_GPC[None, :, : self.length]
+
+
+# How far a number may be from what is kept of it: half a unit in the last of bf16's 8 bits, half a step of a block's
+# 254. The rest is for what is rounded, which the two sides compute in different orders.
+ROOM = 1e-5
+
+
+def bf16_bound(rows_GTC: Tensor) -> Tensor:
+    return rows_GTC.abs() * 2**-8 + ROOM
+
+
+def q8_bound(rows_GTC: Tensor) -> Tensor:
+    blocks = rows_GTC.split(32, -1)
+    return torch.cat([(block.abs().amax(-1, keepdim=True) / 254).expand_as(block) for block in blocks], -1) + ROOM
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("bf16", bf16_bound), ("q8", q8_bound)])
+@pytest.mark.parametrize("head_width", [10, 40, 64])
+def test_caches_of_fewer_bits(kind: CacheKind, bound: Callable[[Tensor], Tensor], head_width: int) -> None:
+    """What is kept is near what was given, and attention is exact on what is kept."""
+    of = config(attention={"head_width": head_width, "heads": 6})
+    model, tokens_T = make(of), text(of, 12)
+    decoder = native(model)
+    cache = decoder.new_cache(kind)
+    logits_TV = decode(decoder, tokens_T, cache)
+    given = cast(list[KeyValueCache], [GivenCache(cache, layer, bound) for layer in range(len(of.layers))])
+    expected = [model(token_1[None], caches=given)[0] for token_1 in tokens_T.split(1)]
+    assert_same(logits_TV, torch.cat(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "q8"])
+def test_a_cache_gives_back_what_it_was_given(kind: CacheKind, dtype: torch.dtype) -> None:
+    cache = NativeCache(config(context=600), kind)
+    generator = torch.Generator().manual_seed(0)
+    key_GTC = torch.randn(2, 300, 10, generator=generator).to(dtype)
+    value_GTC = torch.randn(300, 2, 10, generator=generator).to(dtype).transpose(0, 1)
+    # In two pieces, the second of which begins within a page and ends in the next.
+    for begin, end in ((0, 100), (100, 300)):
+        cache.reserve(end - begin)
+        cache.write(1, key_GTC[:, begin:end], value_GTC[:, begin:end])
+        cache.extend(end - begin)
+    bound = {"fp32": torch.zeros_like, "bf16": bf16_bound, "q8": q8_bound}[kind]
+    for given, kept in zip((key_GTC, value_GTC), cache.read(1, 300), strict=True):
+        assert ((given.float() - kept).abs() <= bound(given.float())).all()
+        if kind == "bf16" or (kind == "fp32" and dtype == torch.float32):
+            torch.testing.assert_close(kept.to(dtype), given.bfloat16().to(dtype) if kind == "bf16" else given)
+    for exact, rounded in zip(cache.read(1, 300), cache.read(1, 300, torch.bfloat16), strict=True):
+        torch.testing.assert_close(rounded, exact.bfloat16(), rtol=0, atol=0)
+
+
+def test_a_truncated_cache_goes_on_as_if_the_rest_had_never_been() -> None:
+    of = config(context=300)
+    model = make(of)
+    decoder = native(model)
+    tokens_T, other_T = text(of, 260), text(of, 4, seed=1)
+    cache, fresh = decoder.new_cache(), decoder.new_cache()
+    fill(cache, model, tokens_T)
+    full = cache.bytes
+    cache.truncate(250)
+    assert cache.length == 250
+    assert cache.bytes == full // 2
+    fill(fresh, model, tokens_T[:250])
+    torch.testing.assert_close(decode(decoder, other_T, cache), decode(decoder, other_T, fresh), rtol=1e-2, atol=1e-2)
+
+
+# An activation of 8 bits in a block of 32 is off by at most 1/254 of the block's largest, evenly spread: for normal
+# numbers, whose largest of 32 is about 2.4 standard deviations, that is 2.4 / 127 / sqrt(12) = 0.55 % of a product. One
+# of bf16 is off by half of 2^-7 at most, by 2^-7 / sqrt(12 · 2.16) = 0.15 % in the mean square (2.16: that of
+# significands). Logits see four products in a row in each of two layers, and the head's; what enters gate and up moves
+# both the same way, so that it counts twice, which is four times in the sum of squares.
+PRODUCTS = (2 * (3 + 4) + 1) ** 0.5
+
+
+@pytest.mark.parametrize(("kind", "error"), [(BF16, 0.0015), (Q8_0, 0.0055), (Q4_K, 0.0055), (Q6_K, 0.0055)])
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_packed_weights(kind: BlockType, error: float, name: str) -> None:
+    layer = {"dense": {"kind": "dense", "width": 256}, "moe": MOE | {"expert_width": 256}}[name]
+    of = config(layers=[layer] * 2, width=256, attention={"head_width": 64}, init_std=1 / 16)
+    model, tokens_T = make(of), text(of, 8)
+    decoder = native(model, as_type(kind))
+    round_weights(model, as_type(kind))
+    assert 0 < median_error(decoder, model, tokens_T) <= PRODUCTS * error
+
+
+def median_error(decoder: NativeDecoder, model: Decoder, tokens_T: Tensor) -> float:
+    """Of a token's logits, relative; the median, since a router may fall the other way where it is nearly undecided."""
+    expected_TV = model(tokens_T[None])[0]
+    difference_TV = decode(decoder, tokens_T, decoder.new_cache("fp32")) - expected_TV
+    return (difference_TV.norm(dim=1) / expected_TV.norm(dim=1)).median().item()
+
+
+def round_weights(model: Decoder, pack: Pack) -> None:
+    """The numbers that remain of a model's weights once they are packed."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "router" not in name:
+            rows_RC = parameter.flatten(0, -2)
+            parameter.copy_(dequantize(pack(rows_RC)).view_as(parameter))
+
+
+def test_matrices_of_several_types_in_one_layer() -> None:
+    of = config(
+        layers=[{"kind": "dense", "width": 64}, MOE | {"expert_width": 32}],
+        width=64,
+        attention={"head_width": 16},
+        init_std=1 / 8,
+    )
+    model, tokens_T = make(of), text(of, 8)
+    # Numbers that every one of the types holds, so that only the activations differ.
+    round_weights(model, as_type(Q8_0))
+    round_weights(model, as_type(BF16))
+    kinds = itertools.cycle([F32, BF16, Q8_0, F16])
+    decoder = native(model, lambda weight: quantize(weight, next(kinds)))
+    assert 0 < median_error(decoder, model, tokens_T) <= PRODUCTS * 0.0055
+
+
+def test_two_decoders_in_two_threads() -> None:
+    decoders = [native(make(FEATURES[name])) for name in ("dense", "moe")]
+    texts = [text(decoder.config, 16, seed) for seed, decoder in enumerate(decoders)]
+    expected = [
+        decode(decoder, tokens_T, decoder.new_cache()) for decoder, tokens_T in zip(decoders, texts, strict=True)
+    ]
+    jobs = [0, 1, 0, 1]
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda job: decode(decoders[job], texts[job], decoders[job].new_cache()), jobs)
+    for job, logits_TV in zip(jobs, results, strict=True):
+        torch.testing.assert_close(logits_TV, expected[job], rtol=0, atol=0)
+
+
+def test_what_a_step_refuses() -> None:
+    of = config(context=2)
+    decoder, other = native(make(of)), native(make(config(depth=3)))
+    cache = decoder.new_cache()
+    with pytest.raises(IndexError, match="token 50 is not one of a vocabulary of 50"):
+        decoder.decode([cache], torch.tensor([50]))
+    with pytest.raises(ValueError, match="two have the same cache"):
+        decoder.decode([cache, cache], torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="that of another model"):
+        decoder.decode([other.new_cache()], torch.tensor([1]))
+    with pytest.raises(ValueError, match="1 caches are not those of 2 tokens"):
+        decoder.decode([cache], torch.tensor([1, 2]))
+    assert cache.length == 0
+    decode(decoder, text(of, 2), cache)
+    with pytest.raises(ValueError, match="3 positions do not fit a context of 2"):
+        decoder.decode([cache], torch.tensor([1]))
+
+
+def test_what_a_cache_refuses() -> None:
+    cache = NativeCache(config(), "fp32")
+    rows_GTC = torch.zeros(2, 3, 10)
+    with pytest.raises(ValueError, match="no room is reserved"):
+        cache.write(0, rows_GTC, rows_GTC)
+    with pytest.raises(ValueError, match="no room is reserved"):
+        cache.extend(1)
+    with pytest.raises(IndexError, match="does not hold 3 positions"):
+        cache.read(0, 3)
+    cache.reserve(3)
+    with pytest.raises(IndexError, match="layer 2 of 2"):
+        cache.write(2, rows_GTC, rows_GTC)
+    with pytest.raises(ValueError, match="2 heads of 10"):
+        cache.write(0, rows_GTC[:1], rows_GTC)
+    with pytest.raises(ValueError, match="fp32 or bf16"):
+        cache.write(0, rows_GTC.double(), rows_GTC)
+
+
+def test_weights_of_other_shapes_are_refused() -> None:
+    weights = packed(make(config()))
+    with pytest.raises(ValueError, match="embedding is 50 x 36 where 51 x 36 are needed"):
+        NativeDecoder(config(vocab_size=51), weights)
+    with pytest.raises(ValueError, match="weights of 2 layers"):
+        NativeDecoder(config(depth=3), weights)
+    with pytest.raises(ValueError, match="query_bias is missing"):
+        NativeDecoder(config(attention={"qkv_bias": True}), weights)
+    with pytest.raises(ValueError, match="layer 0 are not those of a layer of kind moe"):
+        NativeDecoder(config(layers=[MOE, MOE]), weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"norm": "layer"}, "norm is layer"),
+        ({"block": "parallel"}, "blocks are parallel"),
+        ({"learned_positions": True}, "not rotary"),
+        ({"attention": {"positions": "alibi"}}, "not rotary"),
+        ({"layers": [DENSE | {"bias": True}]}, "have biases"),
+        ({"layers": [MOE | {"branch": "residual", "branch_width": 8}]}, "branch is residual"),
+        ({"layers": [MOE | {"router": {"kind": "gshard"}}]}, "router is gshard"),
+        ({"layers": [MOE | {"router": {"top_k": 2, "capacity_factor": 1.0}}]}, "have a capacity"),
+    ],
+)
+def test_what_is_left_to_torch_is_said(settings: dict[str, Any], reason: str) -> None:
+    of = config(**settings)
+    assert reason in (unsupported(of) or "")
+    with pytest.raises(ValueError, match=reason):
+        NativeDecoder(of, cast(DecoderWeights, None))
