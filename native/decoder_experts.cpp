@@ -115,8 +115,10 @@ void Step::activate_experts(Worker& worker, const Layer& layer, const Prepared& 
     const Chunks chunks = hidden_chunks(layer.network, worker.threads());
     const std::vector<Routes::Expert>& experts = scratch_.routes.experts;
     worker.each(static_cast<int64_t>(experts.size()) * chunks.count(), [&](int64_t task) {
-        const Routes::Expert& expert = experts[task / chunks.count()];
-        const int64_t chunk = task % chunks.count();
+        // The short chunks of all experts come last.
+        const auto used = static_cast<int64_t>(experts.size());
+        const Routes::Expert& expert = experts[task % used];
+        const int64_t chunk = task / used;
         // A sequence that is alone has one row for all its experts.
         const int64_t begin = batch_ == 1 ? 0 : expert.begin, end = batch_ == 1 ? 1 : expert.end;
         activate_columns({layer.network, expert.index, x, begin, end}, chunks.begin(chunk), chunks.end(chunk),

@@ -6,9 +6,10 @@
 namespace moekit {
 namespace {
 
-constexpr int64_t CHUNK_BYTES = 256 * 1024;
-// Smaller matrices still give every thread some chunks, since not all start at the same time.
-constexpr int64_t CHUNKS_PER_THREAD = 8;
+constexpr int64_t CHUNK_BYTES = 512 * 1024;
+// Smaller matrices still give every thread some, since not all start at the same time.
+constexpr int64_t CHUNKS_PER_THREAD = 4;
+constexpr int64_t SHORTER = 4;
 // The products take several rows at a time.
 constexpr int64_t ROWS_TOGETHER = 8;
 
@@ -24,8 +25,13 @@ void rms_norm(const float* x, const float* weight, int64_t count, float eps, flo
 }  // namespace
 
 Chunks::Chunks(int64_t rows, int64_t row_bytes, int threads) : rows_(rows) {
-    const int64_t size = std::min(CHUNK_BYTES / row_bytes, rows / (threads * CHUNKS_PER_THREAD));
-    size_ = std::clamp((size + ROWS_TOGETHER - 1) / ROWS_TOGETHER * ROWS_TOGETHER, ROWS_TOGETHER, MAX_ROWS);
+    const auto size = [](int64_t wanted) {
+        const int64_t whole = (wanted + ROWS_TOGETHER - 1) / ROWS_TOGETHER * ROWS_TOGETHER;
+        return std::clamp(whole, ROWS_TOGETHER, MAX_ROWS);
+    };
+    long_ = size(std::min(CHUNK_BYTES / row_bytes, rows / (threads * CHUNKS_PER_THREAD)));
+    short_ = size(long_ / SHORTER);
+    long_count_ = rows * 3 / 4 / long_;
 }
 
 Step::Step(const DecoderShape& shape, const std::vector<Layer>& layers, Scratch& scratch, Cache* const* caches,
