@@ -15,7 +15,7 @@ enum class Form { F32, BF16, Q8 };
 // The form that weights of that type are multiplied with: F32 for F32 and F16, BF16 for BF16, Q8 for all others.
 Form form_for(Type type);
 
-// 256 numbers as eight blocks of 32: number = scale of its block * its 8 bits, where scale = (greatest magnitude) / 127.
+// 256 numbers as eight blocks of 32: number = scale of its block * its 8 bits; scale = (greatest magnitude) / 127.
 // They lie in four runs of 64: the first halves of blocks 0, 2, 4, 6, their second halves, and the same of the odd
 // blocks. A 512-bit register then holds four blocks whose products with weights end in four lanes each.
 // If a number of a block is not finite, its scale is NaN.
@@ -38,7 +38,9 @@ struct Activations {
 
     const float* numbers(int64_t row) const { return static_cast<const float*>(data) + row * stride; }
     const uint16_t* bf16(int64_t row) const { return static_cast<const uint16_t*>(data) + row * stride; }
-    const ActivationBlock* blocks(int64_t row) const { return static_cast<const ActivationBlock*>(data) + row * stride; }
+    const ActivationBlock* blocks(int64_t row) const {
+        return static_cast<const ActivationBlock*>(data) + row * stride;
+    }
 
     // Rows begin to end of these.
     Activations slice(int64_t begin, int64_t end) const;

@@ -84,8 +84,8 @@ struct Q6_K {
     static inline Bytes part(const uint8_t* low, const uint8_t* high, int from) {
         const uint8_t* l = low + 32 * B + from;
         const uint8_t* h = high + from;
-        constexpr int FIRST = B == 0 ? 4 : 2;        // bits 0 and 1, or 2 and 3, come to 4 and 5
-        constexpr int THIRD = (FIRST + 28) % 32;     // so do 4 and 5, or 6 and 7
+        constexpr int FIRST = B == 0 ? 4 : 2;     // bits 0 and 1, or 2 and 3, come to 4 and 5
+        constexpr int THIRD = (FIRST + 28) % 32;  // so do 4 and 5, or 6 and 7
         return merge_6_bits(turn_left<0, 28, 0, 28>(doubled_quarters(l, l + 64)),
                             turn_left<FIRST, THIRD, FIRST, THIRD>(doubled_quarters(h, h + 32)));
     }

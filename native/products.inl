@@ -1,4 +1,5 @@
-// Products of a few rows of weights with a few rows of activations: a tile keeps one vector of sums a pair in registers.
+// Products of a few rows of weights with a few rows of activations: a tile keeps one vector of sums a pair in
+// registers.
 
 // What each number of rows of activations is multiplied with at a time; TILE_BATCH is the vectors' file's.
 constexpr int tile_rows(int batch) { return batch == 1 ? 4 : 2; }

@@ -40,10 +40,9 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def packed(data_RB: Bytes, kind: BlockType, offset: int = 0) -> PackedMatrix:
-    """With its first byte at an address that is `offset` from a round one, as a file's tensors may lie."""
-    memory = torch.zeros(data_RB.size + 128, dtype=torch.uint8)
-    begin = -memory.data_ptr() % 64 + offset
-    place_RB = memory[begin : begin + data_RB.size].view(data_RB.shape)
+    """At an address `offset` bytes from a round one, as a file's tensors may lie, and at the end of its memory."""
+    memory = torch.empty(offset + data_RB.size, dtype=torch.uint8)
+    place_RB = memory[offset:].view(data_RB.shape)
     place_RB.copy_(torch.from_numpy(data_RB))
     return PackedMatrix(place_RB, kind, data_RB.shape[1] // kind.size * kind.numbers)
 
