@@ -10,7 +10,7 @@ from tests.inference.folders import END, START, byte_fallback, byte_level, save_
 
 from moekit.data.tokenizers import FileTokenizer
 from moekit.errors import MoekitError, UsageError
-from moekit.inference import Conversation, GenerationOptions, LoadedModel, TorchRunner
+from moekit.inference import Conversation, GenerationOptions, LoadedModel
 from moekit.inference.chat_template import ChatTemplate, folder_template
 from moekit.inference.chat_template_worker import render
 
@@ -163,7 +163,6 @@ def test_a_conversation_computes_each_message_once(loaded: LoadedModel) -> None:
     computed.clear()
     second = conversation.answer("Two", pieces.append, computed.append)
     assert sum(computed) < second.prompt_tokens - first.prompt_tokens + 12
-    assert isinstance(loaded.runner, TorchRunner)
     alone = Conversation(loaded, GenerationOptions(max_tokens=6), system="Be brief")
     alone.messages = conversation.messages[:3]
     assert alone.answer("Two", pieces.append).text == second.text

@@ -19,6 +19,7 @@ from moekit.inference.generation import Memory
 from moekit.inference.prompts import prompt_ids
 from moekit.inference.runner import Cache, OnTokens
 from moekit.models import Decoder
+from moekit.models import load as load_model
 
 PROMPT = "The quick brown 敏捷"
 DRAWN = SamplingOptions(temperature=1.2, top_p=0.95, seed=5)
@@ -95,10 +96,20 @@ def test_greedy_text_is_that_of_transformers(both: tuple[Any, Any, Path]) -> Non
         assert completion.finish_reason == "length"
 
 
-def test_step_by_step_is_the_whole_sequence(both: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def decoder_of(folder: Path) -> Decoder:
+    model = load_model(folder)
+    assert isinstance(model, Decoder)
+    return model
+
+
+@pytest.mark.parametrize("on_torch", [True, False])
+def test_step_by_step_is_the_whole_sequence(
+    both: tuple[Any, Any, Path], on_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompt in chunks, then tokens one by one, in a batch with another sequence, and after going back."""
     monkeypatch.setattr("moekit.inference.torch_runner._CHUNK", 5)
-    runner = load(both[2]).runner
+    monkeypatch.setattr("moekit.inference.native_runner._CHUNK", 5)
+    runner = TorchRunner(decoder_of(both[2])) if on_torch else load(both[2]).runner
     tokens_T = torch.randint(runner.vocab_size, (30,))
     with torch.no_grad():
         expected_TV = both[0](tokens_T[None]).logits[0]
@@ -118,7 +129,7 @@ def test_step_by_step_is_the_whole_sequence(both: tuple[Any, Any, Path], monkeyp
 
 
 def test_bf16_weights_have_a_bf16_cache(folder: Path) -> None:
-    model = load(folder).runner.model.bfloat16()  # type: ignore[attr-defined]
+    model = decoder_of(folder).bfloat16()
     runner = TorchRunner(model)
     cache = runner.new_cache()
     logits_V = runner.prefill(cache, torch.arange(9))
