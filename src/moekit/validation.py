@@ -1,13 +1,25 @@
 """From data that a user wrote to a configuration, or to one sentence that says what is wrong with it."""
 
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from moekit.errors import UsageError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file of YAML holds; raises UsageError where it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def validate(model: type[Model], data: Any, *, where: str) -> Model:

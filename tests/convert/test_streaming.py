@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.convert.merging import killed
 from torch import Tensor
 
+from moekit import files
 from moekit.checkpoint import StoredTensors
 from moekit.convert import streaming
 from moekit.convert.partial import partial_folder
@@ -227,8 +228,8 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from(
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     source: StoredTensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type(streaming.shutil.disk_usage(tmp_path))(10**9, 10**9 - 100, 100)
-    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: usage)
+    usage = type(files.shutil.disk_usage(tmp_path))(10**9, 10**9 - 100, 100)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MoekitError, match=r"needs .* kB more and the disk has 100 B free"):
         write_tensors(tmp_path / "out", plan(source))
     assert not list(partial_folder(tmp_path / "out").glob("*.safetensors"))

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from moekit.compare.contestants import (
@@ -16,7 +15,7 @@ from moekit.compare.contestants import (
 )
 from moekit.config import Config
 from moekit.errors import UsageError, did_you_mean
-from moekit.validation import validate
+from moekit.validation import read_yaml, validate
 
 
 class ContestantsFile(Config):
@@ -31,13 +30,7 @@ def read_contestants(path: Path, size: Size) -> tuple[list[Contestant], str]:
 
     Raises UsageError naming the file, the key, and the nearest valid name.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    listed = validate(ContestantsFile, data, where=str(path))
+    listed = validate(ContestantsFile, read_yaml(path), where=str(path))
     contestants = [
         pick_contestant(entry, size)
         if isinstance(entry, str)

@@ -3,12 +3,10 @@
 L layers, E experts, D model width, B prompts, T tokens.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from moekit.convert.block_inputs import Batch, blocks, dense_network
 from moekit.convert.merge_config import ExpertConfig
 from moekit.convert.merge_sources import Source
 from moekit.data.tokenizers import Tokenizer, tokenizer_of
+from moekit.models.special_tokens import read_object
 
 _EMBEDDING = "model.embed_tokens.weight"
 # Below it a norm counts as this, so that a prompt without a direction gives zeros and not NaN.
@@ -72,11 +71,7 @@ def prompt_encoder(base: Source) -> PromptEncoder:
 def special_text(folder: Path, key: str) -> str | None:
     """The text of a special token, from tokenizer_config.json or special_tokens_map.json, if either says it."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            values: Any = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        value = values.get(key) if isinstance(values, dict) else None
+        value = read_object(folder / name).get(key)
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, str):
             return value

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from moekit import files
 from moekit.checkpoint.writing import check_replaceable
 from moekit.config import ModelConfig
 from moekit.convert.networks import Mixture, dense_of, output_tensors
@@ -225,11 +226,8 @@ def _problems(out: Path, needed: int) -> list[str]:
         check_replaceable(out)
     except UsageError as error:
         return [str(error)]
-    folder, partial = out.absolute(), partial_folder(out)
-    while not folder.exists():
-        folder = folder.parent
-    held = sum(path.stat().st_size for path in partial.glob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
+    held = sum(path.stat().st_size for path in partial_folder(out).glob("*") if path.is_file())
+    free = files.free_bytes(out)
     if needed - held > free:
         return [f"{out} needs {bytes_text(needed - held)} more and the disk has {bytes_text(free)} free."]
     return []

@@ -8,7 +8,6 @@ import json
 import math
 import mmap
 import os
-import shutil
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -189,7 +188,7 @@ def _described(piece: Piece, changed: dict[Path, tuple[str, int, int]]) -> list[
 def _check_room(folder: Path, partial: Partial, shards: dict[str, list[OutputTensor]], needed: int) -> None:
     """Raise MoekitError where the disk cannot take what is still to be written."""
     held = sum((partial.folder / name).stat().st_size for name in shards if (partial.folder / name).is_file())
-    free = shutil.disk_usage(partial.folder).free
+    free = files.free_bytes(partial.folder)
     if needed - held > free:
         raise MoekitError(
             f"{folder} needs {bytes_text(needed - held)} more and the disk has {bytes_text(free)} free; "

@@ -1,6 +1,5 @@
 """From a folder, a hub id or a GGUF file to what generates with it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from moekit.kernels.packed import F32
 from moekit.models import Decoder, find, load
 from moekit.models.folder import read_config
 from moekit.models.gguf import load_gguf
+from moekit.models.special_tokens import read_object
 
 OnBytes = Callable[[int, int], None]
 """Called with the bytes of weights read so far and those there are."""
@@ -114,7 +114,7 @@ def _is_native(config: ModelConfig) -> bool:
 def _end_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """generation_config.json's eos_token_id, else config.json's, as transformers has it; bytes end at a separator."""
     for name in ("generation_config.json", "config.json"):
-        ids = _ids(_values(folder / name).get("eos_token_id"))
+        ids = _ids(read_object(folder / name).get("eos_token_id"))
         if ids:
             return ids
     return _ids(tokenizer.start) if isinstance(tokenizer, ByteTokenizer) else frozenset()
@@ -123,12 +123,3 @@ def _end_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
 def _ids(value: Any) -> frozenset[int]:
     listed = value if isinstance(value, list) else [value]
     return frozenset(id_ for id_ in listed if isinstance(id_, int) and not isinstance(id_, bool))
-
-
-def _values(file: Path) -> dict[str, Any]:
-    """The object in a file of JSON; nothing where there is none, or it cannot be read: it only adds."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -7,10 +7,11 @@ S tokens of one expert, V vocabulary.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig
 from moekit.inference.runner import Cache, OnTokens
@@ -21,13 +22,14 @@ from moekit.kernels.native.products import dequantize, multiply, multiply_many
 from moekit.kernels.native.weights import AttentionWeights, DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
 from moekit.kernels.packed import BF16, F32, PackedMatrix
 from moekit.moe.routers import new_router
-from moekit.nn import RMSNorm, Turn, new_rotary
+from moekit.nn import RMSNorm, Rotary, Turn, new_rotary
 from moekit.nn.scores import Scores
 
 _CHUNK = 512
 """Tokens of a prompt that are computed at once: each chunk reads all weights, and progress is seen between them."""
 _FEW = 8
 """Up to so many rows, reading a matrix takes longer than multiplying with it as it is packed."""
+_NO_NORM = nn.Identity()
 
 
 class NativeRunner:
@@ -41,7 +43,6 @@ class NativeRunner:
         self.vocab_size = config.vocab_size
         self.context = checked_context(context, config.context)
         self.config = config.model_copy(update={"context": self.context})
-        self.weights = weights
         rotary = new_rotary(config.attention)
         self._decoder = NativeDecoder(
             self.config,
@@ -49,7 +50,7 @@ class NativeRunner:
             frequencies=rotary.frequencies if rotary else (),
             magnitude=rotary.magnitude if rotary else 1.0,
         )
-        self._prompt = _Prompt(self.config, weights)
+        self._prompt = _Prompt(self.config, weights, rotary)
 
     def new_cache(self) -> NativeCache:
         """An empty cache. Its memory is taken as tokens come."""
@@ -69,17 +70,17 @@ class NativeRunner:
     @torch.inference_mode()
     def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
         """logits_BV after one more token of each sequence."""
-        return self._decoder.decode([cache for cache in caches if isinstance(cache, NativeCache)], tokens_B)
+        return self._decoder.decode(cast(Sequence[NativeCache], caches), tokens_B)
 
 
 class _Prompt:
     """Many tokens of one sequence at a time."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, rotary: Rotary | None) -> None:
         assert isinstance(config.attention, AttentionConfig)
         self.config, self.weights, self.attention = config, weights, config.attention
         self.dtype = torch.float32 if weights.layers[0].attention.query.type is F32 else torch.bfloat16
-        self.rotary = new_rotary(config.attention)
+        self.rotary = rotary
         self.layers = [_Layer(self, index, layer) for index, layer in enumerate(weights.layers)]
         self.norm = _norm(weights.norm_D, config.norm_eps)
 
@@ -122,10 +123,10 @@ class _Layer:
             soft_cap=self.attention.soft_cap,
         )
         layer = config.layers[index]
-        self.activation = Activation(layer.activation, layer.gated)
-        self.mixture = (
-            _Mixture(config, layer, weights.feed_forward) if isinstance(weights.feed_forward, MoEWeights) else None
-        )
+        self.activation = Activation(layer.activation, gated=False)
+        self.mixture: _Mixture | None = None
+        if isinstance(layer, MoEConfig) and isinstance(weights.feed_forward, MoEWeights):
+            self.mixture = _Mixture(config, layer, weights.feed_forward)
 
     def __call__(self, h_TD: Tensor, turn: Turn | None, cache: NativeCache) -> Tensor:
         h_TD = h_TD + self.attention_after_norm(self._attend(self.attention_norm(h_TD), turn, cache))
@@ -134,14 +135,15 @@ class _Layer:
             y_TD = self.mixture(x_TD)
         else:
             assert isinstance(self.weights.feed_forward, NetworkWeights)
-            y_TD = network(self.weights.feed_forward, x_TD, self.activation)
-        return h_TD + self.feed_forward_after_norm(y_TD)
+            y_TD = _network(self.weights.feed_forward, x_TD, self.activation)
+        after_TD: Tensor = h_TD + self.feed_forward_after_norm(y_TD)
+        return after_TD
 
     def _attend(self, x_TD: Tensor, turn: Turn | None, cache: NativeCache) -> Tensor:
         parts: AttentionWeights = self.weights.attention
-        query_HTC = self._heads(_add(product(parts.query, x_TD), parts.query_bias), self.query_norm)
-        key_GTC = self._heads(_add(product(parts.key, x_TD), parts.key_bias), self.key_norm)
-        value_GTC = self._heads(_add(product(parts.value, x_TD), parts.value_bias), nn_identity)
+        query_HTC = self._heads(_add(_product(parts.query, x_TD), parts.query_bias), self.query_norm)
+        key_GTC = self._heads(_add(_product(parts.key, x_TD), parts.key_bias), self.key_norm)
+        value_GTC = self._heads(_add(_product(parts.value, x_TD), parts.value_bias), _NO_NORM)
         if turn:
             query_HTC, key_GTC = (self._turned(part, turn) for part in (query_HTC, key_GTC))
         query_HTC, key_GTC, value_GTC = (part.to(self.dtype) for part in (query_HTC, key_GTC, value_GTC))
@@ -149,9 +151,9 @@ class _Layer:
         if cache.length:
             key_GTC, value_GTC = cache.read(self.index, cache.length + len(x_TD), self.dtype)
         mixed_1HTC = self.scores.mix(query_HTC[None], key_GTC[None], value_GTC[None])
-        return _add(product(parts.output, mixed_1HTC[0].transpose(0, 1).flatten(1)), parts.output_bias)
+        return _add(_product(parts.output, mixed_1HTC[0].transpose(0, 1).flatten(1)), parts.output_bias)
 
-    def _heads(self, projected_TN: Tensor, norm: "RMSNorm | Identity") -> Tensor:
+    def _heads(self, projected_TN: Tensor, norm: nn.Module) -> Tensor:
         """(heads, T, C) after the norm, of each head or of all."""
         width = self.attention.head_width
         tokens = len(projected_TN)
@@ -171,10 +173,8 @@ class _Layer:
 class _Mixture:
     """The experts of one layer, each for its tokens, and the network beside them."""
 
-    def __init__(self, config: ModelConfig, layer: object, weights: MoEWeights) -> None:
-        assert isinstance(layer, MoEConfig)
-        self.layer, self.weights = layer, weights
-        self.activation = Activation(layer.activation, layer.gated)
+    def __init__(self, config: ModelConfig, layer: MoEConfig, weights: MoEWeights) -> None:
+        self.weights, self.activation = weights, Activation(layer.activation, gated=False)
         self.router = new_router(config.width, layer.experts, layer.router, config.vocab_size).requires_grad_(False)
         self.router.weight.copy_(dequantize(weights.router))
         self.router.eval()
@@ -186,35 +186,24 @@ class _Mixture:
         for expert, (begin, end) in enumerate(pairwise(assignments.expert_offsets)):
             if begin < end:
                 token_S = assignments.token_S[begin:end]
-                y_SD = network(self.experts[expert], x_TD[token_S], self.activation)
+                y_SD = _network(self.experts[expert], x_TD[token_S], self.activation)
                 y_TD.index_add_(0, token_S, y_SD * assignments.weight_S[begin:end, None])
         if self.weights.branch is not None:
-            branch_TD = network(self.weights.branch, x_TD, self.activation)
+            branch_TD = _network(self.weights.branch, x_TD, self.activation)
             gate_D = self.weights.branch_gate_D
             y_TD += branch_TD if gate_D is None else branch_TD * (x_TD @ gate_D)[:, None].sigmoid()
         return y_TD
 
 
-class Identity:
-    """No norm."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x
-
-
-nn_identity = Identity()
-
-
-def network(weights: NetworkWeights, x_TD: Tensor, activation: Activation) -> Tensor:
-    """down(act(gate x) · up x), or down(act(up x)), fp32."""
-    up_TF = product(weights.up, x_TD)
+def _network(weights: NetworkWeights, x_TD: Tensor, activation: Activation) -> Tensor:
+    """down(act(gate x) · up x), or down(act(up x)) without a gate, fp32. activation: of one matrix, without a gate."""
+    up_TF = _product(weights.up, x_TD)
     if weights.gate is None:
-        return product(weights.down, activation(up_TF))
-    gate_TF = Activation(activation.name, gated=False)(product(weights.gate, x_TD))
-    return product(weights.down, gate_TF.mul_(up_TF))
+        return _product(weights.down, activation(up_TF))
+    return _product(weights.down, activation(_product(weights.gate, x_TD)).mul_(up_TF))
 
 
-def product(matrix: PackedMatrix, x_TD: Tensor) -> Tensor:
+def _product(matrix: PackedMatrix, x_TD: Tensor) -> Tensor:
     """x @ matrix^T in fp32, the way that is fastest for so many rows."""
     if matrix.type is F32:
         return F.linear(x_TD.float(), matrix.data_RB.view(torch.float32))
@@ -239,9 +228,9 @@ def _rows(matrix: PackedMatrix, row_N: Tensor) -> Tensor:
     return dequantize(PackedMatrix(matrix.data_RB[row_N], matrix.type, matrix.columns))
 
 
-def _norm(weight_D: Tensor | None, eps: float) -> "RMSNorm | Identity":
+def _norm(weight_D: Tensor | None, eps: float) -> nn.Module:
     if weight_D is None:
-        return nn_identity
+        return _NO_NORM
     norm = RMSNorm(weight_D.numel(), eps).requires_grad_(False)
     norm.weight.copy_(weight_D)
     return norm

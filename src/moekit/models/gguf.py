@@ -11,6 +11,7 @@ from moekit.checkpoint.parts import check_cover, pairs, stored_shape
 from moekit.families.gguf import GGUFModel, wrong_shape
 from moekit.models.decoder import Decoder
 from moekit.models.folder import allocate, own_tensors
+from moekit.nn.meta import on_meta
 
 _PIECE_BYTES = 16 << 20
 
@@ -24,7 +25,7 @@ def load_gguf(
     file is damaged, of an architecture that moekit has not, or not the model that its metadata describes.
     """
     stored = GGUFModel(path)
-    with torch.device("meta"):
+    with on_meta():
         model = Decoder(stored.config)
     shapes = own_tensors(model)
     check_cover(stored.layout, shapes)

@@ -22,8 +22,11 @@ def with_special_tokens(config: Config, folder: Path) -> Config:
     """
     if not isinstance(config, EncoderConfig):
         return config
-    words = _read(folder / "special_tokens_map.json") | _read(folder / "tokenizer_config.json")
-    ids = {token.get("content"): token.get("id") for token in _read(folder / "tokenizer.json").get("added_tokens", [])}
+    words = read_object(folder / "special_tokens_map.json") | read_object(folder / "tokenizer_config.json")
+    ids = {
+        token.get("content"): token.get("id")
+        for token in read_object(folder / "tokenizer.json").get("added_tokens", [])
+    }
     found = {}
     for theirs, ours in _NAMES.items():
         word = words.get(theirs, f"[{theirs.removesuffix('_token').upper()}]")
@@ -33,7 +36,7 @@ def with_special_tokens(config: Config, folder: Path) -> Config:
     return config.model_copy(update=found)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """The object in a file of JSON; nothing where there is none: what is missing here is told where it is needed."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-import yaml
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
 from moekit import files
@@ -34,7 +33,7 @@ from moekit.training.loop import StepReport, Trainer
 from moekit.training.objectives import Objective, PairObjective, read_pairs
 from moekit.training.step import held_out_bits
 from moekit.training.telemetry import StepLog
-from moekit.validation import validate
+from moekit.validation import read_yaml, validate
 
 Say = Callable[[str], None]
 
@@ -109,13 +108,7 @@ class Result(BaseModel):
 
 def read_job(path: Path) -> Job:
     """The file; raises UsageError naming the key that is wrong."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    return validate(Job, data, where=str(path))
+    return validate(Job, read_yaml(path), where=str(path))
 
 
 def run_job(

@@ -4,7 +4,6 @@ Header, metadata and the list of tensors are written by the `gguf` package.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,10 +60,7 @@ def check_free(path: Path, needed: int) -> None:
     """Raise UsageError where something stands at `path`, MoekitError where its disk has less than `needed` bytes."""
     if os.path.lexists(path):
         raise UsageError(f"{path} exists already; name another file.")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = files.free_bytes(path)
     if needed > free:
         raise MoekitError(f"{path} needs {bytes_text(needed)} and the disk has {bytes_text(free)} free.")
 
