@@ -33,7 +33,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from environment import environment
-from moekit.checkpoint import Stored, StoredTensors, View, read_weights, stored, write_weights
+from moekit.checkpoint.layout import Stored, View, stored
+from moekit.checkpoint.loading import read_weights
+from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.writing import write_weights
 from moekit.hardware import peak_resident_bytes, reset_peak_resident, resident_bytes
 
 # Model width, width of keys and values, feed-forward width, vocabulary: about those of a 3 B model

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from environment import environment
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.moe import MoELayer
 from moekit.nn import FeedForward
 

@@ -60,7 +60,7 @@ def diagnose() -> Diagnosis:
     """Look at this machine; takes a second or two, some memory, and a file of 128 MB for as long."""
     machine = hardware()
     instruction_set = native.instruction_set() if native.available() else None
-    threads = min(machine.cores, torch.get_num_threads())
+    threads = native.threads()
     gpus = _gpus()
     disk, direct = disk_bandwidth(Path(tempfile.gettempdir()))
     return Diagnosis(

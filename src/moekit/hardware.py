@@ -6,10 +6,12 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -37,6 +39,8 @@ def fastest_precision() -> Precision:
 
     Asking for an instruction set would not do: some processors convert bf16 in software, slower than fp32.
     """
+    import torch
+
     seconds = {dtype: _matrix_product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return "bfloat16" if seconds[torch.float32] > 1.3 * seconds[torch.bfloat16] else "float32"
 
@@ -80,8 +84,10 @@ def _cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _matrix_product_seconds(dtype: torch.dtype, size: int = 512) -> float:
+def _matrix_product_seconds(dtype: "torch.dtype", size: int = 512) -> float:
     """The fastest of several products of two square matrices, so that noise cannot make it look slow."""
+    import torch
+
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     fastest = float("inf")
     for _ in range(8):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import DENSE, MOE, model_config
 from tests.inference.folders import TOKENIZERS, byte_level, llama, save_tokenizer
+from tests.inference.tensors import decode, prefill
 from tokenizers import Tokenizer as Rust
 from torch import Tensor
 
@@ -21,8 +22,10 @@ from moekit.agents.members.load_local import ensemble_member, load_local_members
 from moekit.agents.strategy_configs import EnsembleConfig
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer
 from moekit.errors import UsageError
-from moekit.inference import GenerationOptions, LoadedModel, SamplingOptions, TorchRunner, generate
+from moekit.inference import GenerationOptions, LoadedModel, SamplingOptions, generate
 from moekit.inference.generation import Memory
+from moekit.inference.torch_runner import TorchRunner
+from moekit.kernels.packed import Numbers
 from moekit.messages import ChatOptions, Message
 from moekit.models import Decoder
 
@@ -57,12 +60,12 @@ def test_the_mixture_is_that_of_the_loop_step_by_step_and_for_prompts(weights: l
     tokens = ByteTokenizer().encode(TEXT)
     expected = torch.tensor(reference(parts, weights or [1.0] * 3, tokens))
     cache = runner.new_cache()
-    steps = [runner.prefill(cache, torch.tensor(tokens[:1]))]
-    steps += [runner.decode([cache], torch.tensor([token]))[0] for token in tokens[1:]]
+    steps = [prefill(runner, cache, torch.tensor(tokens[:1]))]
+    steps += [decode(runner, [cache], torch.tensor([token]))[0] for token in tokens[1:]]
     torch.testing.assert_close(torch.stack(steps), expected, rtol=1e-5, atol=1e-5)
     assert cache.length == len(tokens)
     for length in (1, 7, len(tokens)):
-        whole = runner.prefill(runner.new_cache(), torch.tensor(tokens[:length]))
+        whole = prefill(runner, runner.new_cache(), torch.tensor(tokens[:length]))
         torch.testing.assert_close(whole, expected[length - 1], rtol=1e-5, atol=1e-5)
     average_of_logits = sum(part(torch.tensor([tokens]))[0, -1].log_softmax(-1) for part in parts) / 3
     assert not torch.allclose(average_of_logits, expected[-1], atol=1e-2), "a product of experts is another thing"
@@ -74,8 +77,8 @@ def test_sequences_of_a_batch_keep_apart() -> None:
     prompts = [[1, 2, 3], [9, 8, 7, 6, 5]]
     caches = [runner.new_cache() for _ in prompts]
     for cache, prompt in zip(caches, prompts, strict=True):
-        runner.prefill(cache, torch.tensor(prompt))
-    logits_BV = runner.decode(caches, torch.tensor([4, 40]))
+        prefill(runner, cache, torch.tensor(prompt))
+    logits_BV = decode(runner, caches, torch.tensor([4, 40]))
     for row, prompt, token in zip(logits_BV, prompts, (4, 40), strict=True):
         expected = torch.tensor(reference(parts, [1.0] * 3, [*prompt, token])[-1])
         torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
@@ -95,11 +98,11 @@ class Fixed:
     def truncate(self, length: int) -> None:
         self.length = length
 
-    def prefill(self, cache: object, tokens_T: Tensor, on_tokens: object = None) -> Tensor:
-        return self.logits_V
+    def prefill(self, cache: object, tokens_T: Sequence[int], on_tokens: object = None) -> Numbers:
+        return self.logits_V.numpy()
 
-    def decode(self, caches: object, tokens_B: Tensor) -> Tensor:
-        return self.logits_V[None].expand(len(tokens_B), -1)
+    def decode(self, caches: object, tokens_B: Sequence[int]) -> Numbers:
+        return self.logits_V.expand(len(tokens_B), -1).numpy()
 
 
 @settings(max_examples=100, deadline=None)
@@ -117,7 +120,7 @@ def test_a_mixture_is_a_distribution_between_its_parts(
 
     def mixed(weights: list[float]) -> Tensor:
         runner = EnsembleRunner(runners, weights)
-        return runner.prefill(runner.new_cache(), torch.tensor([0])).exp()
+        return prefill(runner, runner.new_cache(), torch.tensor([0])).exp()
 
     shares_V = mixed(weights)
     parts_RV = torch.tensor(logits).softmax(-1)
@@ -130,7 +133,7 @@ def test_a_mixture_is_a_distribution_between_its_parts(
 def test_a_token_that_one_model_rules_out_keeps_the_shares_of_the_others() -> None:
     runner = EnsembleRunner([Fixed(torch.tensor([0.0, -torch.inf])), Fixed(torch.tensor([0.0, 0.0]))])
     torch.testing.assert_close(
-        runner.decode([runner.new_cache()], torch.tensor([0]))[0].exp(), torch.tensor([0.75, 0.25])
+        decode(runner, [runner.new_cache()], torch.tensor([0]))[0].exp(), torch.tensor([0.75, 0.25])
     )
 
 
@@ -138,7 +141,7 @@ def test_a_padded_vocabulary_and_a_longer_context_are_cut() -> None:
     padded = Fixed(torch.tensor([0.0, math.log(3.0), 50.0]), context=20)
     runner = EnsembleRunner([padded, Fixed(torch.tensor([0.0, 0.0]))])
     assert (runner.vocab_size, runner.context) == (2, 9)
-    shares_V = runner.prefill(runner.new_cache(), torch.tensor([0])).exp()
+    shares_V = prefill(runner, runner.new_cache(), torch.tensor([0])).exp()
     torch.testing.assert_close(shares_V, torch.tensor([0.375, 0.625]))
 
 
@@ -245,7 +248,7 @@ def test_an_ensemble_is_a_member_made_of_members(folders: dict[str, Path]) -> No
     expected, before = 0.0, 0
     for token in both.model.tokenizer.encode(text):
         shares = {
-            name: members[name].model.runner.prefill(cache, torch.tensor([before])).softmax(-1)[token]
+            name: prefill(members[name].model.runner, cache, torch.tensor([before])).softmax(-1)[token]
             for name, cache in caches.items()
         }
         expected += math.log((2 * float(shares["a"]) + float(shares["b"])) / 3)

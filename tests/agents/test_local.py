@@ -10,10 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.inference.folders import TOKENIZERS, llama, save_tokenizer
-from torch import Tensor
+from tests.inference.tensors import prefill
 
 from moekit.agents.config import LocalMemberConfig
 from moekit.agents.members.base import Embedder, Member, MemberError, Scorer
@@ -23,6 +24,7 @@ from moekit.data.tokenizers import ByteTokenizer
 from moekit.errors import UsageError
 from moekit.inference import GenerationOptions, LoadedModel, generate
 from moekit.inference.runner import OnTokens
+from moekit.kernels.packed import Numbers
 from moekit.messages import ChatOptions, Message, Usage
 
 USER = (Message(role="user", content="The quick brown fox"),)
@@ -58,19 +60,19 @@ class Slow:
     def new_cache(self) -> "SlowCache":
         return SlowCache()
 
-    def prefill(self, cache: Any, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
+    def prefill(self, cache: Any, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
         cache.length += len(tokens_T)
         cache.written = 0
         if on_tokens is not None:
             on_tokens(len(tokens_T))
         return self._step(cache)
 
-    def decode(self, caches: Sequence[Any], tokens_B: Tensor) -> Tensor:
+    def decode(self, caches: Sequence[Any], tokens_B: Sequence[int]) -> Numbers:
         for cache in caches:
             cache.length += 1
-        return torch.stack([self._step(cache) for cache in caches])
+        return np.stack([self._step(cache) for cache in caches])
 
-    def _step(self, cache: "SlowCache") -> Tensor:
+    def _step(self, cache: "SlowCache") -> Numbers:
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         self.at_work.set()
@@ -78,7 +80,7 @@ class Slow:
         time.sleep(self.pause_s)
         self._at_once -= 1
         self.steps += 1
-        logits_V = torch.zeros(256)
+        logits_V = np.zeros(256, np.float32)
         logits_V[self.text[cache.written % len(self.text)]] = 20
         cache.written += 1
         return logits_V
@@ -195,7 +197,7 @@ def test_a_text_without_a_start_token_is_scored_from_its_second_token(member: Lo
     cache = model.runner.new_cache()
     total = 0.0
     for token, following in pairwise(ids):
-        logits_V = model.runner.prefill(cache, torch.tensor([token]))
+        logits_V = prefill(model.runner, cache, torch.tensor([token]))
         total += float(logits_V.double().log_softmax(-1)[following])
     assert run(startless.score((), text)) == (pytest.approx(total, rel=1e-6), Usage(prompt_tokens=len(ids)))
     assert run(startless.score((), "q"))[0] == 0
@@ -322,8 +324,8 @@ def test_members_that_share_a_model_compute_in_turns() -> None:
 
 
 class Broken(Slow):
-    def _step(self, cache: SlowCache) -> Tensor:
-        return torch.full((256,), torch.nan)
+    def _step(self, cache: SlowCache) -> Numbers:
+        return np.full(256, np.nan, np.float32)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.agents.in_memory import QUESTION, config_of, now
@@ -39,14 +40,14 @@ class Runner:
     def new_cache(self) -> Any:
         return Cache()
 
-    def prefill(self, cache: Any, tokens_T: torch.Tensor, on_tokens: Callable[[int], None] | None = None) -> Any:
+    def prefill(self, cache: Any, tokens_T: Sequence[int], on_tokens: Callable[[int], None] | None = None) -> Any:
         if self.error is not None:
             raise self.error
         cache.length += len(tokens_T)
-        return torch.zeros(256).index_fill(0, torch.tensor([97]), 20.0)
+        return np.where(np.arange(256) == 97, np.float32(20), np.float32(0))
 
-    def decode(self, caches: Sequence[Any], tokens_B: torch.Tensor) -> Any:
-        return torch.stack([self.prefill(cache, tokens_B[:1]) for cache in caches])
+    def decode(self, caches: Sequence[Any], tokens_B: Sequence[int]) -> Any:
+        return np.stack([self.prefill(cache, tokens_B[:1]) for cache in caches])
 
 
 class Cache:

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint import Part, Stored, StoredTensors, View, dtype_of, read_weights, stored
+from moekit.checkpoint.layout import Part, Stored, View, stored
+from moekit.checkpoint.loading import dtype_of, read_weights
+from moekit.checkpoint.tensors import StoredTensors
 
 # G groups, R query heads a group, C head width, D model width, E experts, F expert width
 G, R, C, D, E, F = 2, 3, 4, 8, 3, 5

@@ -14,7 +14,11 @@ from safetensors.torch import save_file
 from tests.checkpoint.samples import rows
 from torch import Tensor
 
-from moekit.checkpoint import LayoutError, Part, Stored, StoredTensors, read_weights, stored, tensors
+from moekit.checkpoint import tensors
+from moekit.checkpoint.layout import Part, Stored, stored
+from moekit.checkpoint.loading import read_weights
+from moekit.checkpoint.parts import LayoutError
+from moekit.checkpoint.tensors import StoredTensors
 from moekit.errors import MoekitError, UsageError
 
 INDEX = "model.safetensors.index.json"

@@ -39,7 +39,7 @@ def look_at_all(opened: GGUFFile, size: int) -> None:
             value.raw()
     for tensor in opened.tensors.values():
         assert 0 <= tensor.start <= tensor.start + tensor.size <= size
-        assert opened.bytes_of(tensor.name).numel() == tensor.size
+        assert opened.bytes_of(tensor.name).size == tensor.size
         if tensor.code in PACKED_TYPES:
             assert opened.rows(tensor.name).shape == (tensor.rows, tensor.columns)
 

@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint import samples
 from tests.checkpoint.samples import as_stored, empty_parameters, layout, random_parameters, read_all, same_bits
 
-from moekit.checkpoint import StoredTensors, dtype_of, loading, parts, read_weights, stored, write_weights, writing
+from moekit.checkpoint import loading, parts, writing
+from moekit.checkpoint.layout import stored
+from moekit.checkpoint.loading import dtype_of, read_weights
+from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.writing import write_weights
 
 
 @pytest.fixture(params=[(64, 16), (64, 1 << 20), (16 << 20, 256 << 10)], ids=["tiny", "spans", "as it is"])

@@ -7,7 +7,9 @@ import torch
 from tests.checkpoint.samples import read_all, same_bits
 from torch import Tensor, nn
 
-from moekit.checkpoint import StoredTensors, stored, write_folder, write_weights
+from moekit.checkpoint.layout import stored
+from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.writing import write_folder, write_weights
 from moekit.errors import MoekitError
 
 transformers = pytest.importorskip("transformers")

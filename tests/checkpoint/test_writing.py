@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from tests.checkpoint.samples import bits, layout, random_parameters
 
 from moekit import files
-from moekit.checkpoint import LayoutError, Part, Stored, stored, write_folder, write_weights, writing
+from moekit.checkpoint import writing
+from moekit.checkpoint.layout import Part, Stored, stored
+from moekit.checkpoint.parts import LayoutError
+from moekit.checkpoint.writing import write_folder, write_weights
 from moekit.errors import MoekitError, UsageError
 
 
@@ -73,7 +76,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_kill_leaves_no_target(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from moekit.checkpoint import write_folder\n"
+        "import os, signal, sys; from pathlib import Path; from moekit.checkpoint.writing import write_folder\n"
         "def fill(folder): (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_folder(Path(sys.argv[1]), fill)"
     )

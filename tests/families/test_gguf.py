@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,7 +18,8 @@ from moekit.errors import MoekitError
 from moekit.families import same_function
 from moekit.families.gguf import ARCHITECTURES, GGUFModel, describe, layout
 from moekit.kernels.native.weights import LayerWeights, MoEWeights, NetworkWeights
-from moekit.kernels.packed import F32, dequantize, quantize
+from moekit.kernels.packed import F32, PackedMatrix, dequantize
+from moekit.kernels.packed.quantize import quantize
 from moekit.models import Decoder, load
 from moekit.models.gguf import load_gguf
 
@@ -119,14 +121,17 @@ def test_weights_in_place_are_the_module_s(stored: tuple[str, Any, Path]) -> Non
         return
     module, weights = load_gguf(path), GGUFModel(path).weights()
     assert weights.interleaved == (name == "llama")
-    assert torch.equal(dequantize(weights.embedding), module.embedding.weight)
-    assert torch.equal(dequantize(weights.head), module.head.weight)
-    assert torch.equal(weights.norm_D, module.norm.weight)
+    assert torch.equal(numbers(weights.embedding), module.embedding.weight)
+    assert torch.equal(numbers(weights.head), module.head.weight)
+    assert np.array_equal(weights.norm_D, module.norm.weight.detach().numpy())
     for layer, held in zip(module.layers, weights.layers, strict=True):
         assert isinstance(held, LayerWeights)
         attention = held.attention
-        parts = [dequantize(matrix) for matrix in (attention.query, attention.key, attention.value)]
-        biases = [attention.query_bias, attention.key_bias, attention.value_bias]
+        parts = [numbers(matrix) for matrix in (attention.query, attention.key, attention.value)]
+        biases = [
+            None if bias is None else torch.from_numpy(bias)
+            for bias in (attention.query_bias, attention.key_bias, attention.value_bias)
+        ]
         if weights.interleaved:
             for index in (0, 1):
                 parts[index] = halves(parts[index], module.config)
@@ -137,12 +142,16 @@ def test_weights_in_place_are_the_module_s(stored: tuple[str, Any, Path]) -> Non
             assert torch.equal(
                 torch.cat([bias for bias in biases if bias is not None]), layer.attention.query_key_value.bias
             )
-        assert torch.equal(dequantize(attention.output), layer.attention.output.weight)
+        assert torch.equal(numbers(attention.output), layer.attention.output.weight)
         for norm, ours in ((attention.query_norm, "query_norm"), (attention.key_norm, "key_norm")):
             module_norm = getattr(layer.attention, ours)
             assert (norm is None) == (module_norm is None)
-            assert norm is None or torch.equal(norm, module_norm.weight)
+            assert norm is None or np.array_equal(norm, module_norm.weight.detach().numpy())
         check_feed_forward(held.feed_forward, layer.feed_forward)
+
+
+def numbers(matrix: PackedMatrix) -> Tensor:
+    return torch.from_numpy(dequantize(matrix))
 
 
 def halves(rows: Tensor, config: ModelConfig) -> Tensor:
@@ -159,24 +168,24 @@ def check_feed_forward(held: NetworkWeights | MoEWeights, module: Any) -> None:
     if isinstance(held, NetworkWeights):
         check_network(held, module.gate_up.weight, module.down.weight)
         return
-    assert torch.equal(dequantize(held.router), module.router.weight)
+    assert torch.equal(numbers(held.router), module.router.weight)
     experts = module.experts
     hidden = experts.gate_up_EGD.shape[1] // 2
     assert held.experts.gate is not None
-    assert torch.equal(dequantize(held.experts.gate), experts.gate_up_EGD[:, :hidden].flatten(0, 1))
-    assert torch.equal(dequantize(held.experts.up), experts.gate_up_EGD[:, hidden:].flatten(0, 1))
-    assert torch.equal(dequantize(held.experts.down), experts.down_EDF.flatten(0, 1))
+    assert torch.equal(numbers(held.experts.gate), experts.gate_up_EGD[:, :hidden].flatten(0, 1))
+    assert torch.equal(numbers(held.experts.up), experts.gate_up_EGD[:, hidden:].flatten(0, 1))
+    assert torch.equal(numbers(held.experts.down), experts.down_EDF.flatten(0, 1))
     assert (held.branch is None) == (module.branch is None)
     if held.branch is not None:
         check_network(held.branch, module.branch.gate_up.weight, module.branch.down.weight)
         assert held.branch_gate_D is not None
-        assert torch.equal(held.branch_gate_D, module.branch_gate.weight[0])
+        assert np.array_equal(held.branch_gate_D, module.branch_gate.weight[0].detach().numpy())
 
 
 def check_network(held: NetworkWeights, gate_up: Tensor, down: Tensor) -> None:
     assert held.gate is not None
-    assert torch.equal(torch.cat([dequantize(held.gate), dequantize(held.up)]), gate_up)
-    assert torch.equal(dequantize(held.down), down)
+    assert torch.equal(torch.cat([numbers(held.gate), numbers(held.up)]), gate_up)
+    assert torch.equal(numbers(held.down), down)
 
 
 def changed(path: Path, change: Any) -> Path:
@@ -187,7 +196,7 @@ def changed(path: Path, change: Any) -> Path:
         for key, value in file.metadata.items()
         if key != "general.architecture"
     }
-    tensors = {name: file.numbers(name) for name in file.tensors}
+    tensors = {name: torch.from_numpy(file.numbers(name)) for name in file.tensors}
     change(metadata, tensors)
     architecture = metadata.pop("general.architecture", file.metadata["general.architecture"])
     out = path.with_name("changed.gguf")
@@ -221,8 +230,8 @@ def test_files_of_before_experts_were_stacked_are_read(tmp_path: Path) -> None:
     ours, stacked = GGUFModel(old).weights().layers[0].feed_forward, GGUFModel(path).weights().layers[0].feed_forward
     assert isinstance(ours, MoEWeights)
     assert isinstance(stacked, MoEWeights)
-    assert torch.equal(ours.experts.up.data_RB, stacked.experts.up.data_RB)
-    assert torch.equal(ours.experts.down.data_RB, stacked.experts.down.data_RB)
+    assert np.array_equal(ours.experts.up.data_RB, stacked.experts.up.data_RB)
+    assert np.array_equal(ours.experts.down.data_RB, stacked.experts.down.data_RB)
 
 
 def test_published_factors_without_keys_are_understood(tmp_path: Path) -> None:

@@ -5,19 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import MOE, model_config
-from torch import Tensor
+from tests.inference.tensors import decode, prefill
 
 from moekit.config import ExpertChoiceConfig, MoEConfig
 from moekit.data.tokenizers import ByteTokenizer
 from moekit.errors import UsageError
-from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, TorchRunner, generate
+from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, generate
 from moekit.inference import load_runner as load
 from moekit.inference.generation import Memory
 from moekit.inference.prompts import prompt_ids
 from moekit.inference.runner import Cache, OnTokens
+from moekit.inference.torch_runner import TorchRunner
+from moekit.kernels.packed import Numbers
 from moekit.models import Decoder
 from moekit.models import load as load_model
 
@@ -45,7 +48,7 @@ class Scripted:
     def new_cache(self) -> "Scripted.Counting":
         return Scripted.Counting()
 
-    def prefill(self, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
+    def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
         assert isinstance(cache, Scripted.Counting)
         self.prefilled.append(len(tokens_T))
         cache.length += len(tokens_T)
@@ -54,17 +57,17 @@ class Scripted:
             on_tokens(len(tokens_T))
         return self._logits(cache)
 
-    def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
+    def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
         assert len(caches) == len(tokens_B)
         for cache in caches:
             assert isinstance(cache, Scripted.Counting)
             cache.length += 1
             if self.fail_after is not None and cache.length - self.start > self.fail_after:
                 raise KeyboardInterrupt
-        return torch.stack([self._logits(cache) for cache in caches])  # type: ignore[arg-type]
+        return np.stack([self._logits(cache) for cache in caches])  # type: ignore[arg-type]
 
-    def _logits(self, cache: "Scripted.Counting") -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor(self.said[cache.length - self.start]), 256).float()
+    def _logits(self, cache: "Scripted.Counting") -> Numbers:
+        return np.eye(256, dtype=np.float32)[self.said[cache.length - self.start]]
 
 
 def say(said: str, context: int = 500, **options: Any) -> tuple[Completion, list[str]]:
@@ -114,15 +117,15 @@ def test_step_by_step_is_the_whole_sequence(
     with torch.no_grad():
         expected_TV = both[0](tokens_T[None]).logits[0]
     cache, other, done = runner.new_cache(), runner.new_cache(), []
-    logits = {12: runner.prefill(cache, tokens_T[:13], done.append)}
+    logits = {12: prefill(runner, cache, tokens_T[:13], done.append)}
     assert done == [5, 5, 3]
-    runner.prefill(other, tokens_T[:4])
+    prefill(runner, other, tokens_T[:4])
     for index in range(13, 30):
-        both_BV = runner.decode([other, cache], tokens_T[[0, index]])
+        both_BV = decode(runner, [other, cache], tokens_T[[0, index]])
         logits[index] = both_BV[1]
     assert (cache.length, other.length) == (30, 21)
     cache.truncate(20)
-    logits[-10] = runner.decode([cache], tokens_T[20:21])[0]
+    logits[-10] = decode(runner, [cache], tokens_T[20:21])[0]
     for index, logits_V in logits.items():
         assert logits_V.dtype == torch.float32
         assert (logits_V - expected_TV[index]).abs().max() <= 1e-5 * expected_TV.std()
@@ -132,9 +135,9 @@ def test_bf16_weights_have_a_bf16_cache(folder: Path) -> None:
     model = decoder_of(folder).bfloat16()
     runner = TorchRunner(model)
     cache = runner.new_cache()
-    logits_V = runner.prefill(cache, torch.arange(9))
+    logits_V = prefill(runner, cache, torch.arange(9))
     assert cache.layers[0].key_BGPC.dtype == torch.bfloat16
-    again_V = runner.prefill(runner.new_cache(), torch.arange(9))
+    again_V = prefill(runner, runner.new_cache(), torch.arange(9))
     assert torch.equal(logits_V, again_V)
     with torch.no_grad():
         whole_V = model(torch.arange(9)[None])[0, -1].float()

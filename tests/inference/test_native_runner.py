@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.inference.tensors import decode, prefill
 
 from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.inference.native_runner import NativeRunner
@@ -81,11 +82,11 @@ def test_the_same_logits_as_torch_in_fp32(name: str) -> None:
     model, tokens_T = model_of(name), torch.randint(256, (530,))
     theirs, step = TorchRunner(model), torch.tensor([7])
     cache = theirs.new_cache()
-    expected = [theirs.prefill(cache, tokens_T), theirs.decode([cache], step)[0]]
+    expected = [prefill(theirs, cache, tokens_T), decode(theirs, [cache], step)[0]]
     ours = NativeRunner(model.config, packed_weights(model))
     chunks: list[int] = []
     own = ours.new_cache()
-    found = [ours.prefill(own, tokens_T, chunks.append), ours.decode([own], step)[0]]
+    found = [prefill(ours, own, tokens_T, chunks.append), decode(ours, [own], step)[0]]
     assert sum(chunks) == 530
     assert len(chunks) == 2
     for ours_V, theirs_V in zip(found, expected, strict=True):
@@ -97,20 +98,20 @@ def test_any_cut_into_prompts_and_steps_is_the_whole(name: str) -> None:
     """Two sequences of unlike lengths step together; one of them is cut back and goes on."""
     model, tokens_T = model_of(name), torch.randint(256, (40,))
     runner = NativeRunner(model.config, packed_weights(model))
-    whole = [runner.prefill(runner.new_cache(), tokens_T[:size]) for size in (39, 40)]
+    whole = [prefill(runner, runner.new_cache(), tokens_T[:size]) for size in (39, 40)]
     caches = [runner.new_cache(), runner.new_cache()]
-    runner.prefill(caches[0], tokens_T[:5])
-    runner.prefill(caches[0], tokens_T[5:37])
-    runner.prefill(caches[1], tokens_T[:39])
+    prefill(runner, caches[0], tokens_T[:5])
+    prefill(runner, caches[0], tokens_T[5:37])
+    prefill(runner, caches[1], tokens_T[:39])
     caches[1].truncate(38)
-    runner.decode(caches, torch.stack((tokens_T[37], tokens_T[38])))
-    found = runner.decode(caches, torch.stack((tokens_T[38], tokens_T[39])))
+    decode(runner, caches, torch.stack((tokens_T[37], tokens_T[38])))
+    found = decode(runner, caches, torch.stack((tokens_T[38], tokens_T[39])))
     for ours_V, theirs_V in zip(found, whole, strict=True):
         assert (ours_V - theirs_V).abs().max() <= 1e-5 * theirs_V.std()
 
 
 def rounded(matrix: PackedMatrix, numbers_RC: torch.Tensor) -> None:
-    numbers_RC.copy_(dequantize(matrix).view(numbers_RC.shape))
+    numbers_RC.copy_(torch.from_numpy(dequantize(matrix)).view(numbers_RC.shape))
 
 
 @pytest.mark.parametrize("kind", [BF16, Q8_0])
@@ -137,8 +138,8 @@ def test_quantised_on_load_is_near_the_same_numbers_in_torch(kind: object) -> No
     tokens_T, theirs = torch.randint(256, (50,)), TorchRunner(model)
     ours, cache, own = NativeRunner(model.config, weights), theirs.new_cache(), None
     own = ours.new_cache()
-    expected = torch.stack([theirs.prefill(cache, tokens_T), theirs.decode([cache], tokens_T[:1])[0]])
-    found = torch.stack([ours.prefill(own, tokens_T), ours.decode([own], tokens_T[:1])[0]])
+    expected = torch.stack([prefill(theirs, cache, tokens_T), decode(theirs, [cache], tokens_T[:1])[0]])
+    found = torch.stack([prefill(ours, own, tokens_T), decode(ours, [own], tokens_T[:1])[0]])
     assert (found - expected).square().mean().sqrt() <= 0.03 * expected.std()
 
 
@@ -160,10 +161,10 @@ def test_prompts_in_bf16_are_near_torch_in_fp32(name: str, cuts: tuple[int, ...]
     own, cache = ours.new_cache(), theirs.new_cache()
     found, expected = [], []
     for tokens in torch.split(tokens_T, list(cuts)):
-        found.append(ours.prefill(own, tokens))
-        expected.append(theirs.prefill(cache, tokens))
-    found.append(ours.decode([own], torch.tensor([7]))[0])
-    expected.append(theirs.decode([cache], torch.tensor([7]))[0])
+        found.append(prefill(ours, own, tokens))
+        expected.append(prefill(theirs, cache, tokens))
+    found.append(decode(ours, [own], torch.tensor([7]))[0])
+    expected.append(decode(theirs, [cache], torch.tensor([7]))[0])
     for ours_V, theirs_V in zip(found, expected, strict=True):
         error = (ours_V - theirs_V).square().mean().sqrt() / theirs_V.std()
         assert error <= 0.03
@@ -177,20 +178,20 @@ def test_a_sequence_does_not_depend_on_those_beside_it(kind: BlockType, instruct
     prompts = [torch.randint(256, (length,)) for length in (3, 20, 9)]
     caches = [runner.new_cache() for _ in range(2 * len(prompts))]
     for cache, prompt in zip(caches, prompts * 2, strict=True):
-        runner.prefill(cache, prompt)
+        prefill(runner, cache, prompt)
     step = torch.tensor([5, 6, 7])
-    together_BV = runner.decode(caches[:3], step)
-    alone_BV = torch.cat([runner.decode([cache], step[i : i + 1]) for i, cache in enumerate(caches[3:])])
+    together_BV = decode(runner, caches[:3], step)
+    alone_BV = torch.cat([decode(runner, [cache], step[i : i + 1]) for i, cache in enumerate(caches[3:])])
     assert torch.equal(together_BV, alone_BV)
 
 
 def test_numbers_are_fp32_whatever_torch_makes_by_default() -> None:
     model, tokens_T = model_of("mixture", torch.bfloat16), torch.randint(256, (20,))
     runner = NativeRunner(model.config, packed_weights(model))
-    expected = [runner.prefill(cache := runner.new_cache(), tokens_T), runner.decode([cache], tokens_T[:1])]
+    expected = [prefill(runner, cache := runner.new_cache(), tokens_T), decode(runner, [cache], tokens_T[:1])]
     torch.set_default_dtype(torch.bfloat16)
     try:
-        found = [runner.prefill(cache := runner.new_cache(), tokens_T), runner.decode([cache], tokens_T[:1])]
+        found = [prefill(runner, cache := runner.new_cache(), tokens_T), decode(runner, [cache], tokens_T[:1])]
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(found, expected, strict=True))

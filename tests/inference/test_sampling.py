@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from transformers.generation import (
 )
 
 from moekit.errors import MoekitError, UsageError
+from moekit.inference.probabilities import Doubles, softmax
 from moekit.inference.sampling import Sampler, SamplingOptions, adjusted, candidates, pick
 
 WORDS = 24
@@ -65,46 +67,50 @@ def test_probabilities_are_those_of_transformers(
     )
     expected_BV = theirs(options)(seen_BT, logits_BV).softmax(-1)
     sampler = Sampler(options, WORDS, seen_BT.tolist())
-    ours_BN, ids_BN = candidates(adjusted(logits_BV, sampler._bias_V, sampler._seen_BV, penalty), options)
-    ours_BV = torch.zeros_like(expected_BV).scatter(1, ids_BN, ours_BN.softmax(-1))
-    assert torch.allclose(ours_BV, expected_BV, rtol=1e-9, atol=1e-12)
+    ours_BN, ids_BN = candidates(adjusted(logits_BV.numpy(), sampler._bias_V, sampler._seen_BV, penalty), options)
+    ours_BV = np.zeros(expected_BV.shape)
+    np.put_along_axis(ours_BV, ids_BN, softmax(ours_BN), 1)
+    np.testing.assert_allclose(ours_BV, expected_BV.numpy(), rtol=1e-9, atol=1e-12)
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
-    share_N = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0], dtype=torch.float64)
-    ids_N = torch.tensor([4, 1, 0, 3, 2])
-    count = 4000
-    uniform_B = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn_B = pick(share_N.log().expand(count, -1), ids_N.expand(count, -1), uniform_B)
-    assert torch.bincount(drawn_B, minlength=5).tolist() == [1200, 0, 0, 800, 2000]
+    ids_N, count = np.array([4, 1, 0, 3, 2]), 4000
+    uniform_B = (np.arange(count) + 0.5) / count
+    drawn_B = pick(rows_of([0.5, 0.0, 0.3, 0.2, 0.0], count), np.tile(ids_N, (count, 1)), uniform_B)
+    assert np.bincount(drawn_B, minlength=5).tolist() == [1200, 0, 0, 800, 2000]
     # At both ends of [0, 1) there is nobody who has no part of it.
-    ends_B = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    left_out_N = torch.tensor([0.0, 0.5, 0.3, 0.2, 0.0], dtype=torch.float64).log()
-    assert pick(left_out_N.expand(2, -1), ids_N.expand(2, -1), ends_B).tolist() == [1, 3]
+    ends_B = np.array([0.0, 1 - 2**-53])
+    assert pick(rows_of([0.0, 0.5, 0.3, 0.2, 0.0], 2), np.tile(ids_N, (2, 1)), ends_B).tolist() == [1, 3]
+
+
+def rows_of(share_N: list[float], count: int) -> Doubles:
+    """The logarithms, `count` times."""
+    with np.errstate(divide="ignore"):
+        return np.tile(np.log(share_N), (count, 1))
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch() -> None:
     options = SamplingOptions(temperature=1, top_p=0.9, repetition_penalty=1.2, seed=7)
     prompts = [[1, 2], [3], [4, 4, 4]]
-    logits_SBV = torch.randn(6, 3, WORDS)
+    logits_SBV = np.random.default_rng(0).standard_normal((6, 3, WORDS), np.float32)
     together = Sampler(options, WORDS, prompts)
-    drawn_SB = torch.stack([together.draw(logits_BV, [0, 1, 2]) for logits_BV in logits_SBV])
+    drawn_SB = np.array([together.draw(logits_BV, [0, 1, 2]) for logits_BV in logits_SBV])
     for row, prompt in enumerate(prompts):
         alone = Sampler(options, WORDS, [prompt])
         for step, logits_BV in enumerate(logits_SBV):
-            assert alone.draw(logits_BV[row : row + 1], [0]).item() == drawn_SB[step, row]
+            assert alone.draw(logits_BV[row : row + 1], [0]) == [drawn_SB[step, row]]
     # A sequence that has ended leaves the others what they would have got.
     rest = Sampler(options, WORDS, prompts)
     rest.draw(logits_SBV[0], [0, 1, 2])
-    assert torch.equal(rest.draw(logits_SBV[1, [0, 2]], [0, 2]), drawn_SB[1, [0, 2]])
+    assert rest.draw(logits_SBV[1, [0, 2]], [0, 2]) == drawn_SB[1, [0, 2]].tolist()
 
 
 def test_seeds() -> None:
-    logits_BV = torch.zeros(1, 4096)
+    logits_BV = np.zeros((1, 4096), np.float32)
 
     def drawn(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingOptions(temperature=1, seed=seed), 4096, [[0]])
-        return [int(sampler.draw(logits_BV, [0])) for _ in range(4)]
+        return [sampler.draw(logits_BV, [0])[0] for _ in range(4)]
 
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4)
@@ -112,13 +118,13 @@ def test_seeds() -> None:
 
 
 def test_greedy_takes_the_most_probable_after_bias_and_penalty() -> None:
-    logits_BV = torch.tensor([[1.0, 3.0, 2.5, -9.0]])
-    assert Sampler(SamplingOptions(), 4, [[0]]).draw(logits_BV, [0]).tolist() == [1]
-    assert Sampler(SamplingOptions(logit_bias={3: 13.0}), 4, [[0]]).draw(logits_BV, [0]).tolist() == [3]
+    logits_BV = np.array([[1.0, 3.0, 2.5, -9.0]], np.float32)
+    assert Sampler(SamplingOptions(), 4, [[0]]).draw(logits_BV, [0]) == [1]
+    assert Sampler(SamplingOptions(logit_bias={3: 13.0}), 4, [[0]]).draw(logits_BV, [0]) == [3]
     penalized = Sampler(SamplingOptions(repetition_penalty=1.25), 4, [[0]])
-    assert [int(penalized.draw(logits_BV, [0])) for _ in range(3)] == [1, 2, 1]
+    assert [penalized.draw(logits_BV, [0])[0] for _ in range(3)] == [1, 2, 1]
     two = Sampler(SamplingOptions(repetition_penalty=2), 2, [[0], [1]])
-    assert two.draw(torch.tensor([[1.0, 1.0]]), [1]).tolist() == [0]  # the second has seen 1, the first 0
+    assert two.draw(np.ones((1, 2), np.float32), [1]) == [0]  # the second has seen 1, the first 0
 
 
 @pytest.mark.parametrize(
@@ -143,8 +149,15 @@ def test_what_cannot_be(options: dict[str, Any]) -> None:
 def test_a_bias_of_no_token_and_logits_that_are_no_numbers() -> None:
     with pytest.raises(UsageError, match="names token 24, and the model has 24"):
         Sampler(SamplingOptions(logit_bias={WORDS: 1.0}), WORDS, [[0]])
-    broken = torch.zeros(1, WORDS)
-    broken[0, 3] = torch.nan
-    for temperature in (0.0, 1.0):
-        with pytest.raises(MoekitError, match="not numbers"):
-            Sampler(SamplingOptions(temperature=temperature), WORDS, [[0]]).draw(broken, [0])
+    broken = np.zeros((1, WORDS), np.float32)
+    for broken[0, 3] in (np.nan, np.inf):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(MoekitError, match="not numbers"):
+                Sampler(SamplingOptions(temperature=temperature), WORDS, [[0]]).draw(broken, [0])
+
+
+def test_a_temperature_near_0_takes_the_most_probable() -> None:
+    """Though every logit divided by it is more than any number holds."""
+    logits_BV = np.array([[-3.0, 2.0, 1.5, -np.inf]], np.float32)
+    options = SamplingOptions(temperature=1e-308, top_p=0.9, min_p=0.1, seed=0)
+    assert Sampler(options, 4, [[0]]).draw(logits_BV, [0]) == [1]

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from moekit.inference.packed_weights import packed_weights
 from moekit.kernels.native.weights import DecoderWeights
-from moekit.kernels.packed import F32, BlockType, PackedMatrix, dequantize, quantize
+from moekit.kernels.packed import F32, BlockType, PackedMatrix, dequantize
+from moekit.kernels.packed.quantize import quantize
 from moekit.models import Decoder
 from moekit.nn import Attention
 
@@ -36,7 +38,7 @@ def packed(model: Decoder, pack: Pack = EXACT, interleaved: bool = False) -> Dec
 def _repacked(part: Any, pack: Pack) -> Any:
     """The same with other matrices; routers stay."""
     if isinstance(part, PackedMatrix):
-        return pack(dequantize(part))
+        return pack(torch.from_numpy(dequantize(part)))
     if isinstance(part, tuple):
         return tuple(_repacked(one, pack) for one in part)
     if not is_dataclass(part):

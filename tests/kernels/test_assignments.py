@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from moekit.kernels import Assignments, assign, assign_top_k
+from moekit.kernels.assignments import Assignments, assign, assign_top_k
 
 
 def by_loop(token_S: Tensor, expert_S: Tensor, weight_S: Tensor, tokens: int, experts: int) -> Assignments:

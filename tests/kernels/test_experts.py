@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 import moekit.kernels.torch.experts as torch_backend
 from moekit.config import ActivationName
-from moekit.kernels import Activation, Assignments, ExpertsKernel, assign, experts_kernel
+from moekit.kernels.assignments import Assignments, assign
+from moekit.kernels.backends import ExpertsKernel, experts_kernel
+from moekit.kernels.torch.activation import Activation
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
 reference = experts_kernel("reference")

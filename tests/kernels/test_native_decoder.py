@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from tests.kernels.packed_decoder import EXACT, Pack, as_type, packed
@@ -20,7 +21,8 @@ from moekit.kernels.native.module import native as native_module
 from moekit.kernels.native.weights import (
     DecoderWeights,
 )
-from moekit.kernels.packed import BF16, F16, F32, Q4_K, Q6_K, Q8_0, BlockType, dequantize, quantize
+from moekit.kernels.packed import BF16, F16, F32, Q4_K, Q6_K, Q8_0, BlockType, dequantize
+from moekit.kernels.packed.quantize import quantize
 from moekit.models import Decoder
 from moekit.nn import KeyValueCache
 
@@ -85,13 +87,17 @@ def make(of: ModelConfig) -> Decoder:
 
 
 def native(model: Decoder, pack: Pack = EXACT, interleaved: bool = False) -> NativeDecoder:
-    turns = {"frequencies": model.rotary.frequencies, "magnitude": model.rotary.magnitude} if model.rotary else {}
-    return NativeDecoder(model.config, packed(model, pack, interleaved), **turns)  # type: ignore[arg-type]
+    return NativeDecoder(model.config, packed(model, pack, interleaved))
 
 
 def decode(decoder: NativeDecoder, tokens_T: Tensor, cache: NativeCache) -> Tensor:
     """logits_TV, one token after the other."""
-    return torch.cat([decoder.decode([cache], token_1) for token_1 in tokens_T.split(1)])
+    return torch.cat([step(decoder, [cache], [token]) for token in tokens_T.tolist()])
+
+
+def step(decoder: NativeDecoder, caches: list[NativeCache], tokens: list[int]) -> Tensor:
+    """logits_BV"""
+    return torch.from_numpy(decoder.decode(caches, tokens))
 
 
 def text(of: ModelConfig, length: int, seed: int = 0) -> Tensor:
@@ -137,7 +143,8 @@ def fill(cache: NativeCache, model: Decoder, tokens_T: Tensor) -> None:
     model(tokens_T[None], caches=caches)
     cache.reserve(len(tokens_T))
     for index, layer in enumerate(caches):
-        cache.write(index, layer.key_BGPC[0, :, : layer.length], layer.value_BGPC[0, :, : layer.length])
+        key_GPC, value_GPC = (part[0, :, : layer.length].numpy() for part in (layer.key_BGPC, layer.value_BGPC))
+        cache.write(index, key_GPC, value_GPC)
     cache.extend(len(tokens_T))
 
 
@@ -153,8 +160,7 @@ def test_a_batch_equals_each_alone(name: str) -> None:
     for tokens_T, cache in zip(tokens_BT, together, strict=True):
         if len(tokens_T) > 1:
             decode(decoder, tokens_T[:-1], cache)
-    last_B = torch.stack([tokens_T[-1] for tokens_T in tokens_BT])
-    logits_BV = decoder.decode(together, last_B)
+    logits_BV = step(decoder, together, [int(tokens_T[-1]) for tokens_T in tokens_BT])
     torch.testing.assert_close(logits_BV, torch.stack([logits_TV[-1] for logits_TV in expected]), rtol=0, atol=0)
     assert [cache.length for cache in together] == [len(tokens_T) for tokens_T in tokens_BT]
 
@@ -170,7 +176,7 @@ def test_threads_do_not_change_a_bit(name: str) -> None:
         native_module().set_threads(threads)
         for tokens_T, cache in zip(tokens_BT, caches, strict=True):
             fill(cache, model, tokens_T)
-        results.append(torch.stack([decoder.decode(caches, torch.full((3,), token)) for token in range(3)]))
+        results.append(torch.stack([step(decoder, caches, [token] * 3) for token in range(3)]))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -179,7 +185,7 @@ class GivenCache(KeyValueCache):
     """Holds what another cache kept, and checks what it is asked to hold against that."""
 
     def __init__(self, kept: NativeCache, layer: int, bound: Callable[[Tensor], Tensor]) -> None:
-        self.key_GPC, self.value_GPC = kept.read(layer, kept.length)
+        self.key_GPC, self.value_GPC = map(torch.from_numpy, kept.read(layer, kept.length))
         self.length, self.bound = 0, bound
 
     def append(self, key_BGTC: Tensor, value_BGTC: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,25 +224,22 @@ def test_caches_of_fewer_bits(kind: CacheKind, bound: Callable[[Tensor], Tensor]
     assert_same(logits_TV, torch.cat(expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "q8"])
-def test_a_cache_gives_back_what_it_was_given(kind: CacheKind, dtype: torch.dtype) -> None:
+def test_a_cache_gives_back_what_it_was_given(kind: CacheKind) -> None:
     cache = NativeCache(config(context=600), kind)
     generator = torch.Generator().manual_seed(0)
-    key_GTC = torch.randn(2, 300, 10, generator=generator).to(dtype)
-    value_GTC = torch.randn(300, 2, 10, generator=generator).to(dtype).transpose(0, 1)
+    key_GTC = torch.randn(2, 300, 10, generator=generator)
+    value_GTC = torch.randn(300, 2, 10, generator=generator).transpose(0, 1)
     # In two pieces, the second of which begins within a page and ends in the next.
     for begin, end in ((0, 100), (100, 300)):
         cache.reserve(end - begin)
-        cache.write(1, key_GTC[:, begin:end], value_GTC[:, begin:end])
+        cache.write(1, key_GTC[:, begin:end].numpy(), value_GTC[:, begin:end].numpy())
         cache.extend(end - begin)
     bound = {"fp32": torch.zeros_like, "bf16": bf16_bound, "q8": q8_bound}[kind]
-    for given, kept in zip((key_GTC, value_GTC), cache.read(1, 300), strict=True):
-        assert ((given.float() - kept).abs() <= bound(given.float())).all()
-        if kind == "bf16" or (kind == "fp32" and dtype == torch.float32):
-            torch.testing.assert_close(kept.to(dtype), given.bfloat16().to(dtype) if kind == "bf16" else given)
-    for exact, rounded in zip(cache.read(1, 300), cache.read(1, 300, torch.bfloat16), strict=True):
-        torch.testing.assert_close(rounded, exact.bfloat16(), rtol=0, atol=0)
+    for given, kept in zip((key_GTC, value_GTC), map(torch.from_numpy, cache.read(1, 300)), strict=True):
+        assert ((given - kept).abs() <= bound(given)).all()
+        if kind == "bf16":
+            torch.testing.assert_close(kept, given.bfloat16().float(), rtol=0, atol=0)
 
 
 def test_a_truncated_cache_goes_on_as_if_the_rest_had_never_been() -> None:
@@ -285,7 +288,7 @@ def round_weights(model: Decoder, pack: Pack) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "router" not in name:
             rows_RC = parameter.flatten(0, -2)
-            parameter.copy_(dequantize(pack(rows_RC)).view_as(parameter))
+            parameter.copy_(torch.from_numpy(dequantize(pack(rows_RC))).view_as(parameter))
 
 
 def test_matrices_of_several_types_in_one_layer() -> None:
@@ -322,22 +325,22 @@ def test_what_a_step_refuses() -> None:
     decoder, other = native(make(of)), native(make(config(depth=3)))
     cache = decoder.new_cache()
     with pytest.raises(IndexError, match="token 50 is not one of a vocabulary of 50"):
-        decoder.decode([cache], torch.tensor([50]))
+        decoder.decode([cache], [50])
     with pytest.raises(ValueError, match="two have the same cache"):
-        decoder.decode([cache, cache], torch.tensor([1, 2]))
+        decoder.decode([cache, cache], [1, 2])
     with pytest.raises(ValueError, match="that of another model"):
-        decoder.decode([other.new_cache()], torch.tensor([1]))
+        decoder.decode([other.new_cache()], [1])
     with pytest.raises(ValueError, match="1 caches are not those of 2 tokens"):
-        decoder.decode([cache], torch.tensor([1, 2]))
+        decoder.decode([cache], [1, 2])
     assert cache.length == 0
     decode(decoder, text(of, 2), cache)
     with pytest.raises(ValueError, match="3 positions do not fit a context of 2"):
-        decoder.decode([cache], torch.tensor([1]))
+        decoder.decode([cache], [1])
 
 
 def test_what_a_cache_refuses() -> None:
     cache = NativeCache(config(), "fp32")
-    rows_GTC = torch.zeros(2, 3, 10)
+    rows_GTC = np.zeros((2, 3, 10), np.float32)
     with pytest.raises(ValueError, match="no room is reserved"):
         cache.write(0, rows_GTC, rows_GTC)
     with pytest.raises(ValueError, match="no room is reserved"):
@@ -349,8 +352,6 @@ def test_what_a_cache_refuses() -> None:
         cache.write(2, rows_GTC, rows_GTC)
     with pytest.raises(ValueError, match="2 heads of 10"):
         cache.write(0, rows_GTC[:1], rows_GTC)
-    with pytest.raises(ValueError, match="fp32 or bf16"):
-        cache.write(0, rows_GTC.double(), rows_GTC)
 
 
 def test_weights_of_other_shapes_are_refused() -> None:

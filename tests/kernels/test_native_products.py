@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
-from moekit.kernels.native import available, dequantize, instruction_set, multiply, multiply_many, read_bandwidth
+from moekit.kernels.native import available, instruction_set, products, read_bandwidth
 from moekit.kernels.native.module import native
 from moekit.kernels.packed import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix
 
@@ -38,20 +38,38 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     native().select_instruction_set(best)
 
 
+def multiply(matrix: PackedMatrix, x_BD: Tensor) -> Tensor:
+    return torch.from_numpy(products.multiply(matrix, x_BD.numpy()))
+
+
+def multiply_many(matrix: PackedMatrix, x_TD: Tensor) -> Tensor:
+    return torch.from_numpy(products.multiply_many(matrix, x_TD.numpy()))
+
+
+def dequantize(matrix: PackedMatrix, *rows: int) -> Tensor:
+    return torch.from_numpy(products.dequantize(matrix, *rows))
+
+
+def dequantize_bf16(matrix: PackedMatrix) -> Tensor:
+    """What products of many rows are made of."""
+    out_RD = torch.empty(matrix.rows, matrix.columns, dtype=torch.bfloat16)
+    at = native().Matrix.at(matrix.data_RB.ctypes.data, matrix.type.code, matrix.rows, matrix.columns)
+    native().dequantize_bf16(at, 0, matrix.rows, out_RD.data_ptr())
+    return out_RD
+
+
 def packed(data_RB: Bytes, kind: BlockType, offset: int = 0) -> PackedMatrix:
     """At an address `offset` bytes from a round one, as a file's tensors may lie, and at the end of its memory."""
-    memory = torch.empty(offset + data_RB.size, dtype=torch.uint8)
-    place_RB = memory[offset:].view(data_RB.shape)
-    place_RB.copy_(torch.from_numpy(data_RB))
+    memory = np.empty(offset + data_RB.size, np.uint8)
+    place_RB = memory[offset:].reshape(data_RB.shape)
+    place_RB[:] = data_RB
     return PackedMatrix(place_RB, kind, data_RB.shape[1] // kind.size * kind.numbers)
 
 
 def numbers(matrix: PackedMatrix) -> npt.NDArray[np.float32]:
     """By the `gguf` package."""
     with np.errstate(all="ignore"):
-        found: npt.NDArray[np.float32] = quants.dequantize(
-            matrix.data_RB.numpy(), GGMLQuantizationType(matrix.type.code)
-        )
+        found: npt.NDArray[np.float32] = quants.dequantize(matrix.data_RB, GGMLQuantizationType(matrix.type.code))
     return found
 
 
@@ -97,7 +115,7 @@ def test_dequantized_bits(kind: BlockType, columns: int, instructions: str) -> N
     expected_RD = torch.from_numpy(numbers(matrix).copy())
     assert same_bits(dequantize(matrix), expected_RD)
     assert same_bits(dequantize(matrix, 4, 9), expected_RD[4:9])
-    assert same_bits(dequantize(matrix, dtype=torch.bfloat16), expected_RD.to(torch.bfloat16))
+    assert same_bits(dequantize_bf16(matrix), expected_RD.to(torch.bfloat16))
 
 
 def moved(matrix: PackedMatrix, x_BD: Tensor) -> Tensor:
@@ -175,7 +193,7 @@ def test_many_rows(kind: BlockType, rows: int, columns: int, tokens: int, instru
     x_TD = torch.randn(tokens, matrix.columns)
     y_TR = multiply_many(matrix, x_TD)
     assert y_TR.dtype == torch.float32
-    x_TD, weights_RD = x_TD.bfloat16().double(), dequantize(matrix, dtype=torch.bfloat16).double()
+    x_TD, weights_RD = x_TD.bfloat16().double(), dequantize_bf16(matrix).double()
     exact_TR, magnitude_TR = x_TD @ weights_RD.T, x_TD.abs() @ weights_RD.abs().T
     rounding = 0.0 if native().can_multiply_many() else 2.0**-8
     error_TR = (y_TR.double() - exact_TR).abs()
@@ -215,14 +233,14 @@ def test_extreme_activations(kind: BlockType, instructions: str) -> None:
 def test_scales_that_are_not_finite_show(kind: BlockType, scale: int, instructions: str) -> None:
     matrix = random_matrix(kind, 5, 512)
     for place in SCALES[kind]:
-        matrix.data_RB[2, kind.size + place : kind.size + place + 2] = torch.tensor([scale & 255, scale >> 8])
+        matrix.data_RB[2, kind.size + place : kind.size + place + 2] = scale & 255, scale >> 8
     finite_BR = multiply(matrix, torch.randn(2, 512)).isfinite()
     assert finite_BR.tolist() == [[True, True, False, True, True]] * 2
 
 
 def test_no_rows_and_no_activations() -> None:
     assert multiply(random_matrix(Q8_0, 4, 64), torch.ones(0, 64)).shape == (0, 4)
-    assert multiply(random_matrix(Q8_0, 4, 64), torch.ones(2, 64, dtype=torch.bfloat16)).dtype == torch.float32
+    assert multiply(random_matrix(Q8_0, 4, 64), torch.ones(2, 64, dtype=torch.float64)).dtype == torch.float32
     assert dequantize(random_matrix(Q8_0, 4, 64), 2, 2).shape == (0, 64)
     assert multiply_many(random_matrix(Q8_0, 4, 64), torch.ones(0, 64)).shape == (0, 4)
     assert (multiply_many(random_matrix(Q8_0, 4, 0), torch.ones(3, 0)) == torch.zeros(3, 4)).all()
@@ -237,8 +255,6 @@ def test_mistakes() -> None:
             multiply_many(matrix, x_BD)
     with pytest.raises(ValueError, match="4 rows, not 2 to 5"):
         dequantize(matrix, 2, 5)
-    with pytest.raises(ValueError, match="float32 or bfloat16"):
-        dequantize(matrix, dtype=torch.float16)
     with pytest.raises(ValueError, match="type 3"):
         native().Matrix.at(0, 3, 1, 32)
     with pytest.raises(ValueError, match="does not run"):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit.kernels import Assignments, assign
+from moekit.kernels.assignments import Assignments, assign
 from moekit.kernels.torch.padding import padded, rounded_up, runs_of
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.moe import MoELayer, add_sums, routing_stats
 from moekit.nn import FeedForward
 

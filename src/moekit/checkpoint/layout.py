@@ -6,14 +6,16 @@ copies into those views, writing copies out of them: one list serves both ways, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-View = Callable[[Tensor], Tensor]
+View = Callable[["Tensor"], "Tensor"]
 """Gives a view of the tensor (never a copy: it is written through); has to work on the meta device."""
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: "Tensor") -> "Tensor":
     """The view that is everything."""
     return tensor
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint import StoredTensors, check_weights
-from moekit.checkpoint.loading import memory_of
+from moekit.checkpoint.loading import check_weights, memory_of
+from moekit.checkpoint.tensors import StoredTensors
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.lora import Adapter, open_adapter
 from moekit.convert.merge_config import Reference

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moekit.checkpoint import Stored
+from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.parts import pairs
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
 from moekit.convert.stored_model import StoredModel, row_count, row_width, rows_of, shapes_of

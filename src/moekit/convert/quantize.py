@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from moekit.checkpoint import Stored
 from moekit.checkpoint.gguf import OutputTensor, Written, check_free, gguf_bytes, write_gguf
+from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.parts import pairs, pieces, stored_shape
 from moekit.config import AttentionConfig
 from moekit.convert.stored_model import StoredModel, row_width
@@ -25,7 +25,8 @@ from moekit.data.tokenizers import TOKENIZER
 from moekit.errors import MoekitError, UsageError
 from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
-from moekit.kernels.packed import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, quantize
+from moekit.kernels.packed import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes
+from moekit.kernels.packed.quantize import quantize
 
 TYPES: Mapping[str, BlockType] = {kind.name: kind for kind in BLOCK_TYPES}
 """What a model can be quantised to, by the names that users know."""
@@ -164,7 +165,7 @@ def _rows(source: StoredModel, entry: Stored) -> Iterator[Tensor]:
         yield strided.float().reshape(-1, columns)
 
 
-def _packed(name: str, kind: BlockType, rows: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+def _packed(name: str, kind: BlockType, rows: Callable[[], Iterator[Tensor]]) -> Iterator[Bytes]:
     for rows_RC in rows():
         if not rows_RC.isfinite().all():
             raise MoekitError(f"{name!r} holds numbers that are not finite; the model is damaged.")

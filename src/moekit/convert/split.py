@@ -23,8 +23,7 @@ from moekit.convert.stored_model import StoredModel
 from moekit.convert.upcycle import chosen_layers, generator
 from moekit.convert.verify import ModelStream, Probe
 from moekit.errors import UsageError
-from moekit.kernels import Activation
-from moekit.kernels.torch.activation import plain_activation
+from moekit.kernels.torch.activation import Activation, plain_activation
 from moekit.models.decoder import DecoderLayer
 
 _ROUNDS = 10

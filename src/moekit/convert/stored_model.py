@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint import Stored, StoredTensors, check_weights, dtype_of
-from moekit.checkpoint.loading import memory_of
+from moekit.checkpoint.layout import Stored
+from moekit.checkpoint.loading import check_weights, dtype_of, memory_of
 from moekit.checkpoint.parts import Pair, pairs, pieces
+from moekit.checkpoint.tensors import StoredTensors
 from moekit.config import ModelConfig
 from moekit.convert.streaming import Copy, Made, Piece
 from moekit.errors import UsageError

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from moekit import files
-from moekit.checkpoint import StoredTensors
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.loading import memory_of
-from moekit.checkpoint.tensors import INDEX
+from moekit.checkpoint.tensors import INDEX, StoredTensors
 from moekit.convert.direct_file import DirectFile
 from moekit.convert.partial import Partial, Reached, already_finished, opened, partial_folder
 from moekit.errors import MoekitError

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint import StoredTensors
 from moekit.checkpoint.loading import memory_of
 from moekit.checkpoint.parts import pairs
+from moekit.checkpoint.tensors import StoredTensors
 from moekit.config import never_learns
 from moekit.convert.merge_outputs import merged_layout
 from moekit.convert.merge_plan import Merge, materialized

@@ -5,9 +5,7 @@ Names of stored tensors are those of the folder; names of ours are those of moek
 
 import math
 from collections.abc import Iterator
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from moekit.checkpoint.layout import Stored, View, stored, whole
 from moekit.config import (
@@ -22,6 +20,9 @@ from moekit.config import (
 )
 from moekit.families.settings import Settings
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def rows(begin: int, end: int) -> View:
     """The view of rows begin to end."""
@@ -33,7 +34,7 @@ def of_expert(expert: int, begin: int | None = None, end: int | None = None) -> 
     return lambda tensor: tensor[expert, begin:end]
 
 
-def transposed(tensor: Tensor) -> Tensor:
+def transposed(tensor: "Tensor") -> "Tensor":
     """The view of a matrix that is stored the other way round."""
     return tensor.t()
 

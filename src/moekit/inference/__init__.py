@@ -6,7 +6,6 @@ from moekit.inference.generation import Completion, GenerationOptions, Memory, g
 from moekit.inference.loading import LoadedModel, load_runner
 from moekit.inference.runner import Cache, Runner
 from moekit.inference.sampling import SamplingOptions
-from moekit.inference.torch_runner import TorchRunner
 
 __all__ = [
     "Cache",
@@ -18,7 +17,6 @@ __all__ = [
     "Memory",
     "Runner",
     "SamplingOptions",
-    "TorchRunner",
     "generate",
     "load_runner",
 ]

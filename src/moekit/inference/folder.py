@@ -6,11 +6,12 @@ from moekit.config import ModelConfig
 from moekit.data.tokenizers import ByteTokenizer, Tokenizer, tokenizer_of
 from moekit.errors import UsageError, did_you_mean
 from moekit.inference.chat_template import folder_template
+from moekit.inference.limits import checked_context, decoder_config
 from moekit.inference.loading import LoadedModel, OnBytes, is_native, token_ids
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner
-from moekit.inference.torch_runner import TorchRunner, checked_context, decoder_config
+from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels import native
 from moekit.kernels.native.decoder import unsupported
 from moekit.kernels.packed import BLOCK_TYPES, BlockType

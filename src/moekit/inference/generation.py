@@ -5,9 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from moekit.data.tokenizers import Tokenizer
 from moekit.errors import UsageError
 from moekit.inference.prompts import Prompt, prompt_ids
@@ -15,6 +12,7 @@ from moekit.inference.runner import Cache, OnTokens, Runner
 from moekit.inference.sampling import Sampler, SamplingOptions
 from moekit.inference.stop import StopStrings
 from moekit.inference.stream_text import TextStream
+from moekit.kernels.packed import Numbers
 
 OnText = Callable[[int, str], None]
 """Called with the number of a prompt and a further piece of its completion, which is valid Unicode."""
@@ -111,7 +109,7 @@ def generate(
     ]
     for answer in answers:
         logits_V = answer.prefill(runner, on_tokens)
-        answer.take(int(sampler.draw(logits_V[None], [answer.number])))
+        answer.take(sampler.draw(logits_V[None], [answer.number])[0])
         answer.first_token_s = time.perf_counter() - begin
     _decode(runner, sampler, answers)
     return [answer.completion() for answer in answers]
@@ -121,11 +119,10 @@ def _decode(runner: Runner, sampler: Sampler, answers: Sequence["_Answer"]) -> N
     """One token for each unfinished answer at a time, until there are none."""
     begin = time.perf_counter()
     while going := [answer for answer in answers if not answer.finished]:
-        tokens_B = torch.tensor([answer.last for answer in going])
-        logits_BV = runner.decode([answer.memory.cache for answer in going], tokens_B)
+        logits_BV = runner.decode([answer.memory.cache for answer in going], [answer.last for answer in going])
         drawn_B = sampler.draw(logits_BV, [answer.number for answer in going])
         seconds = time.perf_counter() - begin
-        for answer, token in zip(going, drawn_B.tolist(), strict=True):
+        for answer, token in zip(going, drawn_B, strict=True):
             answer.memory.tokens.append(answer.last)
             answer.decode_s = seconds
             answer.take(token)
@@ -160,7 +157,7 @@ class _Answer:
     def finished(self) -> bool:
         return self._finish is not None
 
-    def prefill(self, runner: Runner, on_tokens: OnTokens | None) -> Tensor:
+    def prefill(self, runner: Runner, on_tokens: OnTokens | None) -> Numbers:
         """logits_V after the prompt."""
         kept = self.memory.keep(self.prompt)
         begin = time.perf_counter()
@@ -171,7 +168,7 @@ class _Answer:
             if on_tokens is not None:
                 on_tokens(count)
 
-        logits_V = runner.prefill(self.memory.cache, torch.tensor(self.prompt[kept:]), computed)
+        logits_V = runner.prefill(self.memory.cache, self.prompt[kept:], computed)
         self._prefill_rate = (len(self.prompt) - kept) / (time.perf_counter() - begin)
         return logits_V
 

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moekit.config import ModelConfig
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
 from moekit.data.tokenizers import Tokenizer
 from moekit.errors import MoekitError, UsageError
 from moekit.families.gguf import GGUFModel
 from moekit.inference.chat_template import ChatTemplate
+from moekit.inference.limits import checked_context, decoder_config
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
-from moekit.inference.torch_runner import TorchRunner, checked_context, decoder_config
 from moekit.kernels import native
 from moekit.kernels.native.decoder import unsupported
 from moekit.kernels.packed import F32
@@ -51,7 +49,7 @@ def load_runner(
         if quantize is not None:
             raise UsageError(f"{model} is a GGUF file, whose weights run in the types they have; leave --quantize out.")
         return _load_gguf(Path(model), context, on_bytes)
-    # The modules of all models, which a GGUF file need not wait for.
+    # Torch and the modules of all models, which a GGUF file need not wait for.
     from moekit.inference.folder import load_folder
     from moekit.models import find
 
@@ -89,6 +87,9 @@ def _gguf_runner(stored: GGUFModel, path: Path, context: int | None, on_bytes: O
     """
     if is_native(stored.config):
         return NativeRunner(stored.config, stored.weights(), context)
+    import torch
+
+    from moekit.inference.torch_runner import TorchRunner
     from moekit.models.gguf import load_gguf
 
     is_fp32 = stored.file["token_embd.weight"].code == F32.code

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from moekit.config import AttentionConfig
 from moekit.errors import MoekitError
 from moekit.kernels.native.weights import AttentionWeights, DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
-from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix, quantize
+from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Numbers, PackedMatrix
+from moekit.kernels.packed.quantize import quantize
 from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
 from moekit.moe import MoELayer
@@ -86,8 +87,8 @@ class _Packing:
         config: AttentionConfig = attention.config
         rows = [config.heads * config.head_width, *[config.kv_heads * config.head_width] * 2]
         query, key, value = torch.split(attention.query_key_value.weight, rows)
-        fused_bias = attention.query_key_value.bias
-        biases = (None, None, None) if fused_bias is None else torch.split(fused_bias.detach(), rows)
+        fused_bias, output_bias = attention.query_key_value.bias, attention.output.bias
+        biases = (None,) * 3 if fused_bias is None else [_numbers(part) for part in torch.split(fused_bias, rows)]
         normed = attention.query_norm is not None and attention.key_norm is not None
         return AttentionWeights(
             query=self.matrix(query),
@@ -97,7 +98,7 @@ class _Packing:
             query_bias=biases[0],
             key_bias=biases[1],
             value_bias=biases[2],
-            output_bias=None if attention.output.bias is None else attention.output.bias.detach(),
+            output_bias=None if output_bias is None else _numbers(output_bias),
             query_norm=_weight(attention.query_norm) if normed else None,
             key_norm=_weight(attention.key_norm) if normed else None,
         )
@@ -120,7 +121,7 @@ class _Packing:
             router=_as_stored(layer.router.weight.detach()),
             experts=experts,
             branch=None if layer.branch is None else self._network(layer.branch),
-            branch_gate_D=None if branch_gate is None else branch_gate.weight.detach()[0].float(),
+            branch_gate_D=None if branch_gate is None else _numbers(branch_gate.weight[0]),
         )
 
 
@@ -132,9 +133,13 @@ def _check_finite(model: Decoder) -> None:
 
 def _as_stored(numbers_RC: Tensor) -> PackedMatrix:
     numbers_RC = numbers_RC.contiguous()
-    return PackedMatrix(numbers_RC.view(torch.uint8), _AS_STORED[numbers_RC.dtype], numbers_RC.shape[1])
+    return PackedMatrix(numbers_RC.view(torch.uint8).numpy(), _AS_STORED[numbers_RC.dtype], numbers_RC.shape[1])
 
 
-def _weight(norm: nn.Module | None) -> Tensor:
+def _weight(norm: nn.Module | None) -> Numbers:
     assert isinstance(norm, RMSNorm)
-    return norm.weight.detach().float()
+    return _numbers(norm.weight)
+
+
+def _numbers(parameter: Tensor) -> Numbers:
+    return cast(Numbers, parameter.detach().float().numpy())

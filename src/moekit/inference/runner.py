@@ -6,7 +6,7 @@ B sequences, T tokens of one of them, V vocabulary.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from moekit.kernels.packed import Numbers
 
 OnTokens = Callable[[int], None]
 """Called with the number of tokens of a prompt that have just been computed."""
@@ -38,13 +38,13 @@ class Runner(Protocol):
         """An empty cache for one sequence of up to `context` tokens."""
         ...
 
-    def prefill(self, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
-        """logits_V (fp32) after the last of tokens_T (int64, at least one), which follow those in the cache.
+    def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
+        """logits_V after the last of tokens_T (at least one), which follow those in the cache.
 
         on_tokens: called after each chunk.
         """
         ...
 
-    def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
-        """logits_BV (fp32) after one more token (int64) of each sequence."""
+    def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
+        """logits_BV after one more token of each sequence."""
         ...

@@ -11,10 +11,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from moekit.errors import MoekitError, UsageError
+from moekit.inference.probabilities import Doubles, softmax
+from moekit.kernels.packed import Numbers
+
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,77 +66,87 @@ class Sampler:
     def __init__(self, options: SamplingOptions, vocab_size: int, prompts: Sequence[Sequence[int]]) -> None:
         self.options = options
         seed = secrets.randbits(63) if options.seed is None else options.seed
-        self._random = [torch.Generator().manual_seed(seed) for _ in prompts]
+        self._random = [np.random.default_rng(seed) for _ in prompts]
         self._bias_V = _bias(options.logit_bias, vocab_size)
-        self._seen_BV: Tensor | None = None
+        self._seen_BV: npt.NDArray[np.bool_] | None = None
         if options.repetition_penalty != 1:
-            self._seen_BV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
+            self._seen_BV = np.zeros((len(prompts), vocab_size), np.bool_)
             for row, prompt in enumerate(prompts):
-                self._seen_BV[row, torch.tensor(prompt)] = True
+                self._seen_BV[row, prompt] = True
 
-    def draw(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-        """tokens_B: one for each of the sequences with the numbers `rows`. Raises MoekitError where logits are NaN."""
-        index_B = torch.tensor(rows)
-        seen_BV = None if self._seen_BV is None else self._seen_BV[index_B]
+    def draw(self, logits_BV: Numbers, rows: Sequence[int]) -> list[int]:
+        """A token for each of the sequences with the numbers `rows`. Raises MoekitError where logits are NaN or
+        infinite.
+        """
+        seen_BV = None if self._seen_BV is None else self._seen_BV[rows]
         logits_BV = adjusted(logits_BV, self._bias_V, seen_BV, self.options.repetition_penalty)
-        if logits_BV.amax(-1).isnan().any():
+        if not np.isfinite(logits_BV.max(-1)).all():
             raise MoekitError("The model's logits are not numbers: its weights are broken, or overflow in their type.")
         if self.options.temperature == 0:
             tokens_B = logits_BV.argmax(-1)
         else:
-            uniform_B = torch.stack([torch.rand((), generator=self._random[row], dtype=torch.float64) for row in rows])
+            uniform_B = np.array([self._random[row].random() for row in rows])
             tokens_B = pick(*candidates(logits_BV, self.options), uniform_B)
         if self._seen_BV is not None:
-            self._seen_BV[index_B, tokens_B] = True
-        return tokens_B
+            self._seen_BV[rows, tokens_B] = True
+        return [int(token) for token in tokens_B]
 
 
-def adjusted(logits_BV: Tensor, bias_V: Tensor | None, seen_BV: Tensor | None, penalty: float) -> Tensor:
+def adjusted(
+    logits_BV: Numbers, bias_V: Numbers | None, seen_BV: npt.NDArray[np.bool_] | None, penalty: float
+) -> Numbers:
     """The logits with bias and repetition penalty."""
     if bias_V is not None:
         logits_BV = logits_BV + bias_V
     if seen_BV is not None:
-        penalized_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-        logits_BV = torch.where(seen_BV, penalized_BV, logits_BV)
+        penalized_BV = np.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        logits_BV = np.where(seen_BV, penalized_BV, logits_BV)
     return logits_BV
 
 
-def candidates(logits_BV: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor]:
+def candidates(logits_BV: Numbers, options: SamplingOptions) -> tuple[Doubles, Ids]:
     """logits_BN after temperature, top-k, top-p and min-p, -inf for what they leave out, and ids_BN.
 
     Of tokens that are equally probable at the border of top-k exactly as many stay as make k.
     """
-    logits_BN = logits_BV.double() / options.temperature
+    # Less the greatest one first: a temperature near 0 then takes the others to -inf, and not all of them to infinity.
+    logits_BN = logits_BV.astype(np.float64)
+    logits_BN -= logits_BN.max(-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        logits_BN /= options.temperature
+    ids_BN = np.broadcast_to(np.arange(logits_BN.shape[1]), logits_BN.shape)
     if 0 < options.top_k < logits_BN.shape[1]:
-        logits_BN, ids_BN = logits_BN.topk(options.top_k)
-    elif options.top_p < 1:
-        logits_BN, ids_BN = logits_BN.sort(descending=True, stable=True)
-    else:
-        ids_BN = torch.arange(logits_BN.shape[1]).expand_as(logits_BN)
+        ids_BN = np.argpartition(-logits_BN, options.top_k - 1, -1)[:, : options.top_k]
+        logits_BN = np.take_along_axis(logits_BN, ids_BN, -1)
     if options.top_p < 1:
-        share_BN = logits_BN.softmax(-1)
-        before_BN = share_BN.cumsum(-1) - share_BN
-        logits_BN = logits_BN.masked_fill(before_BN >= options.top_p, -torch.inf)
+        order_BN = np.argsort(-logits_BN, -1, kind="stable")
+        logits_BN, ids_BN = np.take_along_axis(logits_BN, order_BN, -1), np.take_along_axis(ids_BN, order_BN, -1)
+        share_BN = softmax(logits_BN)
+        logits_BN = np.where(share_BN.cumsum(-1) - share_BN >= options.top_p, -np.inf, logits_BN)
     if options.min_p > 0:
-        least_B1 = logits_BN.amax(-1, keepdim=True) + math.log(options.min_p)
-        logits_BN = logits_BN.masked_fill(logits_BN < least_B1, -torch.inf)
+        least_B1 = logits_BN.max(-1, keepdims=True) + math.log(options.min_p)
+        logits_BN = np.where(logits_BN < least_B1, -np.inf, logits_BN)
     return logits_BN, ids_BN
 
 
-def pick(logits_BN: Tensor, ids_BN: Tensor, uniform_B: Tensor) -> Tensor:
+def pick(logits_BN: Doubles, ids_BN: Ids, uniform_B: Doubles) -> Ids:
     """tokens_B: of each row the candidate in whose part of [0, 1) the uniform number lies."""
-    mass_BN = logits_BN.softmax(-1).cumsum(-1)
+    mass_BN = softmax(logits_BN).cumsum(-1)
     # Scaled to the sum as it was rounded: no number may lie beyond the last candidate that has a probability.
-    place_B1 = torch.searchsorted(mass_BN, uniform_B[:, None] * mass_BN[:, -1:], right=True)
-    return ids_BN.gather(1, place_B1.clamp(max=ids_BN.shape[1] - 1))[:, 0]
+    place_B = [
+        np.searchsorted(mass_N, uniform * mass_N[-1], side="right")
+        for mass_N, uniform in zip(mass_BN, uniform_B, strict=True)
+    ]
+    places_B1 = np.minimum(place_B, ids_BN.shape[1] - 1)[:, None]
+    return np.take_along_axis(ids_BN, places_B1, -1)[:, 0]
 
 
-def _bias(bias: Mapping[int, float], vocab_size: int) -> Tensor | None:
+def _bias(bias: Mapping[int, float], vocab_size: int) -> Numbers | None:
     if not bias:
         return None
     for id_ in bias:
         if not 0 <= id_ < vocab_size:
             raise UsageError(f"--logit-bias names token {id_}, and the model has {vocab_size:,}, counted from 0.")
-    bias_V = torch.zeros(vocab_size)
-    bias_V[torch.tensor(list(bias))] = torch.tensor(list(bias.values()), dtype=torch.float32)
+    bias_V = np.zeros(vocab_size, np.float32)
+    bias_V[list(bias)] = list(bias.values())
     return bias_V

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moekit.config import DenseConfig, ModelConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.models.base import LanguageModel, is_bias
 from moekit.moe import Decision, MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward, KeyValueCache, Turn, new_attention, new_norm, new_rotary

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.models.base import LanguageModel
 from moekit.models.encoder_decoder_parts import (
     CrossAttention,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moekit.config import DenseConfig, FeedForwardConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward, KeyValueCache, new_norm
 from moekit.nn.relative_bias import RelativeBias

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moekit.checkpoint import Stored, StoredTensors, check_weights, dtype_of, read_weights, stored, write_weights
-from moekit.checkpoint import write_folder as write_whole
+from moekit.checkpoint.layout import Stored, stored
+from moekit.checkpoint.loading import check_weights, dtype_of, read_weights
+from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.writing import write_folder as write_whole
+from moekit.checkpoint.writing import write_weights
 from moekit.config import Config
 from moekit.errors import MoekitError
 from moekit.families import Family, Settings, describe, family_of, same_function

@@ -50,10 +50,11 @@ def _fill(entry: Stored, file: GGUFFile, parameters: dict[str, torch.Tensor]) ->
     tensor = file[entry.name]
     with torch.inference_mode():
         if len(tensor.shape) == 1:
-            pair.ours.copy_(file.numbers(entry.name).view(pair.ours.shape))
+            pair.ours.copy_(torch.from_numpy(file.numbers(entry.name)).view(pair.ours.shape))
             return
         rows_each = tensor.rows // len(pair.ours)
         step = max(1, _PIECE_BYTES // (4 * rows_each * tensor.columns))
         for first in range(0, len(pair.ours), step):
             into = pair.ours[first : first + step]
-            into.copy_(file.rows(entry.name, first * rows_each, (first + len(into)) * rows_each).view(into.shape))
+            rows_RC = file.rows(entry.name, first * rows_each, (first + len(into)) * rows_each)
+            into.copy_(torch.from_numpy(rows_RC).view(into.shape))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.config.xlnet import XLNetConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.models.base import LanguageModel
 from moekit.models.encoder import PostNormFeedForward, initialize
 from moekit.moe import MoELayer, RouterInput, Routing

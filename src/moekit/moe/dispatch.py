@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moekit.kernels import Assignments, assign, assign_top_k, inverse_permutation, stable_argsort
+from moekit.kernels.assignments import Assignments, assign, assign_top_k, inverse_permutation, stable_argsort
 
 NO_EXPERT = -1
 """Stands where a token makes no choice. Any negative id does: -1 - e is expert e, meant but not chosen."""

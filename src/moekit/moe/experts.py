@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from moekit.config import MoEConfig
-from moekit.kernels import Activation, Assignments, Backend, experts_kernel
+from moekit.kernels.assignments import Assignments
+from moekit.kernels.backends import Backend, experts_kernel
+from moekit.kernels.torch.activation import Activation
 
 
 class Experts(nn.Module):

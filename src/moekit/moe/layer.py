@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from moekit.config import MoEConfig
-from moekit.kernels import Backend
+from moekit.kernels.backends import Backend
 from moekit.moe.experts import Experts
 from moekit.moe.routers import new_router
 from moekit.moe.routing import RouterInput, Routing

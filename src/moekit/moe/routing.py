@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moekit.kernels import Assignments
+from moekit.kernels.assignments import Assignments
 
 Sums = Mapping[str, Tensor]
 """Sums over tokens by name, from which auxiliary losses are made. They add up over micro-batches and over ranks."""

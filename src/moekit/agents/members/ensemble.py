@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import cast
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from moekit.data.tokenizers import Tokenizer
 from moekit.errors import UsageError
 from moekit.inference import Cache, LoadedModel, Runner
+from moekit.inference.probabilities import log_softmax
 from moekit.inference.prompts import PromptTokenizer
 from moekit.inference.runner import OnTokens
+from moekit.kernels.packed import Numbers
 
 
 class EnsembleCache:
@@ -60,7 +61,7 @@ class EnsembleRunner:
         """An empty cache of each model."""
         return EnsembleCache([runner.new_cache() for runner in self.runners])
 
-    def prefill(self, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
+    def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
         """logits_V, which are log probabilities, after the last of tokens_T.
 
         on_tokens: told of tokens once every model has computed them; before that, after each chunk, of none.
@@ -76,18 +77,19 @@ class EnsembleRunner:
         logits.append(last[0].prefill(last[1], tokens_T, on_tokens))
         return self._mixed(logits)
 
-    def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
+    def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
         """logits_BV, which are log probabilities, after one more token of each sequence."""
         parts = zip(*(cast(EnsembleCache, cache).parts for cache in caches), strict=True)
         return self._mixed([runner.decode(part, tokens_B) for runner, part in zip(self.runners, parts, strict=True)])
 
-    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
+    def _mixed(self, logits: Sequence[Numbers]) -> Numbers:
         """log Σ w_i softmax(logits_i), over the last dimension."""
         weighted = [
-            each[..., : self.vocab_size].log_softmax(-1) + log_weight
+            log_softmax(each[..., : self.vocab_size]) + log_weight
             for each, log_weight in zip(logits, self._log_weights, strict=True)
         ]
-        return torch.stack(weighted).logsumexp(0)
+        mixed: Numbers = np.logaddexp.reduce(weighted).astype(np.float32)
+        return mixed
 
 
 def ensemble_of(models: Sequence[tuple[str, LoadedModel]], weights: Sequence[float] | None = None) -> LoadedModel:

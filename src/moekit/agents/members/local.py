@@ -6,16 +6,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 from moekit.agents.config import PriceConfig
 from moekit.agents.members.base import MemberError, Reason
 from moekit.errors import MoekitError, UsageError
 from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, generate
 from moekit.inference.generation import Memory
+from moekit.inference.probabilities import log_softmax
 from moekit.inference.prompts import PromptTokenizer
 from moekit.inference.runner import OnTokens
+from moekit.kernels.packed import Numbers
 from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
 
 Result = TypeVar("Result")
@@ -271,12 +270,12 @@ class LockedRunner:
         """An empty cache."""
         return self._runner.new_cache()
 
-    def prefill(self, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
+    def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
         """logits_V after the last of tokens_T."""
         with self.lock:
             return self._runner.prefill(cache, tokens_T, on_tokens)
 
-    def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
+    def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
         """logits_BV after one more token of each sequence."""
         with self.lock:
             return self._runner.decode(caches, tokens_B)
@@ -296,7 +295,7 @@ class _Stoppable:
     def new_cache(self) -> Cache:
         return self._runner.new_cache()
 
-    def prefill(self, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
+    def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
         self._check()
 
         def computed(count: int) -> None:
@@ -306,7 +305,7 @@ class _Stoppable:
 
         return self._runner.prefill(cache, tokens_T, computed)
 
-    def decode(self, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
+    def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
         self._check()
         return self._runner.decode(caches, tokens_B)
 
@@ -323,10 +322,10 @@ def _unicode(text: str) -> str:
 def _log_prob(runner: Runner, prompt: Sequence[int], answer: Sequence[int]) -> float:
     """Nats of the answer's tokens (at least one) after the prompt's (at least one), one step each."""
     cache = runner.new_cache()
-    logits_V = runner.prefill(cache, torch.tensor(prompt))
+    logits_V = runner.prefill(cache, prompt)
     total = 0.0
     for place, token in enumerate(answer):
         if place:
-            logits_V = runner.decode([cache], torch.tensor([answer[place - 1]]))[0]
-        total += float(logits_V.double().log_softmax(-1)[token])
+            logits_V = runner.decode([cache], [answer[place - 1]])[0]
+        total += float(log_softmax(logits_V)[token])
     return total

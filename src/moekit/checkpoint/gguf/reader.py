@@ -8,20 +8,18 @@ import math
 import mmap
 import os
 import stat
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from moekit.checkpoint.gguf.metadata import Metadata, printable
 from moekit.checkpoint.gguf.types import PACKED_TYPES, STORED_TYPES, StoredType
 from moekit.checkpoint.gguf.values import Cursor, Damaged, Value
 from moekit.errors import MoekitError
-from moekit.kernels.packed import PackedMatrix, dequantize
+from moekit.kernels.packed import Bytes, Numbers, PackedMatrix, dequantize
 
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
@@ -74,15 +72,12 @@ class GGUFFile:
             self._read(memoryview(data))
         except Damaged as error:
             raise MoekitError(f"{path} is damaged or incomplete ({printable(str(error))}); get it again.") from error
-        with warnings.catch_warnings():
-            # That the memory is read-only is meant.
-            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-            self.data_B = torch.frombuffer(data, dtype=torch.uint8)
+        self.data_B: Bytes = np.frombuffer(data, np.uint8)
 
-    def bytes_of(self, name: str) -> Tensor:
-        """The bytes of a tensor as rows (rows, bytes of a row): uint8, a view of the file."""
+    def bytes_of(self, name: str) -> Bytes:
+        """The bytes of a tensor as rows (rows, bytes of a row): a view of the file, which cannot be written to."""
         tensor = self[name]
-        return self.data_B[tensor.start : tensor.start + tensor.size].view(tensor.rows, -1)
+        return self.data_B[tensor.start : tensor.start + tensor.size].reshape(tensor.rows, -1)
 
     def packed(self, name: str) -> PackedMatrix:
         """The tensor as a matrix where it lies; MoekitError where PackedMatrix does not know its type."""
@@ -93,9 +88,9 @@ class GGUFFile:
             )
         return PackedMatrix(self.bytes_of(name), PACKED_TYPES[tensor.code], tensor.columns)
 
-    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
-        """Rows of the tensor as numbers, (end - begin, columns), fp32; MoekitError where the type is unknown to us and
-        to the `gguf` package.
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Numbers:
+        """Rows of the tensor as numbers, (end - begin, columns), a copy; MoekitError where neither we nor the `gguf`
+        package know the type.
         """
         tensor = self[name]
         raw_RB = self.bytes_of(name)[begin:end]
@@ -103,11 +98,11 @@ class GGUFFile:
             return dequantize(PackedMatrix(raw_RB, PACKED_TYPES[tensor.code], tensor.columns))
         return _by_package(tensor, raw_RB, self.path)
 
-    def numbers(self, name: str) -> Tensor:
-        """All of the tensor in its shape, fp32."""
-        return self.rows(name).view(self[name].shape)
+    def numbers(self, name: str) -> Numbers:
+        """All of the tensor in its shape."""
+        return self.rows(name).reshape(self[name].shape)
 
-    def chunks(self, name: str) -> Iterator[tuple[int, Tensor]]:
+    def chunks(self, name: str) -> Iterator[tuple[int, Numbers]]:
         """The rows as numbers, some at a time, each with the index of its first."""
         tensor = self[name]
         step = max(1, _READ_ROWS_BYTES // (4 * tensor.columns))
@@ -213,15 +208,15 @@ def _mapped(path: Path) -> mmap.mmap:
         os.close(descriptor)
 
 
-def _by_package(tensor: GGUFTensor, raw_RB: Tensor, path: Path) -> Tensor:
+def _by_package(tensor: GGUFTensor, raw_RB: Bytes, path: Path) -> Numbers:
     """Numbers of a type that only the `gguf` package knows."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as package_dequantize
 
     try:
-        numbers = package_dequantize(raw_RB.numpy(), GGMLQuantizationType(tensor.code))
+        numbers = package_dequantize(raw_RB, GGMLQuantizationType(tensor.code))
     except NotImplementedError as error:
         raise MoekitError(
             f"Tensor {tensor.name!r} in {path} is of type {tensor.type.name}, which moekit doesn't read."
         ) from error
-    return torch.from_numpy(numbers).view(len(raw_RB), tensor.columns)
+    return np.asarray(numbers, np.float32).reshape(len(raw_RB), tensor.columns)

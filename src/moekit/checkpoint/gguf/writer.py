@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 from moekit import files
 from moekit.errors import MoekitError, UsageError
 from moekit.formatting import bytes_text
-from moekit.kernels.packed import BlockType
+from moekit.kernels.packed import BlockType, Bytes
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -36,7 +36,7 @@ class OutputTensor:
     name: str
     type: BlockType
     shape: tuple[int, ...]
-    make: Callable[[], Iterable[Tensor]]
+    make: Callable[[], Iterable[Bytes]]
 
     @property
     def size(self) -> int:
@@ -86,7 +86,7 @@ def write_gguf(
             for tensor in tensors:
                 written = 0
                 for rows_RB in tensor.make():
-                    stream.write(rows_RB.contiguous().numpy().data)
+                    stream.write(np.ascontiguousarray(rows_RB).data)
                     written += rows_RB.nbytes
                     if on_bytes is not None:
                         on_bytes(rows_RB.nbytes)
@@ -102,7 +102,6 @@ def _header(
     path: Path, architecture: str, metadata: Mapping[str, Written], tensors: Sequence[OutputTensor]
 ) -> "GGUFWriter":
     """A writer that has written everything before the data."""
-    import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(None, architecture)

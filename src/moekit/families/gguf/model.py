@@ -6,8 +6,7 @@ R rows, E experts.
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile
 from moekit.checkpoint.layout import Stored
@@ -23,7 +22,7 @@ from moekit.kernels.native.weights import (
     MoEWeights,
     NetworkWeights,
 )
-from moekit.kernels.packed import BF16, PackedMatrix, dequantize, quantize
+from moekit.kernels.packed import BF16, Numbers, PackedMatrix, dequantize
 
 # Old files hold what follows from the metadata.
 _IGNORED = (FACTORS, ".rope_freqs.weight", ".attn_rot_embd.weight")
@@ -137,9 +136,9 @@ class GGUFModel:
         self._check_shape(name, shape)
         if self.file[name].code in PACKED_TYPES:
             return self.file.packed(name)
-        return _on_end([quantize(rows_RC, BF16) for _, rows_RC in self.file.chunks(name)])
+        return _on_end([_as_bf16(rows_RC) for _, rows_RC in self.file.chunks(name)])
 
-    def _vector(self, name: str, count: int) -> Tensor:
+    def _vector(self, name: str, count: int) -> Numbers:
         self._check_shape(name, (count,))
         return self.file.numbers(name)
 
@@ -169,8 +168,17 @@ def _on_end(parts: Sequence[PackedMatrix]) -> PackedMatrix:
     """A copy of matrices of one width, one under the other; of several types, as bf16."""
     first = parts[0]
     if any(part.type is not first.type for part in parts):
-        parts = [quantize(dequantize(part), BF16) for part in parts]
-    return PackedMatrix(torch.cat([part.data_RB for part in parts]), parts[0].type, first.columns)
+        parts = [_as_bf16(dequantize(part)) for part in parts]
+    return PackedMatrix(np.concatenate([part.data_RB for part in parts]), parts[0].type, first.columns)
+
+
+def _as_bf16(numbers_RC: Numbers) -> PackedMatrix:
+    """Rounded. By torch, which files of nothing but types that are computed with never wait for."""
+    import torch
+
+    from moekit.kernels.packed.quantize import quantize
+
+    return quantize(torch.from_numpy(numbers_RC), BF16)
 
 
 def _check_number_of_layers(file: GGUFFile, layers: int) -> None:

@@ -4,13 +4,15 @@ D model width, H heads, C head width, E experts.
 """
 
 from collections.abc import Callable, Iterator
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig
 from moekit.families.gguf.architectures import Architecture
 from moekit.families.parts import both, of_expert, rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def layout(
@@ -68,10 +70,10 @@ def _interleaved(theirs: str, ours: str, begin: int, shape: tuple[int, ...], hea
     count, *rest = shape
     pairs = count // heads // 2
 
-    def of_ours(tensor: Tensor) -> Tensor:
+    def of_ours(tensor: "Tensor") -> "Tensor":
         return tensor[begin : begin + count].view(heads, 2, pairs, *rest).transpose(1, 2)
 
-    def of_stored(tensor: Tensor) -> Tensor:
+    def of_stored(tensor: "Tensor") -> "Tensor":
         return tensor.view(heads, pairs, 2, *rest)
 
     return Stored(name=theirs, parts=(Part(ours=ours, of_ours=of_ours, of_stored=of_stored),), shape=shape)
@@ -106,5 +108,5 @@ def _of_all(begin: int, end: int) -> View:
     return lambda tensor: tensor[:, begin:end]
 
 
-def _only_row(tensor: Tensor) -> Tensor:
+def _only_row(tensor: "Tensor") -> "Tensor":
     return tensor[0]

@@ -7,8 +7,7 @@ width, E experts, V vocabulary.
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from moekit.config import (
     ActivationName,
@@ -19,9 +18,11 @@ from moekit.config import (
     MoEConfig,
     SoftmaxTopKConfig,
 )
+from moekit.config.frequencies import Frequencies, rotary_frequencies
 from moekit.kernels.native.module import native
+from moekit.kernels.native.products import multiply
 from moekit.kernels.native.weights import DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
-from moekit.kernels.packed import PackedMatrix
+from moekit.kernels.packed import F32, Bytes, Numbers, PackedMatrix
 
 CacheKind = Literal["fp32", "bf16", "q8"]
 
@@ -88,91 +89,93 @@ class NativeCache:
         """Make room for that many more. Raises ValueError where the context is full."""
         self.native.reserve(tokens)
 
-    def write(self, layer: int, key_GTC: Tensor, value_GTC: Tensor) -> None:
-        """What a layer keeps of the T tokens after `length`, keys turned already; fp32 or bf16.
+    def write(self, layer: int, key_GTC: Numbers, value_GTC: Numbers) -> None:
+        """What a layer keeps of the T tokens after `length`, keys turned already.
 
         They count from `extend` on, and `read` sees them at once. Raises ValueError where no room is reserved for them.
         """
         for values, rows_GTC in enumerate((key_GTC, value_GTC)):
             tokens = rows_GTC.shape[1]
-            self._check(rows_GTC, tokens)
+            if rows_GTC.shape != (self.kv_heads, tokens, self.head_width):
+                raise ValueError(f"a cache of {self.kv_heads} heads of {self.head_width} got rows of {rows_GTC.shape}")
+            rows_GTC = np.ascontiguousarray(rows_GTC, np.float32)
             self.native.write(layer, bool(values), tokens, *_described(rows_GTC))
 
     def extend(self, tokens: int) -> None:
         """The T tokens after `length`, written in all layers, are seen now."""
         self.native.extend(tokens)
 
-    def read(self, layer: int, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """key_GPC and value_GPC, fp32 or bf16, of the first P = `tokens` positions that are written."""
-        key_GPC, value_GPC = torch.empty(2, self.kv_heads, tokens, self.head_width, dtype=dtype, device="cpu")
+    def read(self, layer: int, tokens: int) -> tuple[Numbers, Numbers]:
+        """key_GPC and value_GPC of the first P = `tokens` positions that are written."""
+        key_GPC, value_GPC = np.empty((2, self.kv_heads, tokens, self.head_width), np.float32)
         for values, rows_GPC in enumerate((key_GPC, value_GPC)):
-            self._check(rows_GPC, tokens)
             self.native.read(layer, bool(values), tokens, *_described(rows_GPC))
         return key_GPC, value_GPC
 
-    def _check(self, rows_GTC: Tensor, tokens: int) -> None:
-        if rows_GTC.shape != (self.kv_heads, tokens, self.head_width):
-            raise ValueError(f"a cache of {self.kv_heads} heads of {self.head_width} got rows of {rows_GTC.shape}")
-        if rows_GTC.dtype not in (torch.float32, torch.bfloat16) or rows_GTC.stride(2) != 1 or not rows_GTC.is_cpu:
-            raise ValueError("a cache takes fp32 or bf16 in the processor's memory, the numbers of a head side by side")
 
-
-def _described(rows_GTC: Tensor) -> tuple[int, bool, int, int]:
-    return rows_GTC.data_ptr(), rows_GTC.dtype == torch.bfloat16, rows_GTC.stride(0), rows_GTC.stride(1)
+def _described(rows_GTC: Numbers) -> tuple[int, bool, int, int]:
+    is_bf16 = False
+    heads, tokens = (stride // rows_GTC.itemsize for stride in rows_GTC.strides[:2])
+    return rows_GTC.ctypes.data, is_bf16, heads, tokens
 
 
 class NativeDecoder:
-    """A decoder of packed weights.
+    """A decoder of packed weights. Raises ValueError where they do not have the configuration's shapes."""
 
-    frequencies, magnitude: of rotary positions (`nn.Rotary`); no frequencies where it has none.
-    Raises ValueError where the weights do not have the configuration's shapes.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights: DecoderWeights,
-        *,
-        frequencies: Sequence[float] = (),
-        magnitude: float = 1.0,
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         reason = unsupported(config)
         if reason:
             raise ValueError(f"the native decoder cannot compute this model because {reason}")
         self.config = config
         parts = _Parts(config)
-        shape = parts.shape(weights) | {"frequencies": list(frequencies), "rotary_magnitude": magnitude}
+        shape = parts.shape(weights)
         layers = [parts.layer(index, layer) for index, layer in enumerate(weights.layers)]
         if len(layers) != len(config.layers):
             raise ValueError(f"weights of {len(layers)} layers do not make a model of {len(config.layers)}")
         # The native side knows addresses only.
         self._kept = parts.kept
         self._native = native().Decoder(shape, layers)
+        self._weights = weights
+        self._cache_kind: CacheKind = "fp32" if weights.layers[0].attention.query.type is F32 else "bf16"
 
-    def new_cache(self, kind: CacheKind = "bf16") -> NativeCache:
-        """An empty one, for one sequence. q8: 8 bits with a scale for each 32 numbers, 9 bits in all."""
-        return NativeCache(self.config, kind)
+    def new_cache(self, kind: CacheKind | None = None) -> NativeCache:
+        """An empty one, for one sequence; by default fp32 where the matrices are, else bf16.
 
-    def decode(self, caches: Sequence[NativeCache], tokens_B: Tensor) -> Tensor:
-        """logits_BV, fp32, after one more token (int64) of each sequence, whose caches are extended.
+        q8: 8 bits with a scale for each 32 numbers, 9 bits in all.
+        """
+        return NativeCache(self.config, kind or self._cache_kind)
+
+    def decode(self, caches: Sequence[NativeCache], tokens_B: Sequence[int]) -> Numbers:
+        """logits_BV after one more token of each sequence, whose caches are extended.
 
         Raises ValueError where a context is full, IndexError where a token is not in the vocabulary: nothing has
         changed then. Other Python threads run meanwhile; of several calls, one computes at a time.
         """
-        if len(caches) != tokens_B.numel():
-            raise ValueError(f"{len(caches)} caches are not those of {tokens_B.numel()} tokens")
-        logits_BV = torch.empty(len(caches), self.config.vocab_size, dtype=torch.float32, device="cpu")
-        self._native.decode([cache.native for cache in caches], tokens_B.tolist(), logits_BV.data_ptr())
+        if len(caches) != len(tokens_B):
+            raise ValueError(f"{len(caches)} caches are not those of {len(tokens_B)} tokens")
+        logits_BV = np.empty((len(caches), self.config.vocab_size), np.float32)
+        self._native.decode([cache.native for cache in caches], list(tokens_B), logits_BV.ctypes.data)
         return logits_BV
 
-    def prefill(self, cache: NativeCache, tokens_T: Tensor) -> Tensor:
-        """h_D, fp32: the residual stream after the last of tokens_T (int64), by which the sequence is extended.
+    def prefill(self, cache: NativeCache, tokens_T: Sequence[int]) -> Numbers:
+        """logits_V after the last of tokens_T, at least one, by which the sequence is extended. Raises like `decode`.
 
-        Products are bf16, sums fp32. Only where `prefills()`. Raises like `decode`.
+        With fp32 matrices everything is fp32. Otherwise the products are bf16 where the processor has such ones, else
+        fp32; sums are fp32.
         """
-        hidden_D = torch.empty(self.config.width, dtype=torch.float32, device="cpu")
-        self._native.prefill(cache.native, tokens_T.tolist(), hidden_D.data_ptr())
-        return hidden_D
+        logits_V = np.empty(self.config.vocab_size, np.float32)
+        if not (prefills() and self._cache_kind == "bf16"):
+            for token in tokens_T:
+                logits_V = self.decode([cache], [token])[0]
+            return logits_V
+        hidden_D = np.empty(self.config.width, np.float32)
+        self._native.prefill(cache.native, list(tokens_T), hidden_D.ctypes.data)
+        hidden_D /= np.sqrt((hidden_D**2).mean() + self.config.norm_eps)
+        return multiply(self._weights.head, (hidden_D * self._weights.norm_D)[None])[0] * self.config.logit_scale
+
+    def extend(self, cache: NativeCache, tokens_T: Sequence[int]) -> None:
+        """`prefill` without the logits."""
+        self.prefill(cache, tokens_T)
 
 
 def prefills() -> bool:
@@ -188,11 +191,14 @@ class _Parts:
         self.config, self.attention = config, config.attention
         self.query_rows = self.attention.heads * self.attention.head_width
         self.key_rows = self.attention.kv_heads * self.attention.head_width
-        self.kept: list[Tensor] = []
+        self.kept: list[Bytes | Numbers] = []
 
     def shape(self, weights: DecoderWeights) -> dict[str, Any]:
         """What is not of one layer."""
         config, attention = self.config, self.attention
+        frequencies = Frequencies([], 1.0)
+        if attention.positions == "rotary":
+            frequencies = rotary_frequencies(attention.head_width, attention)
         return {
             "width": config.width,
             "heads": attention.heads,
@@ -203,6 +209,8 @@ class _Parts:
             "soft_cap": attention.soft_cap or 0.0,
             "norm_all_heads": attention.query_key_norm == "all",
             "interleaved": weights.interleaved,
+            "frequencies": frequencies.values,
+            "rotary_magnitude": frequencies.magnitude,
             "embedding_scale": config.embedding_scale,
             "logit_scale": config.logit_scale,
             "embedding": self._matrix("embedding", weights.embedding, config.vocab_size, config.width),
@@ -283,16 +291,16 @@ class _Parts:
         if (matrix.rows, matrix.columns) != (rows, columns):
             raise ValueError(f"{name} is {matrix.rows} x {matrix.columns} where {rows} x {columns} are needed")
         data_RB = matrix.data_RB
-        if data_RB.dtype != torch.uint8 or not data_RB.is_cpu or not data_RB.is_contiguous():
-            raise ValueError(f"{name} must be bytes in the processor's memory, row after row")
+        if data_RB.dtype != np.uint8 or not data_RB.flags.c_contiguous:
+            raise ValueError(f"{name} must be bytes, row after row")
         self.kept.append(data_RB)
-        return native().Matrix.at(data_RB.data_ptr(), matrix.type.code, rows, columns)
+        return native().Matrix.at(data_RB.ctypes.data, matrix.type.code, rows, columns)
 
-    def _vector(self, name: str, vector: Tensor | None, count: int) -> int:
+    def _vector(self, name: str, vector: Numbers | None, count: int) -> int:
         if vector is None:
             raise ValueError(f"the vector {name} is missing")
-        if vector.numel() != count:
-            raise ValueError(f"{name} has {vector.numel()} numbers where {count} are needed")
-        numbers = vector.detach().to("cpu", torch.float32).contiguous()
+        if vector.size != count:
+            raise ValueError(f"{name} has {vector.size} numbers where {count} are needed")
+        numbers = np.ascontiguousarray(vector, np.float32)
         self.kept.append(numbers)
-        return numbers.data_ptr()
+        return numbers.ctypes.data

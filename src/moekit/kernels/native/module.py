@@ -2,10 +2,9 @@
 
 import importlib
 import os
+import sys
 from functools import lru_cache
 from types import ModuleType
-
-import torch
 
 
 @lru_cache(maxsize=1)
@@ -27,15 +26,26 @@ def instruction_set() -> str:
     return "none" if native is None else str(native.instruction_set())
 
 
-def native() -> ModuleType:
-    """The compiled module, its pool as wide as torch's and no wider than the cores this process may use.
+def threads() -> int:
+    """How many the native kernels compute with: what OMP_NUM_THREADS says, and at most the cores of this process.
 
-    Torch's threads and ours never have work at the same time, since the calls of both return when all is done.
-    RuntimeError where `available()` is false.
+    Where torch is in the process, no more than its threads: torch's and ours never have work at the same time, since
+    the calls of both return when all is done.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Like OpenMP, which takes a list for nested regions, and no notice of what is no number.
+    asked, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    wanted = int(asked) if asked.strip().isdecimal() else 0
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):  # not while it is being imported
+        wanted = torch.get_num_threads()
+    return min(cores, wanted or cores)
+
+
+def native() -> ModuleType:
+    """The compiled module, its pool as wide as `threads()`. RuntimeError where `available()` is false."""
     module = _loaded()
     if module is None:
         raise RuntimeError("moekit was installed without its native kernels")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    module.set_threads(min(cores, torch.get_num_threads()))
+    module.set_threads(threads())
     return module

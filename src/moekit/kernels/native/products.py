@@ -5,18 +5,13 @@ B rows of activations (a few), T tokens (many), D columns, R rows of the matrix.
 
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from moekit.kernels.native.module import native
-from moekit.kernels.packed import PackedMatrix
-
-# How much of a matrix is dequantised at a time for torch. Large, since torch's threads and ours wait for work in turns
-# for a while, and would keep each other off the cores if they took turns often.
-_PIECE_BYTES = 2**26
+from moekit.kernels.packed import Bytes, Numbers, PackedMatrix
 
 
-def multiply(matrix: PackedMatrix, x_BD: Tensor) -> Tensor:
+def multiply(matrix: PackedMatrix, x_BD: Numbers) -> Numbers:
     """y_BR = x @ matrix^T in fp32, for few rows: what it takes is to read the matrix, once for all of them.
 
     With F32 and F16 matrices the activations stay fp32, with BF16 they are rounded to bf16. With the block types they
@@ -24,53 +19,28 @@ def multiply(matrix: PackedMatrix, x_BD: Tensor) -> Tensor:
     activation moves by at most amax / 254, a result by at most the sum over its columns of |weight| * amax / 254.
     A scale that is not finite, of weights or activations, makes a result that is not. ValueError for other widths.
     """
-    _check_width(matrix, x_BD)
-    x_BD = x_BD.to(torch.float32).contiguous()
-    y_BR = torch.empty(x_BD.shape[0], matrix.rows, dtype=torch.float32, device="cpu")
-    if y_BR.numel():
-        module, data_RB = native(), matrix.data_RB.contiguous()
-        module.multiply(_at(module, matrix, data_RB), x_BD.data_ptr(), x_BD.shape[0], y_BR.data_ptr())
-    return y_BR
+    return _product("multiply", matrix, x_BD)
 
 
-def multiply_many(matrix: PackedMatrix, x_TD: Tensor) -> Tensor:
+def multiply_many(matrix: PackedMatrix, x_TD: Numbers) -> Numbers:
     """y_TR = x @ matrix^T in fp32 for many rows: x and the matrix become bf16, piece by piece, sums are fp32.
 
-    Where the processor multiplies bf16 numbers, in native code, a piece being used while it is in a core's own cache;
-    else by torch, which rounds results to bf16. ValueError for other widths.
+    A piece is used while it is in a core's own cache. ValueError for other widths.
     """
-    _check_width(matrix, x_TD)
-    module = native()
-    if not matrix.data_RB.numel() or not x_TD.numel():
-        return torch.zeros(x_TD.shape[0], matrix.rows, dtype=torch.float32, device="cpu")
-    y_TR = torch.empty(x_TD.shape[0], matrix.rows, dtype=torch.float32, device="cpu")
-    if module.can_multiply_many():
-        x_TD, data_RB = x_TD.to(torch.float32).contiguous(), matrix.data_RB.contiguous()
-        module.multiply_many(_at(module, matrix, data_RB), x_TD.data_ptr(), x_TD.shape[0], y_TR.data_ptr())
-        return y_TR
-    x_TD = x_TD.to(torch.bfloat16)
-    rows = max(1, _PIECE_BYTES // (2 * matrix.columns))
-    for begin in range(0, matrix.rows, rows):
-        end = min(matrix.rows, begin + rows)
-        y_TR[:, begin:end] = x_TD @ dequantize(matrix, begin, end, torch.bfloat16).T
-    return y_TR
+    return _product("multiply_many", matrix, x_TD)
 
 
-def dequantize(
-    matrix: PackedMatrix, begin: int = 0, end: int | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Rows begin to end as numbers: fp32 with the bits that the format says (as the `gguf` package has them), or bf16,
-    which is that rounded to nearest even. ValueError for other types, or rows that the matrix does not have.
+def dequantize(matrix: PackedMatrix, begin: int = 0, end: int | None = None) -> Numbers:
+    """Rows begin to end as numbers: fp32 with the bits that the format says (as the `gguf` package has them).
+
+    ValueError for rows that the matrix does not have.
     """
-    dtype, end = dtype or torch.float32, matrix.rows if end is None else end
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"packed matrices become float32 or bfloat16, not {dtype}")
+    end = matrix.rows if end is None else end
     if not 0 <= begin <= end <= matrix.rows:
         raise ValueError(f"the matrix has {matrix.rows} rows, not {begin} to {end}")
-    out_RD = torch.empty(end - begin, matrix.columns, dtype=dtype, device="cpu")
-    module, data_RB = native(), matrix.data_RB.contiguous()
-    unpack = module.dequantize if dtype == torch.float32 else module.dequantize_bf16
-    unpack(_at(module, matrix, data_RB), begin, end, out_RD.data_ptr())
+    out_RD = np.empty((end - begin, matrix.columns), np.float32)
+    module, data_RB = native(), np.ascontiguousarray(matrix.data_RB)
+    module.dequantize(_at(module, matrix, data_RB), begin, end, out_RD.ctypes.data)
     return out_RD
 
 
@@ -79,11 +49,19 @@ def read_bandwidth(size: int = 2**30, rounds: int = 5) -> float:
     return float(native().read_bandwidth(size, rounds))
 
 
-def _at(module: Any, matrix: PackedMatrix, data_RB: Tensor) -> Any:
+def _product(name: str, matrix: PackedMatrix, x_BD: Numbers) -> Numbers:
+    """What the native function of that name makes of the two."""
+    if x_BD.ndim != 2 or x_BD.shape[1] != matrix.columns:
+        raise ValueError(f"a matrix of {matrix.columns} columns does not go with activations of {x_BD.shape}")
+    x_BD = np.ascontiguousarray(x_BD, np.float32)
+    y_BR = np.zeros((len(x_BD), matrix.rows), np.float32)
+    if y_BR.size and x_BD.size:
+        module, data_RB = native(), np.ascontiguousarray(matrix.data_RB)
+        multiply = getattr(module, name)
+        multiply(_at(module, matrix, data_RB), x_BD.ctypes.data, len(x_BD), y_BR.ctypes.data)
+    return y_BR
+
+
+def _at(module: Any, matrix: PackedMatrix, data_RB: Bytes) -> Any:
     """The matrix as the module sees it; `data_RB` must live as long."""
-    return module.Matrix.at(data_RB.data_ptr(), matrix.type.code, matrix.rows, matrix.columns)
-
-
-def _check_width(matrix: PackedMatrix, x: Tensor) -> None:
-    if x.ndim != 2 or x.shape[1] != matrix.columns:
-        raise ValueError(f"a matrix of {matrix.columns} columns does not go with activations of {tuple(x.shape)}")
+    return module.Matrix.at(data_RB.ctypes.data, matrix.type.code, matrix.rows, matrix.columns)

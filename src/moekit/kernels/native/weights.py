@@ -7,9 +7,7 @@ V vocabulary. The vectors (norms, biases, gates) are fp32.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from moekit.kernels.packed import PackedMatrix
+from moekit.kernels.packed import Numbers, PackedMatrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ class MoEWeights:
     router: PackedMatrix
     experts: NetworkWeights
     branch: NetworkWeights | None = None
-    branch_gate_D: Tensor | None = None
+    branch_gate_D: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +43,24 @@ class AttentionWeights:
     key: PackedMatrix
     value: PackedMatrix
     output: PackedMatrix
-    query_bias: Tensor | None = None
-    key_bias: Tensor | None = None
-    value_bias: Tensor | None = None
-    output_bias: Tensor | None = None
-    query_norm: Tensor | None = None
-    key_norm: Tensor | None = None
+    query_bias: Numbers | None = None
+    key_bias: Numbers | None = None
+    value_bias: Numbers | None = None
+    output_bias: Numbers | None = None
+    query_norm: Numbers | None = None
+    key_norm: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
     """attention_after_norm_D, feed_forward_after_norm_D: only in a `sandwich` block."""
 
-    attention_norm_D: Tensor
+    attention_norm_D: Numbers
     attention: AttentionWeights
-    feed_forward_norm_D: Tensor
+    feed_forward_norm_D: Numbers
     feed_forward: NetworkWeights | MoEWeights
-    attention_after_norm_D: Tensor | None = None
-    feed_forward_after_norm_D: Tensor | None = None
+    attention_after_norm_D: Numbers | None = None
+    feed_forward_after_norm_D: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,6 @@ class DecoderWeights:
 
     embedding: PackedMatrix
     layers: tuple[LayerWeights, ...]
-    norm_D: Tensor
+    norm_D: Numbers
     head: PackedMatrix
     interleaved: bool = False

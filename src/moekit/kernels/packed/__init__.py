@@ -1,8 +1,23 @@
-"""Matrices in the packed types of GGUF files: what they are, and the portable way to pack and unpack them."""
+"""Matrices in the packed types of GGUF files: what they are, and the portable way to unpack them.
+
+The way to pack them, `quantize`, needs torch and is imported from its own module.
+"""
 
 from moekit.kernels.packed.dequantize import dequantize
-from moekit.kernels.packed.quantize import quantize
-from moekit.kernels.packed.types import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix
+from moekit.kernels.packed.types import (
+    BF16,
+    BLOCK_TYPES,
+    F16,
+    F32,
+    Q4_0,
+    Q4_K,
+    Q6_K,
+    Q8_0,
+    BlockType,
+    Bytes,
+    Numbers,
+    PackedMatrix,
+)
 
 __all__ = [
     "BF16",
@@ -14,7 +29,8 @@ __all__ = [
     "Q6_K",
     "Q8_0",
     "BlockType",
+    "Bytes",
+    "Numbers",
     "PackedMatrix",
     "dequantize",
-    "quantize",
 ]

@@ -1,5 +1,7 @@
-"""From numbers to packed blocks. Q8_0 and Q4_0 are, bit for bit, what the `gguf` package makes of them; Q4_K and Q6_K
-come from a search for the scales with the least squared error (`k_quants.py`).
+"""From numbers to packed blocks, by torch on all cores.
+
+Q8_0 and Q4_0 are, bit for bit, what the `gguf` package makes of them; Q4_K and Q6_K come from a search for the scales
+with the least squared error (`k_quants.py`).
 
 R rows, C numbers of a block or of a row, N blocks.
 """
@@ -26,7 +28,7 @@ def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
     row_bytes = kind.row_bytes(columns)
     if kind in _PLAIN:
         data_RB = numbers_RC.float().to(_PLAIN[kind]).contiguous().view(torch.uint8)
-        return PackedMatrix(data_RB.view(rows, row_bytes), kind, columns)
+        return PackedMatrix(data_RB.view(rows, row_bytes).numpy(), kind, columns)
     data_RB = torch.empty(rows, row_bytes, dtype=torch.uint8)
     numbers_NC, data_NB = numbers_RC.reshape(-1, kind.numbers), data_RB.view(-1, kind.size)
     step = _CHUNK // kind.numbers
@@ -36,7 +38,7 @@ def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
         data_NB[begin : begin + step] = _BLOCKS[kind](blocks_NC)
 
     workers().run(pack, range(0, len(numbers_NC), step))
-    return PackedMatrix(data_RB, kind, columns)
+    return PackedMatrix(data_RB.numpy(), kind, columns)
 
 
 def _inverse(scale_N: Tensor) -> Tensor:

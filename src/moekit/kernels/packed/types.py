@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class PackedMatrix:
     Several matrices of one shape, such as the experts of a layer, are one matrix with their rows on end.
     """
 
-    data_RB: Tensor
+    data_RB: Bytes
     type: BlockType
     columns: int
 
@@ -55,4 +59,4 @@ class PackedMatrix:
     @property
     def rows(self) -> int:
         """R."""
-        return self.data_RB.shape[0]
+        return len(self.data_RB)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moekit.config import ExpertChoiceConfig
-from moekit.kernels import assign
+from moekit.kernels.assignments import assign
 from moekit.moe.dispatch import expert_capacity
 from moekit.moe.routers.base import Router
 from moekit.moe.routing import RouterInput, Routing
