@@ -1,8 +1,9 @@
 """Running models on a CPU: moekit, llama.cpp and transformers on the same shapes, in one run.
 
 Models have random weights. Rounds go from engine to engine, so that a machine that slows down slows all; of each figure
-the best round counts. `share` is what a decoding step reads of weights, times steps a second, over the measured read
-bandwidth. llama.cpp runs in a Python of its own, where llama-cpp-python is installed:
+the best round counts. `share` is what a decoding step reads of weights, times steps a second, over the read bandwidth;
+both are measured in turns of a fraction of a second, and the median of the turns' quotients counts. llama.cpp runs in a
+Python of its own, where llama-cpp-python is installed:
 
     python benchmarks/cpu_inference.py --llama-python venv/bin/python --types q8_0 q4_0 --out results.json
 """
@@ -10,16 +11,19 @@ bandwidth. llama.cpp runs in a Python of its own, where llama-cpp-python is inst
 import argparse
 import json
 import math
+import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__)
 TYPES = ("q8_0", "q4_0", "q4_k", "q6_k", "bf16", "f16")
+_TURNS, _STEPS_A_TURN, _SAMPLE = 9, 6, (1 << 29, 3)  # the last: bytes that are read, and how often
 
 
 def shapes() -> dict[str, Any]:
@@ -49,13 +53,13 @@ def shapes() -> dict[str, Any]:
 
 def write_model(config: Any, kind: Any, path: Path) -> int:
     """A file of random blocks with scales that keep activations sane; gives the bytes of weights a step reads."""
-    import torch
+    import numpy as np
 
     from moekit.checkpoint.gguf import OutputTensor, write_gguf
     from moekit.checkpoint.parts import stored_shape
     from moekit.config import MoEConfig
     from moekit.families.gguf import describe, layout
-    from moekit.kernels.packed import F32
+    from moekit.kernels.packed import F32, Bytes
     from moekit.models import Decoder
     from moekit.models.folder import own_tensors
     from moekit.nn.meta import on_meta
@@ -63,24 +67,25 @@ def write_model(config: Any, kind: Any, path: Path) -> int:
     with on_meta():
         parameters = own_tensors(Decoder(config))
     architecture, metadata = describe(config)
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
-    def blocks(rows: int, of: Any, columns: int) -> Iterator[torch.Tensor]:
+    def blocks(rows: int, of: Any, columns: int) -> Iterator[Bytes]:
         step = max(1, (64 << 20) // of.row_bytes(columns))
         for begin in range(0, rows, step):
             count = min(step, rows - begin)
             if of.numbers == 1:
-                dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[of.name]
-                numbers = torch.randn(count, columns, generator=generator).mul_(0.02)
-                yield numbers.to(dtype).view(torch.uint8)
+                numbers = generator.standard_normal((count, columns), np.float32) * np.float32(0.02)
+                if of.name == "bf16":
+                    numbers = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+                yield (numbers.astype(np.float16) if of.name == "f16" else numbers).view(np.uint8)
                 continue
-            data = torch.randint(256, (count * columns // of.numbers, of.size), dtype=torch.uint8, generator=generator)
-            scale = torch.tensor([0.0003 if of.name == "q8_0" else 0.004 if of.name == "q4_0" else 0.00007])
-            half = scale.half().view(torch.uint8)
+            data = generator.integers(256, size=(count * columns // of.numbers, of.size), dtype=np.uint8)
+            scale = 0.0003 if of.name == "q8_0" else 0.004 if of.name == "q4_0" else 0.00007
+            half = np.array([scale], np.float16).view(np.uint8)
             places = {"q8_0": (0,), "q4_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}[of.name]
             for place in places:
                 data[:, place : place + 2] = half
-            yield data.view(count, -1)
+            yield data.reshape(count, -1)
 
     tensors, read = [], 0
     for entry in layout(architecture, config):
@@ -115,9 +120,9 @@ def measure(prefill: Callable[[int], None], step: Callable[[], None], prompts: l
 
 
 def run_moekit(path: str, prompts: list[int], steps: int, batch: int) -> dict[str, Any]:
-    """Of moekit's native runner, and the decoding of `batch` sequences together."""
-    import torch
-
+    """Of moekit's native runner, the decoding of `batch` sequences together, and of each of some turns the steps for a
+    byte that memory gives.
+    """
     from moekit.families.gguf import GGUFModel
     from moekit.inference.native_runner import NativeRunner
     from moekit.kernels.native import instruction_set, read_bandwidth
@@ -128,28 +133,39 @@ def run_moekit(path: str, prompts: list[int], steps: int, batch: int) -> dict[st
 
     def prefill(length: int) -> None:
         caches[0].truncate(0)
-        runner.prefill(caches[0], torch.randint(32_000, (length,)))
+        runner.prefill(caches[0], tokens(length))
 
     def step() -> None:
-        runner.decode(caches[:1], torch.randint(32_000, (1,)))
+        runner.decode(caches[:1], tokens(1))
 
     prefill(32)
-    bandwidth = read_bandwidth()
     found = measure(prefill, step, prompts, steps)
+    bandwidths, quotients = [read_bandwidth(*_SAMPLE)], []
+    for _ in range(_TURNS):
+        begin = time.perf_counter()
+        for _ in range(_STEPS_A_TURN):
+            step()
+        rate = _STEPS_A_TURN / (time.perf_counter() - begin)
+        bandwidths.append(read_bandwidth(*_SAMPLE))
+        quotients.append(rate / (sum(bandwidths[-2:]) / 2))
     for cache in caches:
         cache.truncate(0)
-        runner.prefill(cache, torch.randint(32_000, (32,)))
+        runner.prefill(cache, tokens(32))
     begin = time.perf_counter()
     for _ in range(steps // 2):
-        runner.decode(caches, torch.randint(32_000, (batch,)))
+        runner.decode(caches, tokens(batch))
     found["decode_batch"] = batch * (steps // 2) / (time.perf_counter() - begin)
-    return found | {"bandwidth": max(bandwidth, read_bandwidth()), "instruction_set": instruction_set()}
+    found |= {"bandwidth": median(bandwidths), "steps_a_byte": median(quotients)}
+    return found | {"instruction_set": instruction_set()}
+
+
+def tokens(count: int) -> list[int]:
+    """Any ones, so that steps go through other experts each time."""
+    return [random.randrange(32_000) for _ in range(count)]
 
 
 def run_llama(path: str, prompts: list[int], steps: int, repack: bool) -> dict[str, Any]:
     """Of llama.cpp. repack: its copies of weights in layouts for AMX and the like (`use_extra_bufts`)."""
-    import random
-
     import llama_cpp
 
     defaults = llama_cpp.llama_cpp.llama_model_default_params
@@ -164,10 +180,10 @@ def run_llama(path: str, prompts: list[int], steps: int, repack: bool) -> dict[s
 
     def prefill(length: int) -> None:
         model.reset()
-        model.eval([random.randrange(32_000) for _ in range(length)])
+        model.eval(tokens(length))
 
     prefill(32)
-    return measure(prefill, lambda: model.eval([random.randrange(32_000)]), prompts, steps) | {"repack": repack}
+    return measure(prefill, lambda: model.eval(tokens(1)), prompts, steps) | {"repack": repack}
 
 
 def run_transformers(shape: str, prompts: list[int], steps: int) -> dict[str, Any]:
@@ -207,8 +223,9 @@ def child(python: str, engine: str, target: str, options: argparse.Namespace) ->
 
 
 def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every figure the largest."""
-    return {key: max(found[key] for found in rounds) for key in rounds[0]} if rounds else {}
+    """Of every speed the largest; what tells of the machine as well as of the engine is a median already."""
+    middle = {"bandwidth", "steps_a_byte"}
+    return {key: (median if key in middle else max)([found[key] for found in rounds]) for key in rounds[0]}
 
 
 def compared(shape: str, kind: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +258,7 @@ def compared(shape: str, kind: str, options: argparse.Namespace) -> dict[str, An
     }
     if "transformers" in figures:
         ratios |= {f"{key} / transformers": ours[key] / value for key, value in figures["transformers"].items()}
-    ratios["share of bandwidth"] = read * ours["decode"] / ours["bandwidth"]
+    ratios["share of bandwidth"] = read * ours["steps_a_byte"]
     ratios["batch / single"] = ours["decode_batch"] / ours["decode"]
     print(f"{shape} {kind}: " + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()), file=sys.stderr)
     return {"shape": shape, "type": kind, "bytes_a_step": read, "engines": figures, "ratios": ratios}

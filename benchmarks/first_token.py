@@ -92,9 +92,6 @@ def parts(path: str) -> dict[str, float]:
         found[name], begin = now - begin, now
 
     with starting():
-        import torch
-
-        passed("torch")
         from moekit.hardware import process_started
         from moekit.inference import load_runner
         from moekit.inference.prompts import prompt_ids
@@ -102,7 +99,7 @@ def parts(path: str) -> dict[str, float]:
         passed("imports")
         loaded = load_runner(path)
         passed("loading")
-    ids = torch.tensor(prompt_ids(PROMPT, loaded.tokenizer))
+    ids = prompt_ids(PROMPT, loaded.tokenizer)
     process_started()
     passed("prompt")
     loaded.runner.prefill(loaded.runner.new_cache(), ids).argmax()
@@ -174,12 +171,12 @@ def vocabularies(sizes: list[int], rounds: int) -> dict[str, float]:
 
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, Mapping[str, float]]:
-    """Of every figure the least and the median; `imports_beyond_torch` is the difference of the two processes."""
+    """Of every figure the least and the median; `imports_beyond_python` is the difference of the two processes."""
     for found in rounds:
-        found["imports_beyond_torch"] = found["imports"] - found["torch"]
+        found["imports_beyond_python"] = found["imports"] - found["python"]
     columns = {name: [found[name] for found in rounds] for name in rounds[0]}
     least = {name: min(values) for name, values in columns.items()}
-    least["imports_beyond_torch"] = least["imports"] - least["torch"]
+    least["imports_beyond_python"] = least["imports"] - least["python"]
     return {"least": least, "median": {name: median(values) for name, values in columns.items()}}
 
 

@@ -56,18 +56,19 @@ def windows(positions: int) -> Any:
 
 def own_logits(path: Path, tokens_NT: Any) -> tuple[Any, Any]:
     """logits_NTV step by step, and of whole prompts up to every 25th position."""
+    import numpy as np
     import torch
 
     from moekit.inference import load_runner
 
     runner = load_runner(path).runner
     caches = [runner.new_cache() for _ in tokens_NT]
-    steps_NTV = torch.stack([runner.decode(caches, tokens_N) for tokens_N in tokens_NT.T], 1)
+    steps_NTV = np.stack([runner.decode(caches, tokens_N) for tokens_N in tokens_NT.T.tolist()], 1)
     ends = range(_EVERY, tokens_NT.shape[1] + 1, _EVERY)
-    prompts_NPV = torch.stack(
-        [torch.stack([runner.prefill(runner.new_cache(), tokens_T[:end]) for end in ends]) for tokens_T in tokens_NT]
+    prompts_NPV = np.stack(
+        [np.stack([runner.prefill(runner.new_cache(), tokens[:end]) for end in ends]) for tokens in tokens_NT.tolist()]
     )
-    return steps_NTV, prompts_NPV
+    return torch.from_numpy(steps_NTV), torch.from_numpy(prompts_NPV)
 
 
 def llama_logits(path: Path, tokens_NT: Any, options: argparse.Namespace) -> Any:

@@ -89,7 +89,8 @@ def computed_bits(path: Path, windows: Windows) -> float:
     for tokens_BT in (part for windows_NT in windows.values() for part in torch.split(windows_NT, _BATCH)):
         caches = [runner.new_cache() for _ in tokens_BT]
         for tokens_B, targets_B in zip(tokens_BT[:, :-1].T, tokens_BT[:, 1:].T, strict=True):
-            nats_B = torch.nn.functional.cross_entropy(runner.decode(caches, tokens_B), targets_B, reduction="none")
+            logits_BV = torch.from_numpy(runner.decode(caches, tokens_B.tolist()))
+            nats_B = torch.nn.functional.cross_entropy(logits_BV, targets_B, reduction="none")
             scored_B = is_scored(targets_B)
             bits += float(nats_B[scored_B].double().sum()) / math.log(2)
             count += int(scored_B.sum())

@@ -1,7 +1,9 @@
 """From data that a user wrote to a configuration, or to one sentence that says what is wrong with it."""
 
+import json
 import typing
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +33,15 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {number}", line
 
 
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where a line stands, in words, and the JSON value that it is; raises UsageError where one is none."""
+    for where, line in read_lines(path):
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not valid JSON: {error}.") from error
+
+
 def read_yaml(path: Path) -> Any:
     """What a file of YAML holds; raises UsageError where it cannot be read."""
     try:
@@ -51,7 +62,7 @@ def validate(model: type[Model], data: Any, *, where: str) -> Model:
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     path, parent = _follow(model, first["loc"])
     if first["type"] == "extra_forbidden":
-        problem = f"there is no such key; {did_you_mean(str(first['loc'][-1]), parent.model_fields)}"
+        problem = f"there is no such key; {did_you_mean(str(first['loc'][-1]), _fields(parent))}"
     elif first["type"] == "union_tag_invalid":
         chosen, by = first["ctx"]["tag"], first["ctx"]["discriminator"].strip("'")
         tags = [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")]
@@ -61,7 +72,7 @@ def validate(model: type[Model], data: Any, *, where: str) -> Model:
     raise UsageError(": ".join(part for part in (where, path, problem) if part))
 
 
-def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+def _follow(model: type, location: tuple[int | str, ...]) -> tuple[str, type]:
     """The path in words, `layers[0].router.top_k`, and the model that holds its last key.
 
     pydantic puts the members of unions between the keys: they choose a model and are not part of the path.
@@ -76,16 +87,23 @@ def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
         elif choices:
             path += f".{part}" if path else part
             parent = choices[0]
-            field = parent.model_fields.get(part)
-            choices = _models_in(field.annotation) if field else choices
+            fields = _fields(parent)
+            choices = _models_in(fields[part]) if part in fields else choices
     return path, parent
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
     return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]
 
 
-def _tag(model: type[BaseModel]) -> Any:
-    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+def _fields(model: type) -> dict[str, Any]:
+    """The annotations of a model's or a dataclass's fields."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    return typing.get_type_hints(model)
+
+
+def _tag(model: type) -> Any:
+    return model.model_fields["kind"].default if "kind" in _fields(model) and issubclass(model, BaseModel) else None

@@ -112,7 +112,7 @@ def test_examples_stand_in_the_configuration_and_in_a_file(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "line 1 is not valid JSON"),
+        ("{", "line 1: not valid JSON"),
         ("[1]", "line 1: expected keys and values"),
         ('\n{"text": "x", "memer": "code"}', "line 2: memer: there is no such key; did you mean 'member'"),
         ('{"text": "x", "member": "cod"}', "line 1: there is no member 'cod'; did you mean 'code'"),

@@ -1,15 +1,14 @@
 """The questions of an evaluation, from a JSONL file."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from moekit.agents.evaluate.matching import Match, extract
 from moekit.errors import UsageError
 from moekit.messages import Message
-from moekit.validation import read_lines
+from moekit.validation import read_json_lines, validate
 
 
 def _number_as_text(value: Any) -> Any:
@@ -19,7 +18,7 @@ def _number_as_text(value: Any) -> Any:
 class Question(BaseModel):
     """One line: `question`, or `messages` for more than one turn, and the `answer` that is right, if there is one."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     question: str | None = None
     messages: tuple[Message, ...] = ()
@@ -46,33 +45,17 @@ def read_questions(path: Path, match: Match | None) -> tuple[Question, ...]:
 
     Raises UsageError, one sentence with the line's number, where the file or a line of it cannot be used.
     """
-    questions = tuple(_question(line, where, match) for where, line in read_lines(path))
+    questions = tuple(_question(data, where, match) for where, data in read_json_lines(path))
     if not questions:
         raise UsageError(f"{path} holds no question.")
     return questions
 
 
-def _question(line: str, where: str, match: Match | None) -> Question:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not valid JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise UsageError(f'{where}: expected an object with "question" (or "messages") and "answer".')
-    try:
-        question = Question.model_validate_json(line)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {_problem(error)}.") from error
+def _question(data: Any, where: str, match: Match | None) -> Question:
+    question = validate(Question, data, where=where)
     if match is not None:
         if question.answer is None:
             raise UsageError(f'{where}: there is no "answer" to compare with.')
         if extract(question.answer, match) is None:
             raise UsageError(f"{where}: the answer {question.answer!r} holds nothing that --match {match} compares.")
     return question
-
-
-def _problem(error: ValidationError) -> str:
-    first: Any = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    text = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{key}: {text}" if key else text

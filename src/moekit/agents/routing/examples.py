@@ -1,6 +1,5 @@
 """Questions of which it is known who should answer them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from moekit.agents.strategy_configs import RouteConfig
 from moekit.config import Config
 from moekit.errors import UsageError, did_you_mean
-from moekit.validation import read_lines, validate
+from moekit.validation import read_json_lines, validate
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,7 @@ def read_examples(config: RouteConfig) -> Examples:
 
 
 def _read(path: Path, members: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for where, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where} is not valid JSON: {error}.") from error
+    for where, row in read_json_lines(path):
         example = validate(_Line, row, where=where)
         if example.member not in members:
             raise UsageError(f"{where}: there is no member {example.member!r}; {did_you_mean(example.member, members)}")
