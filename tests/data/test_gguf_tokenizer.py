@@ -233,3 +233,14 @@ def test_what_gguf_has_no_word_for_is_refused(tmp_path: Path) -> None:
         tokenizer_metadata(tmp_path, 10)
     with pytest.raises(UsageError, match="no name for"):
         tokenizer_metadata(tmp_path, 20)
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "\0", "\0\0"])
+def test_a_token_may_hold_any_character(gpt2: Path, odd: str) -> None:
+    def put(keys: dict[str, Any]) -> None:
+        keys["tokenizer.ggml.tokens"][-1] = odd
+
+    tokenizer, plain = GGUFTokenizer(through_file(gpt2, put)), GGUFTokenizer(through_file(gpt2))
+    assert tokenizer.vocab_size == plain.vocab_size
+    text = "The quick brown fox"
+    assert tokenizer.encode(text) == plain.encode(text)

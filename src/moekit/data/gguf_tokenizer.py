@@ -118,7 +118,7 @@ class GGUFTokenizer:
         )
 
     def _merging(self) -> BPE:
-        vocabulary = {word: id_ for id_, word in enumerate(self._words)}
+        vocabulary = dict(zip(self._words, range(len(self._words)), strict=True))
         if len(vocabulary) < len(self._words):
             raise self._metadata.problem(f"{_KEY}.tokens", "holds a token twice")
         try:
@@ -206,7 +206,9 @@ def _words(metadata: Metadata) -> list[str]:
 
 def _texts(raw: list[bytes], metadata: Metadata, key: str) -> list[str]:
     try:
-        return [str(word, "utf-8") for word in raw]
+        # All at once takes a third of the time, unless one of them holds what stands between them.
+        texts = str(b"\0".join(raw), "utf-8").split("\0")
+        return texts if len(texts) == len(raw) else [str(word, "utf-8") for word in raw]
     except UnicodeDecodeError as error:
         raise metadata.problem(key, "holds a text that is not UTF-8") from error
 
@@ -217,4 +219,4 @@ def _kinds(metadata: Metadata, count: int) -> list[int]:
         return [NORMAL] * count
     if len(kinds) < count:
         raise metadata.problem(f"{_KEY}.token_type", f"has {len(kinds):,} entries for {count:,} tokens")
-    return [int(kind) for kind in kinds[:count].tolist()]
+    return kinds[:count].astype(int).tolist()  # type: ignore[no-any-return]
