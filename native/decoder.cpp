@@ -25,7 +25,7 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers) : shape_(std::mo
         router = {reinterpret_cast<const uint8_t*>(routers_.back().data()), Type::F32, router.rows, router.columns};
     }
     scratch_ = std::make_unique<Scratch>(shape_, Sizes(layers_));
-    prompt_scratch_ = std::make_unique<PromptScratch>();
+    prompt_scratch_ = std::make_unique<PromptScratches>();
 }
 
 Decoder::~Decoder() = default;
@@ -61,32 +61,41 @@ void Decoder::decode(Cache* const* caches, const int64_t* tokens, int64_t batch,
     }
 }
 
-void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float* hidden) {
+void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float* logits) {
     const std::lock_guard<std::mutex> lock(entry_);
-    if (!can_multiply_many()) {
-        throw std::runtime_error("this processor has no products of bf16 numbers");
-    }
     if (count < 1) {
         throw std::invalid_argument("a prompt has a token or more");
     }
     check(cache);
     std::for_each(tokens, tokens + count, [this](int64_t token) { check(token); });
     cache.reserve(count);
+    const bool bf16 = multiplies_bf16() && !fp32();
     for (; count > 0; tokens += MAX_TOGETHER, count -= MAX_TOGETHER) {
-        prefill_together(cache, tokens, std::min(count, MAX_TOGETHER), hidden);
+        const int64_t together = std::min(count, MAX_TOGETHER);
+        float* wanted = together == count ? logits : nullptr;
+        if (bf16) {
+            prefill_together(prompt_scratch_->bf16, cache, tokens, together, wanted);
+        } else {
+            prefill_together(prompt_scratch_->fp32, cache, tokens, together, wanted);
+        }
     }
 }
 
-void Decoder::prefill_together(Cache& cache, const int64_t* tokens, int64_t count, float* hidden) {
-    const Prompt prompt(shape_, layers_, *prompt_scratch_, cache, tokens, count);
+template <typename Number>
+void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
+                               float* logits) {
+    const Prompt<Number> prompt(shape_, layers_, scratch, cache, tokens, count);
     Pool& pool = Pool::shared();
     pool.run([&](int threads) { prompt.reserve(threads); },
              [&](int thread, int threads) {
-                 Worker worker(pool, prompt_scratch_->counters, thread, threads);
+                 Worker worker(pool, scratch.counters, thread, threads);
                  prompt.run(worker);
+                 if (logits) {
+                     prompt.norm_last(worker, scratch_->normed.numbers());
+                     multiply_head(worker, shape_, scratch_->normed, 1, logits);
+                 }
              });
     cache.extend(count);
-    std::copy_n(prompt.last(), shape_.width, hidden);
 }
 
 void Decoder::decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {

@@ -72,7 +72,9 @@ struct DecoderShape {
 };
 
 struct Scratch;
+template <typename Number>
 struct PromptScratch;
+struct PromptScratches;
 
 class Decoder {
    public:
@@ -90,12 +92,18 @@ class Decoder {
     // Throws std::length_error where a context is full; nothing has changed then. One call at a time: others wait.
     void decode(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits);
 
-    // Extends a sequence by `count` tokens; hidden: `width` numbers, the residual stream after the last of them.
-    // Products are bf16. Only where can_multiply_many(); throws like decode.
-    void prefill(Cache& cache, const int64_t* tokens, int64_t count, float* hidden);
+    // Extends a sequence by `count` tokens; logits: V numbers, after the last of them, or null where none are wanted.
+    // The layers' products are bf16 where the processor multiplies such numbers and the model is not fp32, else fp32;
+    // the head's are those of a step. Throws like decode.
+    void prefill(Cache& cache, const int64_t* tokens, int64_t count, float* logits);
+
+    // Whether the model is one whose numbers stay fp32, those of its caches too: it depends on its first matrix.
+    bool fp32() const { return layers_.front().query.type == Type::F32; }
 
    private:
-    void prefill_together(Cache& cache, const int64_t* tokens, int64_t count, float* hidden);
+    template <typename Number>
+    void prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
+                          float* logits);
     void check(const Cache& cache) const;
     void check(int64_t token) const;
     void decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits);
@@ -105,7 +113,7 @@ class Decoder {
     std::vector<Layer> layers_;
     std::vector<std::vector<float>> routers_;  // those that do not lie in memory as fp32
     std::unique_ptr<Scratch> scratch_;
-    std::unique_ptr<PromptScratch> prompt_scratch_;
+    std::unique_ptr<PromptScratches> prompt_scratch_;
 };
 
 }  // namespace moekit

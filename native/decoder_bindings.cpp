@@ -92,9 +92,9 @@ void decode(Decoder& decoder, const std::vector<Cache*>& caches, const std::vect
     decoder.decode(caches.data(), tokens.data(), static_cast<int64_t>(tokens.size()), address<float>(logits));
 }
 
-void prefill(Decoder& decoder, Cache& cache, const std::vector<int64_t>& tokens, uintptr_t hidden) {
+void prefill(Decoder& decoder, Cache& cache, const std::vector<int64_t>& tokens, uintptr_t logits) {
     const nb::gil_scoped_release released;
-    decoder.prefill(cache, tokens.data(), static_cast<int64_t>(tokens.size()), address<float>(hidden));
+    decoder.prefill(cache, tokens.data(), static_cast<int64_t>(tokens.size()), address<float>(logits));
 }
 
 // What Cache::write and Cache::read take, checked.
@@ -146,7 +146,8 @@ void bind_decoder(nb::module_& module) {
              },
              "shape"_a, "layers"_a)
         .def("decode", &decode, "caches"_a, "tokens"_a, "logits"_a)
-        .def("prefill", &prefill, "cache"_a, "tokens"_a, "hidden"_a);
+        .def("prefill", &prefill, "cache"_a, "tokens"_a, "logits"_a)
+        .def_prop_ro("fp32", &Decoder::fp32);
 }
 
 }  // namespace moekit

@@ -69,11 +69,18 @@ void Step::run(Worker& worker) const {
         layer.experts ? mixture(worker, layer, x) : dense(worker, layer, x);
         after_norm = layer.feed_forward_after_norm;
     }
-    const Prepared x = norm(worker, after_norm, shape_.norm, forms_of(shape_.head));
-    multiply(worker, {{shape_.head, x.of(shape_.head), logits_, shape_.head.rows, nullptr, shape_.logit_scale}});
+    norm_rows(worker, after_norm, shape_.norm);
+    multiply_head(worker, shape_, scratch_.normed, batch_, logits_);
 }
 
-Prepared Step::norm(Worker& worker, const float* after_norm, const float* norm, Forms forms) const {
+void multiply_head(Worker& worker, const DecoderShape& shape, Input& normed, int64_t batch, float* logits) {
+    const Matrix& head = shape.head;
+    const Prepared x = normed.prepare(batch, shape.width, forms_of(head), worker.thread(), worker.threads());
+    worker.barrier();
+    multiply(worker, {{head, x.of(head), logits, head.rows, nullptr, shape.logit_scale}});
+}
+
+void Step::norm_rows(Worker& worker, const float* after_norm, const float* norm) const {
     const int64_t width = shape_.width;
     for (int64_t b = worker.thread(); b < batch_; b += worker.threads()) {
         float* residual = scratch_.residual.data() + b * width;
@@ -81,12 +88,16 @@ Prepared Step::norm(Worker& worker, const float* after_norm, const float* norm, 
         rms_norm(residual, norm, width, shape_.norm_eps, scratch_.normed.numbers() + b * width);
     }
     worker.barrier();
-    const Prepared prepared = scratch_.normed.prepare(batch_, width, forms, worker.thread(), worker.threads());
+}
+
+Prepared Step::norm(Worker& worker, const float* after_norm, const float* norm, Forms forms) const {
+    norm_rows(worker, after_norm, norm);
+    const Prepared prepared = scratch_.normed.prepare(batch_, shape_.width, forms, worker.thread(), worker.threads());
     worker.barrier();
     return prepared;
 }
 
-void Step::multiply(Worker& worker, std::initializer_list<Product> products) const {
+void multiply(Worker& worker, std::initializer_list<Product> products) {
     int64_t tasks = 0;
     for (const Product& product : products) {
         tasks += Chunks(product.matrix.rows, product.matrix.row_bytes(), worker.threads()).count();

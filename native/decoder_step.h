@@ -23,6 +23,13 @@ struct Product {
     void compute(int64_t begin, int64_t end) const;
 };
 
+// By every thread: products, then a barrier.
+void multiply(Worker& worker, std::initializer_list<Product> products);
+
+// The end of a step and of a prompt: logits (`batch` rows of V) from what the last norm has made of each token. By
+// every thread, after a barrier.
+void multiply_head(Worker& worker, const DecoderShape& shape, Input& normed, int64_t batch, float* logits);
+
 // Rows `begin` to `end` of a matrix as a matrix.
 inline Matrix rows_of(const Matrix& matrix, int64_t begin, int64_t end) {
     return {matrix.row(begin), matrix.type, end - begin, matrix.columns};
@@ -64,7 +71,8 @@ class Step {
    private:
     // The residual stream, with what the block before added to it, normed and prepared in those forms.
     Prepared norm(Worker& worker, const float* after_norm, const float* norm, Forms forms) const;
-    void multiply(Worker& worker, std::initializer_list<Product> products) const;
+    // The same, not prepared yet.
+    void norm_rows(Worker& worker, const float* after_norm, const float* norm) const;
 
     void attention(Worker& worker, int64_t index, const Prepared& x) const;
     // A task is the part of the positions that `sequence` sees at key head `head`; `memory` has room for task_floats().

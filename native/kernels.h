@@ -22,14 +22,26 @@ struct Kernels {
     void (*quantize)(const float* x, int64_t columns, int64_t begin, int64_t end, bool in_order, ActivationBlock* out);
     // To bf16, followed by zeros up to a multiple of 32.
     void (*round)(const float* x, int64_t count, uint16_t* out);
-    // Products of many tokens. Null where the processor has no products of bf16 numbers: other ways are faster then.
-    const TileKernels* tiles;
+    // Products of many tokens. In bf16 null where the processor has no products of bf16 numbers: fp32 is faster then.
+    const TileKernels<float>* fp32_tiles;
+    const TileKernels<uint16_t>* bf16_tiles;
     // What stands between the products.
     const VectorOps* vectors;
 };
 
 // The best that this processor and its operating system run, unless another was selected.
 const Kernels& kernels();
+
+template <typename Number>
+const TileKernels<Number>& tile_kernels();
+template <>
+inline const TileKernels<float>& tile_kernels() {
+    return *kernels().fp32_tiles;
+}
+template <>
+inline const TileKernels<uint16_t>& tile_kernels() {
+    return *kernels().bf16_tiles;
+}
 
 // For tests and measurements: by name; false where this machine does not have it.
 bool select_kernels(const char* name);
@@ -51,6 +63,7 @@ void dequantize_fp32(const Matrix&, int64_t begin, int64_t end, int64_t column, 
                      int64_t stride);
 void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, bool in_order, ActivationBlock* out);
 void round_to_bf16(const float* x, int64_t count, uint16_t* out);
+extern const TileKernels<float> FP32_TILES;
 }
 namespace avx512_bf16 {
 extern const Kernels KERNELS;

@@ -5,6 +5,7 @@
 #include "dequantize.inl"
 #include "products.inl"
 #include "rounding.inl"
+#include "tiles_fp32.inl"
 
 void multiply_rows(const Matrix& matrix, const Activations& x, int64_t begin, int64_t end, float* y, int64_t y_stride) {
     multiply_matrix(matrix, x, begin, end, y, y_stride);
@@ -21,4 +22,4 @@ void dequantize_bf16(const Matrix& matrix, int64_t begin, int64_t end, int64_t c
 }
 
 const Kernels KERNELS = {MOEKIT_KERNELS_NAME, multiply_rows, dequantize_fp32, dequantize_bf16,
-                         quantize,            round_to_bf16, nullptr,         &OPS};
+                         quantize,            round_to_bf16, &FP32_TILES,     nullptr,         &OPS};

@@ -90,9 +90,9 @@ void multiply_tiles(const uint16_t* weights, int64_t stride, int64_t rows, const
     memory_changes();
 }
 
-const TileKernels& tiles() {
-    static const TileKernels kernels = [] {
-        TileKernels all = *avx512_bf16::KERNELS.tiles;
+const TileKernels<uint16_t>& tiles() {
+    static const TileKernels<uint16_t> kernels = [] {
+        TileKernels<uint16_t> all = *avx512_bf16::KERNELS.bf16_tiles;
         all.multiply = multiply_tiles;
         return all;
     }();
@@ -105,7 +105,7 @@ const Kernels& table() {
     static const Kernels kernels = [] {
         Kernels all = avx512_bf16::KERNELS;
         all.name = "amx";
-        all.tiles = &tiles();
+        all.bf16_tiles = &tiles();
         return all;
     }();
     return kernels;

@@ -1,7 +1,7 @@
 // Products of packed matrices with the activations of many tokens, as a prompt brings them.
 //
-// A piece of the matrix that stays in a core's own cache is dequantised to bf16 and multiplied with all tokens before the
-// next: nothing unpacked goes to memory.
+// A piece of the matrix that stays in a core's own cache is dequantised and multiplied with all tokens before the next:
+// nothing unpacked goes to memory. Numbers are bf16 (uint16_t) or fp32 (float), sums fp32.
 #pragma once
 
 #include <cstdint>
@@ -13,29 +13,35 @@
 
 namespace moekit {
 
-// Whether this processor has products of tiles.
-bool can_multiply_many();
+// Whether the processor multiplies bf16 numbers: where it does not, products in fp32 are faster, and exact.
+bool multiplies_bf16();
 
-// A thread's own memory for them.
+// The most rows of a matrix that a thread takes at a time: each reading of the activations serves so many.
+constexpr int64_t SHARE_ROWS = 256;
+
+// How many of `rows` it takes so that every thread has some turns, whole tiles of them and at most `most`.
+int64_t share_of(int64_t rows, int threads, int64_t most = SHARE_ROWS);
+
+// From a row of sums to the next: some more than its numbers, so that rows do not compete for the same places of the
+// first cache.
+template <typename Number>
+int64_t sums_stride(const Tiles<Number>& x) {
+    return (x.blocks + 1) * TILE_TOKENS;
+}
+
+// A thread's own memory for such products.
+template <typename Number>
 class PieceSpace {
    public:
-    // The most rows of a matrix that a thread takes at a time: each reading of the activations serves so many.
-    static constexpr int64_t ROWS = 256;
-    // How many of `rows` it takes so that every thread has some turns, whole tiles of them and at most `most`.
-    static int64_t share(int64_t rows, int threads, int64_t most = ROWS);
-
     // Takes the memory for activations of so many tokens; `sums` takes none.
     void reserve(int64_t tokens);
 
-    // Sums of rows begin to end (at most ROWS), for each of them sums_stride(x) numbers, of which 16 a block of x count.
-    // They lie from row `first` (a multiple of 16) of the memory on, which keeps what it holds in other rows.
-    float* sums(const Matrix& matrix, int64_t begin, int64_t end, const Tiles& x, int64_t first = 0);
-
-    // Some more than the numbers of a row, so that rows do not compete for the same places of the first cache.
-    static int64_t sums_stride(const Tiles& x) { return (x.blocks + 1) * TILE_TOKENS; }
+    // Sums of rows begin to end (at most SHARE_ROWS), for each of them sums_stride(x) numbers, of which 16 a block of x
+    // count. They lie from row `first` (a multiple of 16) of the memory on, which keeps what it holds in other rows.
+    float* sums(const Matrix& matrix, int64_t begin, int64_t end, const Tiles<Number>& x, int64_t first = 0);
 
    private:
-    Aligned<uint16_t> weights_;
+    Aligned<Number> weights_;
     Aligned<float> sums_;
 };
 
@@ -48,10 +54,12 @@ struct ManyProduct {
 };
 
 // By every thread of a region: products of the same x for the first `tokens` tokens, then a barrier.
-void multiply_many(Worker& worker, PieceSpace& space, const Tiles& x, int64_t tokens,
+template <typename Number>
+void multiply_many(Worker& worker, PieceSpace<Number>& space, const Tiles<Number>& x, int64_t tokens,
                    std::initializer_list<ManyProduct> products);
 
 // Rows of fp32 numbers (tokens, columns) as tiles, by every thread, then a barrier. tiles: tile_blocks(tokens) blocks.
-Tiles pack_many(Worker& worker, const float* x, int64_t tokens, int64_t columns, uint16_t* tiles);
+template <typename Number>
+Tiles<Number> pack_many(Worker& worker, const float* x, int64_t tokens, int64_t columns, Number* tiles);
 
 }  // namespace moekit

@@ -56,15 +56,13 @@ void multiply(const Matrix& matrix, uintptr_t x, int64_t batch, uintptr_t y) {
     });
 }
 
-// y (T, R) = x (T, D) @ matrix^T, all fp32, x rounded to bf16.
-void multiply_tokens(const Matrix& matrix, uintptr_t rows, int64_t tokens, uintptr_t y) {
-    if (!can_multiply_many()) {
-        throw std::runtime_error("this processor has no products of bf16 numbers");
-    }
+// y (T, R) = x (T, D) @ matrix^T, all fp32, x and the matrix as those numbers.
+template <typename Number>
+void multiply_tokens_as(const Matrix& matrix, uintptr_t rows, int64_t tokens, uintptr_t y) {
     // So many at a time that sums stay in a core's own cache.
     constexpr int64_t TOGETHER = 512;
-    Aligned<uint16_t> tiles;
-    std::vector<PieceSpace> spaces;
+    Aligned<Number> tiles;
+    std::vector<PieceSpace<Number>> spaces;
     TaskCounters counters;
     Pool& pool = Pool::shared();
     for (int64_t first = 0; first < tokens; first += TOGETHER) {
@@ -72,19 +70,27 @@ void multiply_tokens(const Matrix& matrix, uintptr_t rows, int64_t tokens, uintp
         counters.reset();
         pool.run(
             [&](int threads) {
-                tiles.get(tile_blocks(count) * TILE_TOKENS * in_tiles(matrix.columns));
+                tiles.get(tile_blocks(count) * tile_stride(matrix.columns));
                 spaces.resize(threads);
-                for (PieceSpace& space : spaces) {
+                for (PieceSpace<Number>& space : spaces) {
                     space.reserve(count);
                 }
             },
             [&](int thread, int threads) {
                 Worker worker(pool, counters, thread, threads);
-                const Tiles x = pack_many(worker, address<const float>(rows) + first * matrix.columns, count,
-                                          matrix.columns, tiles.get(0));
+                const Tiles<Number> x = pack_many(worker, address<const float>(rows) + first * matrix.columns, count,
+                                                  matrix.columns, tiles.get(0));
                 multiply_many(worker, spaces[thread], x, count,
                               {{matrix, address<float>(y) + first * matrix.rows, matrix.rows, nullptr}});
             });
+    }
+}
+
+void multiply_tokens(const Matrix& matrix, uintptr_t rows, int64_t tokens, uintptr_t y) {
+    if (multiplies_bf16() && matrix.type != Type::F32) {
+        multiply_tokens_as<uint16_t>(matrix, rows, tokens, y);
+    } else {
+        multiply_tokens_as<float>(matrix, rows, tokens, y);
     }
 }
 
@@ -129,7 +135,6 @@ NB_MODULE(_native, module) {
     module.def("instruction_sets", &instruction_sets);
     module.def("select_instruction_set", &select, "name"_a);
     module.def("multiply", &multiply, "matrix"_a, "x"_a, "batch"_a, "y"_a, nb::call_guard<nb::gil_scoped_release>());
-    module.def("can_multiply_many", &can_multiply_many);
     module.def("multiply_many", &multiply_tokens, "matrix"_a, "x"_a, "tokens"_a, "y"_a,
                nb::call_guard<nb::gil_scoped_release>());
     module.def("dequantize", &dequantize<float, dequantize_rows>, "matrix"_a, "begin"_a, "end"_a, "out"_a,

@@ -6,8 +6,9 @@
 
 namespace moekit {
 
-Prompt::Prompt(const DecoderShape& shape, const std::vector<Layer>& layers, PromptScratch& scratch, Cache& cache,
-               const int64_t* tokens, int64_t count)
+template <typename Number>
+Prompt<Number>::Prompt(const DecoderShape& shape, const std::vector<Layer>& layers, PromptScratch<Number>& scratch,
+                       Cache& cache, const int64_t* tokens, int64_t count)
     : shape_(shape),
       layers_(layers),
       scratch_(scratch),
@@ -20,24 +21,25 @@ Prompt::Prompt(const DecoderShape& shape, const std::vector<Layer>& layers, Prom
       added_(scratch.added.get(count * shape.width)),
       projected_(scratch.projected.get(count * projected_rows())),
       attended_(scratch.attended.get(count * query_rows())),
-      tiles_(scratch.tiles.get(tile_blocks(count) * TILE_TOKENS * in_tiles(std::max(shape.width, query_rows())))) {}
+      tiles_(scratch.tiles.get(tile_blocks(count) * tile_stride(std::max(shape.width, query_rows())))) {}
 
-void Prompt::reserve(int threads) const {
+template <typename Number>
+void Prompt<Number>::reserve(int threads) const {
     scratch_.counters.reset();
     scratch_.cosine.resize(count_ * pairs());
     scratch_.sine.resize(count_ * pairs());
     scratch_.spaces.resize(threads);
-    for (PieceSpace& space : scratch_.spaces) {
+    for (PieceSpace<Number>& space : scratch_.spaces) {
         space.reserve(count_);
     }
     reserve_attention(threads);
     const int64_t blocks = tile_blocks(count_);
     for (const Layer& layer : layers_) {
         // Every expert's last block may hold a single token.
-        const int64_t rows = layer.experts ? count_ * layer.top_k + layer.experts * TILE_TOKENS : blocks * TILE_TOKENS;
-        scratch_.hidden.get(rows * in_tiles(layer.network.hidden()));
+        const int64_t used = layer.experts ? tile_blocks(count_ * layer.top_k) + layer.experts : blocks;
+        scratch_.hidden.get(used * tile_stride(layer.network.hidden()));
         if (layer.experts) {
-            scratch_.routed.get(rows * in_tiles(shape_.width));
+            scratch_.routed.get(used * tile_stride(shape_.width));
             scratch_.expert_added.get(count_ * layer.top_k * shape_.width);
             scratch_.router_logits.get(count_ * layer.experts);
             scratch_.places.resize(std::max<size_t>(scratch_.places.size(), count_ * layer.top_k));
@@ -46,14 +48,15 @@ void Prompt::reserve(int threads) const {
             scratch_.routes.reserve(layer.experts, count_ * layer.top_k);
         }
         if (layer.has_branch()) {
-            scratch_.branch_hidden.get(blocks * TILE_TOKENS * in_tiles(layer.branch.hidden()));
+            scratch_.branch_hidden.get(blocks * tile_stride(layer.branch.hidden()));
             scratch_.branch_added.get(count_ * shape_.width);
             scratch_.branch_gate.get(count_);
         }
     }
 }
 
-void Prompt::run(Worker& worker) const {
+template <typename Number>
+void Prompt<Number>::run(Worker& worker) const {
     worker.each(count_, [&](int64_t token) {
         embed(shape_, tokens_[token], residual_ + token * shape_.width, added_ + token * shape_.width);
         set_angles(shape_, start_ + token, scratch_.cosine.data() + token * pairs(),
@@ -63,7 +66,7 @@ void Prompt::run(Worker& worker) const {
     for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
         const Layer& layer = layers_[index];
         attention(worker, index, norm(worker, after_norm, layer.attention_norm));
-        const Tiles x = norm(worker, layer.attention_after_norm, layer.feed_forward_norm);
+        const Tiles<Number> x = norm(worker, layer.attention_after_norm, layer.feed_forward_norm);
         if (layer.experts) {
             mixture(worker, layer, x);
         } else {
@@ -71,16 +74,21 @@ void Prompt::run(Worker& worker) const {
         }
         after_norm = layer.feed_forward_after_norm;
     }
-    if (worker.thread() == 0) {
-        const int64_t at = (count_ - 1) * shape_.width;
-        add_block(shape_, after_norm, added_ + at, residual_ + at);
-    }
 }
 
-const float* Prompt::last() const { return residual_ + (count_ - 1) * shape_.width; }
+template <typename Number>
+void Prompt<Number>::norm_last(Worker& worker, float* normed) const {
+    if (worker.thread() == 0) {
+        const int64_t at = (count_ - 1) * shape_.width;
+        add_block(shape_, layers_.back().feed_forward_after_norm, added_ + at, residual_ + at);
+        rms_norm(residual_ + at, shape_.norm, shape_.width, shape_.norm_eps, normed);
+    }
+    worker.barrier();
+}
 
-Tiles Prompt::norm(Worker& worker, const float* after_norm, const float* norm) const {
-    const Tiles x{tiles_, in_tiles(shape_.width), tile_blocks(count_)};
+template <typename Number>
+Tiles<Number> Prompt<Number>::norm(Worker& worker, const float* after_norm, const float* norm) const {
+    const Tiles<Number> x{tiles_, shape_.width, tile_blocks(count_)};
     worker.each(x.blocks, [&](int64_t block) {
         const float* rows[TILE_TOKENS];
         const int64_t begin = block * TILE_TOKENS, count = std::min(TILE_TOKENS, count_ - begin);
@@ -91,9 +99,12 @@ Tiles Prompt::norm(Worker& worker, const float* after_norm, const float* norm) c
             rms_norm(residual_ + at, norm, shape_.width, shape_.norm_eps, normed);
             rows[i] = normed;
         }
-        kernels().tiles->pack(rows, count, shape_.width, tiles_ + block * x.block_stride());
+        tile_kernels<Number>().pack(rows, count, shape_.width, tiles_ + block * x.block_stride());
     });
     return x;
 }
+
+template class Prompt<float>;
+template class Prompt<uint16_t>;
 
 }  // namespace moekit

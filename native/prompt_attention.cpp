@@ -1,7 +1,6 @@
 // Attention of a prompt: the scores of many tokens are a product of keys with tiles of queries, what they mix one of
 // values, turned round, with tiles of their shares.
 #include <algorithm>
-#include <cstring>
 
 #include "kernels.h"
 #include "prompt.h"
@@ -13,27 +12,35 @@ namespace {
 // is mixed stay in a core's own cache.
 constexpr int64_t GROUP = 4 * TILE_TOKENS;
 constexpr int64_t PANEL = 256;
-// Some more than the tokens of a group: see PieceSpace::sums_stride.
+// Some more than the tokens of a group: see sums_stride.
 constexpr int64_t STRIDE = GROUP + TILE_TOKENS;
+
+// Numbers as the products take them, followed by zeros up to a multiple of 32.
+void convert(const float* x, int64_t count, uint16_t* out) { kernels().round(x, count, out); }
+void convert(const float* x, int64_t count, float* out) {
+    std::fill(std::copy_n(x, count, out), out + in_tiles(count), 0.0f);
+}
 
 }  // namespace
 
-void Prompt::reserve_attention(int threads) const {
+template <typename Number>
+void Prompt<Number>::reserve_attention(int threads) const {
     const int64_t width = in_tiles(shape_.head_width), positions = in_tiles(seen());
     scratch_.keys.get(shape_.kv_heads * positions * width);
     scratch_.values.get(shape_.kv_heads * positions * in_16s(shape_.head_width));
     scratch_.queries.resize(threads);
     scratch_.attention.resize(threads);
     for (int thread = 0; thread < threads; ++thread) {
-        scratch_.queries[thread].get(GROUP * width + GROUP * PANEL);
+        scratch_.queries[thread].get(tile_blocks(GROUP) * tile_stride(width) + GROUP * PANEL);
         scratch_.attention[thread].get((PANEL + in_16s(shape_.head_width)) * STRIDE + 4 * GROUP);
     }
 }
 
-void Prompt::attention(Worker& worker, int64_t index, const Tiles& x) const {
+template <typename Number>
+void Prompt<Number>::attention(Worker& worker, int64_t index, const Tiles<Number>& x) const {
     const Layer& layer = layers_[index];
     const int64_t stride = projected_rows();
-    PieceSpace& space = scratch_.spaces[worker.thread()];
+    PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
     multiply_many(worker, space, x, count_,
                   {{layer.query, projected_, stride, layer.query_bias},
                    {layer.key, projected_ + query_rows(), stride, layer.key_bias},
@@ -45,11 +52,12 @@ void Prompt::attention(Worker& worker, int64_t index, const Tiles& x) const {
     worker.each(groups * shape_.heads, [&](int64_t task) {
         attend(index, task % shape_.heads, groups - 1 - task / shape_.heads, worker.thread());
     });
-    const Tiles attended = pack_many(worker, attended_, count_, query_rows(), tiles_);
+    const Tiles<Number> attended = pack_many(worker, attended_, count_, query_rows(), tiles_);
     multiply_many(worker, space, attended, count_, {{layer.output, added_, shape_.width, layer.output_bias}});
 }
 
-void Prompt::write_cache(int64_t index, int64_t token) const {
+template <typename Number>
+void Prompt<Number>::write_cache(int64_t index, int64_t token) const {
     const Layer& layer = layers_[index];
     const float* row = projected_ + token * projected_rows() + query_rows();
     const Heads keys{row, shape_.kv_heads, layer.key_norm, true};
@@ -64,41 +72,45 @@ void Prompt::write_cache(int64_t index, int64_t token) const {
     }
 }
 
-// A task is 32 positions of a head.
-void Prompt::gather_cache(Worker& worker, int64_t index) const {
+// A task is some positions of a head.
+template <typename Number>
+void Prompt<Number>::gather_cache(Worker& worker, int64_t index) const {
     const int64_t width = in_tiles(shape_.head_width), value_rows = in_16s(shape_.head_width);
     const int64_t positions = in_tiles(seen()), first = first_seen(start_, layers_[index].window);
-    const int64_t runs = positions / TILE_COLUMNS, first_run = first / TILE_COLUMNS;
-    worker.each((runs - first_run) * shape_.kv_heads, [&](int64_t task) {
-        const int64_t head = task % shape_.kv_heads, begin = (first_run + task / shape_.kv_heads) * TILE_COLUMNS;
-        uint16_t* keys = scratch_.keys.get(0) + (head * positions + begin) * width;
-        uint16_t* values = scratch_.values.get(0) + head * value_rows * positions + begin;
-        std::fill_n(keys, TILE_COLUMNS * width, uint16_t{0});
-        uint16_t rows[TILE_COLUMNS][Cache::MAX_HEAD_WIDTH + TILE_COLUMNS];
-        for (int64_t i = 0; i < TILE_COLUMNS; ++i) {
+    constexpr int64_t RUN = 2 * TILE_COLUMNS / sizeof(Number);
+    const int64_t begin_of_all = first / TILE_COLUMNS * TILE_COLUMNS, runs = (positions - begin_of_all) / RUN;
+    worker.each(runs * shape_.kv_heads, [&](int64_t task) {
+        const int64_t head = task % shape_.kv_heads, begin = begin_of_all + task / shape_.kv_heads * RUN;
+        Number* keys = scratch_.keys.get(0) + (head * positions + begin) * width;
+        Number* values = scratch_.values.get(0) + head * value_rows * positions + begin;
+        std::fill_n(keys, RUN * width, Number{0});
+        Number rows[RUN][Cache::MAX_HEAD_WIDTH + TILE_COLUMNS];
+        for (int64_t i = 0; i < RUN; ++i) {
             if (begin + i >= seen()) {
-                std::fill_n(rows[i], value_rows, uint16_t{0});
+                std::fill_n(rows[i], value_rows, Number{0});
                 continue;
             }
             const int64_t page = (begin + i) / Cache::PAGE, place = (begin + i) % Cache::PAGE;
             float entry[Cache::MAX_HEAD_WIDTH];
             vector_ops().read_entry(cache_.keys(index, head, page), place, entry);
-            kernels().round(entry, shape_.head_width, keys + i * width);
+            convert(entry, shape_.head_width, keys + i * width);
             vector_ops().read_entry(cache_.values(index, head, page), place, entry);
-            kernels().round(entry, shape_.head_width, rows[i]);
+            convert(entry, shape_.head_width, rows[i]);
         }
         for (int64_t c = 0; c < value_rows; ++c) {
-            for (int64_t i = 0; i < TILE_COLUMNS; ++i) {
+            for (int64_t i = 0; i < RUN; ++i) {
                 values[c * positions + i] = rows[i][c];
             }
         }
     });
 }
 
-Tiles Prompt::load_queries(const Layer& layer, int64_t head, int64_t first, int64_t count, int thread) const {
+template <typename Number>
+Tiles<Number> Prompt<Number>::load_queries(const Layer& layer, int64_t head, int64_t first, int64_t count,
+                                           int thread) const {
     const int64_t width = in_tiles(shape_.head_width);
-    uint16_t* tiles = scratch_.queries[thread].get(0);
-    const Tiles queries{tiles, width, tile_blocks(count)};
+    Number* tiles = scratch_.queries[thread].get(0);
+    const Tiles<Number> queries{tiles, width, tile_blocks(count)};
     float loaded[TILE_TOKENS * (Cache::MAX_HEAD_WIDTH + TILE_COLUMNS)];
     for (int64_t block = 0; block < queries.blocks; ++block) {
         const float* rows[TILE_TOKENS];
@@ -112,22 +124,23 @@ Tiles Prompt::load_queries(const Layer& layer, int64_t head, int64_t first, int6
             }
             rows[i] = query;
         }
-        kernels().tiles->pack(rows, inside, width, tiles + block * queries.block_stride());
+        tile_kernels<Number>().pack(rows, inside, width, tiles + block * queries.block_stride());
     }
     return queries;
 }
 
-void Prompt::attend(int64_t index, int64_t head, int64_t group, int thread) const {
+template <typename Number>
+void Prompt<Number>::attend(int64_t index, int64_t head, int64_t group, int thread) const {
     const Layer& layer = layers_[index];
-    const TileKernels& kernel = *kernels().tiles;
+    const TileKernels<Number>& kernel = tile_kernels<Number>();
     const int64_t first = group * GROUP, count = std::min(GROUP, count_ - first);
     const int64_t width = in_tiles(shape_.head_width), value_rows = in_16s(shape_.head_width);
     const int64_t positions = in_tiles(seen()), kv_head = head / (shape_.heads / shape_.kv_heads);
-    const uint16_t* keys = scratch_.keys.get(0) + kv_head * positions * width;
-    const uint16_t* values = scratch_.values.get(0) + kv_head * value_rows * positions;
+    const Number* keys = scratch_.keys.get(0) + kv_head * positions * width;
+    const Number* values = scratch_.values.get(0) + kv_head * value_rows * positions;
 
-    const Tiles queries = load_queries(layer, head, first, count, thread);
-    uint16_t* shares = scratch_.queries[thread].get(0) + GROUP * width;
+    const Tiles<Number> queries = load_queries(layer, head, first, count, thread);
+    Number* shares = scratch_.queries[thread].get(0) + tile_blocks(GROUP) * tile_stride(width);
     float* scores = scratch_.attention[thread].get(0);
     float* mixed = scores + PANEL * STRIDE;
     float* top = mixed + value_rows * STRIDE;
@@ -166,5 +179,10 @@ void Prompt::attend(int64_t index, int64_t head, int64_t group, int thread) cons
                       attended_ + (first + at) * query_rows() + head * shape_.head_width, query_rows());
     }
 }
+
+template void Prompt<float>::reserve_attention(int) const;
+template void Prompt<uint16_t>::reserve_attention(int) const;
+template void Prompt<float>::attention(Worker&, int64_t, const Tiles<float>&) const;
+template void Prompt<uint16_t>::attention(Worker&, int64_t, const Tiles<uint16_t>&) const;
 
 }  // namespace moekit

@@ -10,16 +10,17 @@ namespace moekit {
 namespace {
 
 // Gate and up share the memory of a thread's sums.
-constexpr int64_t HIDDEN_ROWS = PieceSpace::ROWS / 2;
+constexpr int64_t HIDDEN_ROWS = SHARE_ROWS / 2;
 static_assert(HIDDEN_ROWS % TILE_COLUMNS == 0);
 
 int64_t runs(int64_t rows, int64_t size) { return (rows + size - 1) / size; }
 
 }  // namespace
 
-void Prompt::activate(const Network& network, int64_t expert, const Tiles& x, int64_t from, int64_t to,
-                      uint16_t* hidden, PieceSpace& space) const {
-    const int64_t stride = PieceSpace::sums_stride(x), first = expert * network.hidden();
+template <typename Number>
+void Prompt<Number>::activate(const Network& network, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to,
+                              Number* hidden, PieceSpace<Number>& space) const {
+    const int64_t stride = sums_stride(x), first = expert * network.hidden();
     const int64_t rows = in_tiles(to - from);
     float* up = space.sums(network.up, first + from, first + to, x, HIDDEN_ROWS);
     // Zeros fill up the last tile.
@@ -30,58 +31,61 @@ void Prompt::activate(const Network& network, int64_t expert, const Tiles& x, in
         const float* of_gate = gate ? gate + row * stride : of_up;
         vector_ops().activate(network.function, of_gate, gate ? of_up : nullptr, x.blocks * TILE_TOKENS, of_up);
     }
-    const int64_t block_stride = in_tiles(network.hidden()) * TILE_TOKENS;
+    const int64_t block_stride = tile_stride(network.hidden());
     for (int64_t block = 0; block < x.blocks; ++block) {
-        kernels().tiles->pack_sums(up + block * TILE_TOKENS, stride, rows,
-                                   hidden + block * block_stride + from * TILE_TOKENS);
+        tile_kernels<Number>().pack_sums(up + block * TILE_TOKENS, stride, rows,
+                                         hidden + block * block_stride + from * TILE_TOKENS);
     }
 }
 
-void Prompt::dense(Worker& worker, const Network& network, const Tiles& x, Aligned<uint16_t>& memory,
-                   float* added) const {
+template <typename Number>
+void Prompt<Number>::dense(Worker& worker, const Network& network, const Tiles<Number>& x, Aligned<Number>& memory,
+                           float* added) const {
     const int64_t all = network.hidden();
-    uint16_t* hidden = memory.get(0);
-    PieceSpace& space = scratch_.spaces[worker.thread()];
-    const int64_t size = PieceSpace::share(all, worker.threads(), HIDDEN_ROWS);
+    Number* hidden = memory.get(0);
+    PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
+    const int64_t size = share_of(all, worker.threads(), HIDDEN_ROWS);
     worker.each(runs(all, size), [&](int64_t run) {
         activate(network, 0, x, run * size, std::min(all, (run + 1) * size), hidden, space);
     });
-    multiply_many(worker, space, {hidden, in_tiles(all), x.blocks}, count_,
+    multiply_many(worker, space, Tiles<Number>{hidden, all, x.blocks}, count_,
                   {{network.down, added, shape_.width, nullptr}});
 }
 
 // The tiles of the `used`th of the experts that have tokens.
-Tiles Prompt::expert_tiles(const uint16_t* data, int64_t columns, int64_t used) const {
+template <typename Number>
+Tiles<Number> Prompt<Number>::expert_tiles(const Number* data, int64_t columns, int64_t used) const {
     const Routes::Expert& expert = scratch_.routes.experts[used];
-    return Tiles{data, columns, 0}.from(scratch_.blocks[used], tile_blocks(expert.end - expert.begin));
+    return Tiles<Number>{data, columns, 0}.from(scratch_.blocks[used], tile_blocks(expert.end - expert.begin));
 }
 
-void Prompt::mixture(Worker& worker, const Layer& layer, const Tiles& x) const {
+template <typename Number>
+void Prompt<Number>::mixture(Worker& worker, const Layer& layer, const Tiles<Number>& x) const {
     route(worker, layer);
     const Routes& routes = scratch_.routes;
     const auto used = static_cast<int64_t>(routes.experts.size());
-    const Tiles routed = gather(worker);
-    PieceSpace& space = scratch_.spaces[worker.thread()];
-    const int64_t all = layer.network.hidden(), columns = in_tiles(all);
-    const int64_t size = PieceSpace::share(used * all, worker.threads(), HIDDEN_ROWS), hidden_runs = runs(all, size);
-    uint16_t* hidden = scratch_.hidden.get(0);
+    const Tiles<Number> routed = gather(worker);
+    PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
+    const int64_t all = layer.network.hidden();
+    const int64_t size = share_of(used * all, worker.threads(), HIDDEN_ROWS), hidden_runs = runs(all, size);
+    Number* hidden = scratch_.hidden.get(0);
     worker.each(used * hidden_runs, [&](int64_t task) {
         const int64_t i = task / hidden_runs, from = task % hidden_runs * size;
         activate(layer.network, routes.experts[i].index, expert_tiles(routed.data, routed.columns, i), from,
-                 std::min(all, from + size), hidden + scratch_.blocks[i] * columns * TILE_TOKENS, space);
+                 std::min(all, from + size), hidden + scratch_.blocks[i] * tile_stride(all), space);
     });
-    const int64_t down_size = PieceSpace::share(used * shape_.width, worker.threads());
+    const int64_t down_size = share_of(used * shape_.width, worker.threads());
     const int64_t down_runs = runs(shape_.width, down_size);
     worker.each(used * down_runs, [&](int64_t task) {
         const int64_t i = task / down_runs, from = task % down_runs * down_size;
         const Routes::Expert& expert = routes.experts[i];
-        const Tiles of_expert = expert_tiles(hidden, columns, i);
+        const Tiles<Number> of_expert = expert_tiles(hidden, all, i);
         const int64_t to = std::min(shape_.width, from + down_size), first = expert.index * shape_.width;
         const float* sums = space.sums(layer.network.down, first + from, first + to, of_expert);
         for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS) {
-            kernels().tiles->unpack(sums + at - expert.begin, PieceSpace::sums_stride(of_expert), to - from,
-                                    std::min(TILE_TOKENS, expert.end - at),
-                                    scratch_.expert_added.get(0) + at * shape_.width + from, shape_.width);
+            tile_kernels<Number>().unpack(sums + at - expert.begin, sums_stride(of_expert), to - from,
+                                          std::min(TILE_TOKENS, expert.end - at),
+                                          scratch_.expert_added.get(0) + at * shape_.width + from, shape_.width);
         }
     });
     if (layer.has_branch()) {
@@ -90,7 +94,8 @@ void Prompt::mixture(Worker& worker, const Layer& layer, const Tiles& x) const {
     worker.each(count_, [&](int64_t token) { combine(layer, token); });
 }
 
-void Prompt::route(Worker& worker, const Layer& layer) const {
+template <typename Number>
+void Prompt<Number>::route(Worker& worker, const Layer& layer) const {
     const Matrix gate{reinterpret_cast<const uint8_t*>(layer.branch_gate), Type::F32, layer.branch_gate ? 1 : 0,
                       shape_.width};
     // In fp32, as a step does.
@@ -111,7 +116,8 @@ void Prompt::route(Worker& worker, const Layer& layer) const {
     worker.barrier();
 }
 
-void Prompt::place(const Layer& layer) const {
+template <typename Number>
+void Prompt<Number>::place(const Layer& layer) const {
     const Routes& routes = scratch_.routes;
     scratch_.blocks.clear();
     int64_t blocks = 0;
@@ -126,26 +132,28 @@ void Prompt::place(const Layer& layer) const {
     }
 }
 
-Tiles Prompt::gather(Worker& worker) const {
+template <typename Number>
+Tiles<Number> Prompt<Number>::gather(Worker& worker) const {
     const Routes& routes = scratch_.routes;
-    const int64_t columns = in_tiles(shape_.width);
-    uint16_t* tiles = scratch_.routed.get(0);
+    const int64_t stride = tile_stride(shape_.width);
+    Number* tiles = scratch_.routed.get(0);
     worker.each(static_cast<int64_t>(routes.experts.size()), [&](int64_t used) {
         const Routes::Expert& expert = routes.experts[used];
-        uint16_t* to = tiles + scratch_.blocks[used] * columns * TILE_TOKENS;
-        for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS, to += columns * TILE_TOKENS) {
+        Number* to = tiles + scratch_.blocks[used] * stride;
+        for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS, to += stride) {
             const float* rows[TILE_TOKENS];
             const int64_t count = std::min(TILE_TOKENS, expert.end - at);
             for (int64_t i = 0; i < count; ++i) {
                 rows[i] = normed_ + routes.sequence[at + i] * shape_.width;
             }
-            kernels().tiles->pack(rows, count, shape_.width, to);
+            tile_kernels<Number>().pack(rows, count, shape_.width, to);
         }
     });
-    return {tiles, columns, 0};
+    return {tiles, shape_.width, 0};
 }
 
-void Prompt::combine(const Layer& layer, int64_t token) const {
+template <typename Number>
+void Prompt<Number>::combine(const Layer& layer, int64_t token) const {
     float* added = added_ + token * shape_.width;
     std::fill_n(added, shape_.width, 0.0f);
     const auto add = [&](float weight, const float* part) {
@@ -162,5 +170,11 @@ void Prompt::combine(const Layer& layer, int64_t token) const {
         add(share, scratch_.branch_added.get(0) + token * shape_.width);
     }
 }
+
+template void Prompt<float>::dense(Worker&, const Network&, const Tiles<float>&, Aligned<float>&, float*) const;
+template void Prompt<uint16_t>::dense(Worker&, const Network&, const Tiles<uint16_t>&, Aligned<uint16_t>&,
+                                      float*) const;
+template void Prompt<float>::mixture(Worker&, const Layer&, const Tiles<float>&) const;
+template void Prompt<uint16_t>::mixture(Worker&, const Layer&, const Tiles<uint16_t>&) const;
 
 }  // namespace moekit

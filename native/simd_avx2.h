@@ -2,6 +2,7 @@
 // means.
 
 constexpr int TILE_BATCH = 2;
+constexpr int FP32_ROWS = 6, FP32_BLOCKS = 1;
 
 struct Bytes {
     __m256i low, high;
@@ -217,4 +218,41 @@ inline Floats spread_pair(Floats v) {
 inline Bytes two_blocks(const uint8_t* a, const uint8_t* b) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))};
+}
+
+inline void transpose(__m256 (&r)[8]) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+            r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; ++i) {
+        r[i] = t[i];
+    }
+}
+inline void transpose(Floats (&rows)[16]) {
+    __m256 parts[4][8];
+    for (int i = 0; i < 8; ++i) {
+        parts[0][i] = rows[i].low;
+        parts[1][i] = rows[i + 8].low;
+        parts[2][i] = rows[i].high;
+        parts[3][i] = rows[i + 8].high;
+    }
+    for (auto& part : parts) {
+        transpose(part);
+    }
+    for (int i = 0; i < 8; ++i) {
+        rows[i] = {parts[0][i], parts[1][i]};
+        rows[i + 8] = {parts[2][i], parts[3][i]};
+    }
 }

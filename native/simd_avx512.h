@@ -1,6 +1,7 @@
 // The vectors of kernels.inl in AVX-512 (F, BW, VL, DQ, VNNI): see simd_portable.h for what each operation means.
 
 constexpr int TILE_BATCH = 8;
+constexpr int FP32_ROWS = 8, FP32_BLOCKS = 3;
 
 using Bytes = __m512i;
 using Ints = __m512i;
@@ -178,4 +179,40 @@ inline Floats spread_pair(Floats v) {
 inline Bytes two_blocks(const uint8_t* a, const uint8_t* b) {
     const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
     return _mm512_inserti64x4(_mm512_castsi256_si512(first), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)), 1);
+}
+
+inline void transpose(__m512i (&r)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+inline void transpose(Floats (&rows)[16]) {
+    __m512i words[16];
+    for (int i = 0; i < 16; ++i) {
+        words[i] = _mm512_castps_si512(rows[i]);
+    }
+    transpose(words);
+    for (int i = 0; i < 16; ++i) {
+        rows[i] = _mm512_castsi512_ps(words[i]);
+    }
 }

@@ -5,6 +5,8 @@
 
 // How many rows of activations share the weights in registers.
 constexpr int TILE_BATCH = 1;
+// Rows of a matrix (2, 4, 6 or 8) and blocks of 16 tokens whose fp32 sums stay in registers.
+constexpr int FP32_ROWS = 2, FP32_BLOCKS = 1;
 
 // 64 bytes, 16 whole numbers, 16 floats.
 struct Bytes {
@@ -396,3 +398,14 @@ inline Bytes two_blocks(const uint8_t* a, const uint8_t* b) {
 
 // An fp16 number, sixteen times.
 inline Floats set_half(const uint8_t* memory) { return set(load_half(memory)); }
+
+// Turned round: number i of row j becomes number j of row i.
+inline void transpose(Floats (&rows)[16]) {
+    for (int i = 0; i < 16; ++i) {
+        for (int j = 0; j < i; ++j) {
+            const float kept = rows[i].at[j];
+            rows[i].at[j] = rows[j].at[i];
+            rows[j].at[i] = kept;
+        }
+    }
+}

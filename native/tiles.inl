@@ -1,31 +1,4 @@
-// The functions of TileKernels for processors that multiply bf16 vectors. See tiles.h for the layout.
-
-// Sixteen rows of sixteen 32-bit words, turned round: word i of row j becomes word j of row i.
-inline void transpose(__m512i (&r)[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
+// The functions of TileKernels for bf16 numbers, on processors that multiply bf16 vectors. See tiles.h for the layout.
 
 // Two vectors as 32 bf16 numbers, those of the first before those of the second.
 inline __m512i bf16_pair(__m512 first, __m512 second) {
@@ -134,4 +107,4 @@ static void multiply_tiles(const uint16_t* weights, int64_t stride, int64_t rows
     }
 }
 
-static const TileKernels TILES = {pack, pack_sums, multiply_tiles, unpack};
+static const TileKernels<uint16_t> TILES = {pack, pack_sums, multiply_tiles, unpack};

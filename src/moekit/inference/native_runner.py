@@ -22,7 +22,7 @@ class NativeRunner:
     """A decoder that `kernels.native.decoder.unsupported` has nothing against.
 
     context: tokens of a sequence, at most the model's, which is the default. With fp32 weights everything is fp32;
-    otherwise products of prompts are bf16, and so is the cache.
+    otherwise the cache is bf16, and so are products of prompts where the processor has such.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, context: int | None = None) -> None:

@@ -20,9 +20,8 @@ from moekit.config import (
 )
 from moekit.config.frequencies import Frequencies, rotary_frequencies
 from moekit.kernels.native.module import native
-from moekit.kernels.native.products import multiply
 from moekit.kernels.native.weights import DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
-from moekit.kernels.packed import F32, Bytes, Numbers, PackedMatrix
+from moekit.kernels.packed import Bytes, Numbers, PackedMatrix
 
 CacheKind = Literal["fp32", "bf16", "q8"]
 
@@ -135,15 +134,13 @@ class NativeDecoder:
         # The native side knows addresses only.
         self._kept = parts.kept
         self._native = native().Decoder(shape, layers)
-        self._weights = weights
-        self._cache_kind: CacheKind = "fp32" if weights.layers[0].attention.query.type is F32 else "bf16"
 
     def new_cache(self, kind: CacheKind | None = None) -> NativeCache:
-        """An empty one, for one sequence; by default fp32 where the matrices are, else bf16.
+        """An empty one, for one sequence; by default fp32 where the model's matrices are, else bf16.
 
         q8: 8 bits with a scale for each 32 numbers, 9 bits in all.
         """
-        return NativeCache(self.config, kind or self._cache_kind)
+        return NativeCache(self.config, kind or ("fp32" if self._native.fp32 else "bf16"))
 
     def decode(self, caches: Sequence[NativeCache], tokens_B: Sequence[int]) -> Numbers:
         """logits_BV after one more token of each sequence, whose caches are extended.
@@ -160,27 +157,16 @@ class NativeDecoder:
     def prefill(self, cache: NativeCache, tokens_T: Sequence[int]) -> Numbers:
         """logits_V after the last of tokens_T, at least one, by which the sequence is extended. Raises like `decode`.
 
-        With fp32 matrices everything is fp32. Otherwise the products are bf16 where the processor has such ones, else
-        fp32; sums are fp32.
+        With fp32 matrices everything is fp32. Otherwise the layers' products are bf16 where the processor multiplies
+        such numbers, else fp32; sums are fp32, and the head's product is that of a step.
         """
         logits_V = np.empty(self.config.vocab_size, np.float32)
-        if not (prefills() and self._cache_kind == "bf16"):
-            for token in tokens_T:
-                logits_V = self.decode([cache], [token])[0]
-            return logits_V
-        hidden_D = np.empty(self.config.width, np.float32)
-        self._native.prefill(cache.native, list(tokens_T), hidden_D.ctypes.data)
-        hidden_D /= np.sqrt((hidden_D**2).mean() + self.config.norm_eps)
-        return multiply(self._weights.head, (hidden_D * self._weights.norm_D)[None])[0] * self.config.logit_scale
+        self._native.prefill(cache.native, list(tokens_T), logits_V.ctypes.data)
+        return logits_V
 
     def extend(self, cache: NativeCache, tokens_T: Sequence[int]) -> None:
         """`prefill` without the logits."""
-        self.prefill(cache, tokens_T)
-
-
-def prefills() -> bool:
-    """Whether this processor has the products of bf16 numbers that `NativeDecoder.prefill` is made of."""
-    return bool(native().can_multiply_many())
+        self._native.prefill(cache.native, list(tokens_T), 0)
 
 
 class _Parts:

@@ -23,9 +23,10 @@ def multiply(matrix: PackedMatrix, x_BD: Numbers) -> Numbers:
 
 
 def multiply_many(matrix: PackedMatrix, x_TD: Numbers) -> Numbers:
-    """y_TR = x @ matrix^T in fp32 for many rows: x and the matrix become bf16, piece by piece, sums are fp32.
+    """y_TR = x @ matrix^T for many rows, sums in fp32. ValueError for other widths.
 
-    A piece is used while it is in a core's own cache. ValueError for other widths.
+    Where the processor multiplies bf16 numbers and the matrix is not F32, x and the matrix are rounded to them; else
+    both are fp32. The matrix is unpacked piece by piece, each of which is used while it is in a core's own cache.
     """
     return _product("multiply_many", matrix, x_TD)
 

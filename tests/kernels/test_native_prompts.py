@@ -1,0 +1,182 @@
+"""Prompts of the native decoder against the torch one in fp64, on every instruction set.
+
+T tokens, R rows, D columns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.kernels.packed_decoder import as_type, packed
+from tests.kernels.test_native_decoder import config, decode, make, native, round_weights, text
+from torch import Tensor
+
+from moekit.config import ModelConfig
+from moekit.kernels.native import instruction_set
+from moekit.kernels.native.decoder import NativeCache, NativeDecoder
+from moekit.kernels.native.module import available
+from moekit.kernels.native.module import native as native_module
+from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType
+from moekit.models import Decoder
+
+pytestmark = pytest.mark.skipif(not available(), reason="the native module is not built")
+
+SETS = native_module().instruction_sets() if available() else []
+IN_FP32 = [name for name in SETS if name not in ("avx512_bf16", "amx")]
+"""Those without products of bf16 numbers."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take long where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    best = instruction_set()
+    native_module().select_instruction_set(request.param)
+    yield request.param
+    native_module().select_instruction_set(best)
+
+
+def assert_same(logits_V: Tensor, expected_V: Tensor) -> None:
+    """Within what rounding in fp32 does: its last bit is 6e-8, and a few dozen of them add up."""
+    assert logits_V.dtype == torch.float32
+    assert (logits_V - expected_V).abs().max() <= 1e-5 * expected_V.std()
+
+
+def prefill(decoder: NativeDecoder, cache: NativeCache, tokens_T: Tensor) -> Tensor:
+    """logits_V"""
+    return torch.from_numpy(decoder.prefill(cache, tokens_T.tolist()))
+
+
+def check_prompts(decoder: NativeDecoder, model: Decoder, chunks: list[int]) -> None:
+    """One chunk after another, the logits after each, and those of a step at the end."""
+    tokens_T = text(model.config, sum(chunks) + 1)
+    expected_TV = model.double()(tokens_T[None])[0]
+    cache, end = decoder.new_cache("fp32"), 0
+    for chunk_T in tokens_T[:-1].split(chunks):
+        end += len(chunk_T)
+        assert_same(prefill(decoder, cache, chunk_T), expected_TV[end - 1])
+        assert cache.length == end
+    assert_same(decode(decoder, tokens_T[-1:], cache)[0], expected_TV[-1])
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    """Small models of any widths with any of the features that prompts know.
+
+    Hidden widths of a few numbers are left out: where those are nearly 0, a norm behind them makes rounding large, and
+    torch's fp32 is as far from its fp64 as ours.
+    """
+    kv_heads, activations = draw(st.integers(1, 3)), ["silu", "gelu", "gelu_tanh", "relu"]
+
+    def layer() -> dict[str, Any]:
+        network = {"activation": draw(st.sampled_from(activations)), "gated": draw(st.booleans())}
+        if draw(st.booleans()):
+            return {"kind": "dense", "width": draw(st.integers(8, 90))} | network
+        experts, branch = draw(st.integers(1, 6)), draw(st.sampled_from(["none", "shared", "gated_shared"]))
+        router = {"top_k": draw(st.integers(1, experts)), "renormalize": draw(st.booleans())}
+        width = {} if branch == "none" else {"branch_width": draw(st.integers(8, 40))}
+        sizes = {"experts": experts, "expert_width": draw(st.integers(8, 50))}
+        return {"kind": "moe", "router": router, "branch": branch} | sizes | width | network
+
+    layers = [layer() for _ in range(draw(st.integers(1, 2)))]
+    attention = {
+        "heads": kv_heads * draw(st.integers(1, 4)),
+        "kv_heads": kv_heads,
+        "head_width": 2 * draw(st.integers(4, 36)),
+        "qkv_bias": draw(st.booleans()),
+        "output_bias": draw(st.booleans()),
+        "query_key_norm": draw(st.sampled_from(["none", "head", "all"])),
+        "windows": [draw(st.sampled_from([None, 1, 7, 40])) for _ in layers],
+        "soft_cap": draw(st.sampled_from([None, 3.0])),
+    }
+    return config(
+        attention=attention,
+        layers=layers,
+        width=draw(st.integers(8, 80)),
+        context=300,
+        block=draw(st.sampled_from(["pre", "sandwich"])),
+        embedding_scale=draw(st.sampled_from([1.0, 3.0])),
+        logit_scale=draw(st.sampled_from([1.0, 0.5])),
+    )
+
+
+@pytest.mark.parametrize("instructions", SETS, indirect=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(of=configs(), interleaved=st.booleans(), chunks=st.lists(st.integers(1, 70), min_size=1, max_size=3))
+def test_prompts_of_fp32_models(of: ModelConfig, interleaved: bool, chunks: list[int], instructions: str) -> None:
+    model = make(of)
+    decoder = native(model, interleaved=interleaved)
+    check_prompts(decoder, model, chunks)
+
+
+@pytest.mark.parametrize("kind", [F16, BF16, Q4_0, Q8_0, Q4_K, Q6_K], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("instructions", IN_FP32, indirect=True)
+def test_packed_weights_are_multiplied_as_the_numbers_they_stand_for(kind: BlockType, instructions: str) -> None:
+    """Without products of bf16 numbers. The head is that of a step, which rounds activations: here it is fp32."""
+    mixture = {"kind": "moe", "experts": 3, "expert_width": 256, "router": {"top_k": 2}}
+    of = config(
+        layers=[{"kind": "dense", "width": 512}, mixture],
+        width=256,
+        context=100,
+        attention={"head_width": 64},
+        init_std=1 / 16,
+    )
+    model = make(of)
+    weights = replace(packed(model, as_type(kind)), head=packed(model).head)
+    head_VD = model.head.weight.clone()
+    round_weights(model, as_type(kind))
+    model.head.weight.copy_(head_VD)
+    decoder = NativeDecoder(of, weights)
+    tokens_T = text(of, 83)
+    expected_TV = model.double()(tokens_T[None])[0]
+    cache = decoder.new_cache("fp32")
+    decoder.extend(cache, tokens_T[:13].tolist())
+    assert_same(prefill(decoder, cache, tokens_T[13:]), expected_TV[-1])
+
+
+@pytest.mark.parametrize("kind", [F32, Q8_0], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("instructions", SETS, indirect=True)
+def test_neither_threads_nor_what_was_computed_before_change_a_bit(kind: BlockType, instructions: str) -> None:
+    mixture = {"kind": "moe", "experts": 5, "expert_width": 96, "router": {"top_k": 2}, "branch": "shared"}
+    of = config(layers=[mixture | {"branch_width": 64}] * 2, width=64, context=600, attention={"head_width": 16})
+    decoder, results = native(make(of), as_type(kind)), []
+    for threads in (1, 2, 3):
+        native_module().set_threads(threads)
+        results.append(prefill(decoder, decoder.new_cache(), text(of, 530)))
+        prefill(decoder, decoder.new_cache(), text(of, 20, seed=threads))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_caches_follow_the_first_matrix() -> None:
+    model = make(config(width=32, layers=[{"kind": "dense", "width": 32}], attention={"head_width": 8}))
+    decoders = {kind: native(model, as_type(kind)) for kind in (F32, BF16, Q8_0)}
+    for kind, decoder in decoders.items():
+        cache, same = decoder.new_cache(), decoder.new_cache("fp32" if kind is F32 else "bf16")
+        for one in (cache, same):
+            decoder.extend(one, [1, 2, 3])
+        assert cache.bytes == same.bytes
+
+
+def test_what_a_prompt_refuses() -> None:
+    of = config(context=5)
+    decoder = native(make(of))
+    cache = decoder.new_cache()
+    with pytest.raises(IndexError, match="token 50 is not one of a vocabulary of 50"):
+        decoder.prefill(cache, [1, 50])
+    with pytest.raises(ValueError, match="a prompt has a token or more"):
+        decoder.prefill(cache, [])
+    with pytest.raises(ValueError, match="6 positions do not fit a context of 5"):
+        decoder.prefill(cache, [1] * 6)
+    assert cache.length == 0
