@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include "kernels.h"
-#include "pool.h"
 
 namespace moekit {
 
@@ -58,61 +56,19 @@ void Cache::reserve(int64_t count) {
     }
 }
 
-template <typename Copy>
-void Cache::for_rows(int64_t row, int64_t first, int64_t count, const HeadRows& rows, Copy copy) const {
-    Pool::shared().run([&](int thread, int threads) {
-        const int64_t all = shape_.kv_heads * count;
-        for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; ++i) {
-            const int64_t head = i / count, token = i % count, position = first + token;
-            copy(entries(row, head, position / PAGE), position % PAGE,
-                 head * rows.head_stride + token * rows.token_stride);
-        }
-    });
-}
-
-void Cache::write(int64_t row, int64_t count, const HeadRows& from) {
-    if (count < 0 || length_ + count > room()) {
-        throw std::length_error("no room is reserved for " + std::to_string(count) + " positions");
-    }
-    const int64_t width = shape_.head_width;
-    for_rows(row, length_, count, from, [&](const Entries& entries, int64_t position, int64_t at) {
-        float x[MAX_HEAD_WIDTH] = {};
-        if (from.bf16) {
-            const uint16_t* numbers = static_cast<const uint16_t*>(from.data) + at;
-            for (int64_t i = 0; i < width; ++i) {
-                const uint32_t bits = static_cast<uint32_t>(numbers[i]) << 16;
-                std::memcpy(x + i, &bits, sizeof bits);
-            }
-        } else {
-            std::copy_n(static_cast<const float*>(from.data) + at, width, x);
-        }
-        vector_ops().write_entry(entries, position, x);
-    });
-}
-
-void Cache::read(int64_t row, int64_t count, const HeadRows& to) const {
-    if (count < 0 || count > room()) {
+void Cache::read(int64_t row, int64_t count, float* to) const {
+    if (count < 0 || count > length_) {
         throw std::out_of_range("the cache does not hold " + std::to_string(count) + " positions");
     }
-    for_rows(row, 0, count, to, [&](const Entries& entries, int64_t position, int64_t at) {
+    for (int64_t i = 0; i < shape_.kv_heads * count; ++i) {
+        const int64_t head = i / count, position = i % count;
         float x[MAX_HEAD_WIDTH];
-        vector_ops().read_entry(entries, position, x);
-        if (to.bf16) {
-            uint16_t rounded[MAX_HEAD_WIDTH];  // filled up to whole vectors
-            kernels().round(x, shape_.head_width, rounded);
-            std::copy_n(rounded, shape_.head_width, static_cast<uint16_t*>(to.data) + at);
-        } else {
-            std::copy_n(x, shape_.head_width, static_cast<float*>(to.data) + at);
-        }
-    });
+        vector_ops().read_entry(entries(row, head, position / PAGE), position % PAGE, x);
+        std::copy_n(x, shape_.head_width, to + i * shape_.head_width);
+    }
 }
 
-void Cache::extend(int64_t count) {
-    if (count < 0 || length_ + count > room()) {
-        throw std::length_error("no room is reserved for " + std::to_string(count) + " positions");
-    }
-    length_ += count;
-}
+void Cache::extend(int64_t count) { length_ += count; }
 
 void Cache::truncate(int64_t length) {
     length_ = std::clamp<int64_t>(length, 0, length_);

@@ -21,15 +21,6 @@ struct CacheShape {
     size_t run_bytes() const;      // of PAGE positions of one head's keys or values
 };
 
-// Keys or values of some positions, outside of a cache: of each head and token `head_width` numbers side by side, in fp32
-// or bf16. The strides are counted in numbers.
-struct HeadRows {
-    void* data;
-    bool bf16;
-    int64_t head_stride;
-    int64_t token_stride;
-};
-
 // Keys and values of all layers. Memory comes in pages of PAGE positions, taken when the first of them is written and
 // given back by truncate; nothing ever moves.
 class Cache {
@@ -48,12 +39,12 @@ class Cache {
 
     // Makes room for `count` positions after the length; std::length_error where the context is full.
     void reserve(int64_t count);
-    // Writes the `count` positions after the length, for which room is reserved; reads the first `count` ones.
-    // row: 2 * layer for keys, 2 * layer + 1 for values. By the threads of the pool, outside of its regions.
-    void write(int64_t row, int64_t count, const HeadRows& from);
-    void read(int64_t row, int64_t count, const HeadRows& to) const;
-    // The positions after the length, written in all layers, belong to the sequence now.
+    // The positions after the length, for which room is reserved and which are written in all layers, belong to the
+    // sequence now.
     void extend(int64_t count);
+    // The first `count` positions as they are kept: of each head and position `head_width` numbers.
+    // row: 2 * layer for keys, 2 * layer + 1 for values.
+    void read(int64_t row, int64_t count, float* to) const;
     // Forgets what comes after the first `length` positions.
     void truncate(int64_t length);
 
@@ -68,10 +59,6 @@ class Cache {
     using Page = std::unique_ptr<uint8_t[], Free>;
 
     Entries entries(int64_t row, int64_t head, int64_t page) const;
-    int64_t room() const { return static_cast<int64_t>(pages_.size()) * PAGE; }
-    // copy(entries of a page, position in it, index of the number where the row begins outside)
-    template <typename Copy>
-    void for_rows(int64_t row, int64_t first, int64_t count, const HeadRows& rows, Copy copy) const;
 
     CacheShape shape_;
     int64_t context_;

@@ -97,23 +97,11 @@ void prefill(Decoder& decoder, Cache& cache, const std::vector<int64_t>& tokens,
     decoder.prefill(cache, tokens.data(), static_cast<int64_t>(tokens.size()), address<float>(logits));
 }
 
-// What Cache::write and Cache::read take, checked.
-HeadRows rows_at(const Cache& cache, int64_t layer, uintptr_t data, bool bf16, int64_t head_stride,
-                 int64_t token_stride) {
+void read(const Cache& cache, int64_t layer, bool values, int64_t tokens, uintptr_t data) {
     if (layer < 0 || layer >= cache.shape().layers) {
         throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(cache.shape().layers));
     }
-    return {address<void>(data), bf16, head_stride, token_stride};
-}
-
-void write(Cache& cache, int64_t layer, bool values, int64_t tokens, uintptr_t data, bool bf16, int64_t head_stride,
-           int64_t token_stride) {
-    cache.write(2 * layer + values, tokens, rows_at(cache, layer, data, bf16, head_stride, token_stride));
-}
-
-void read(const Cache& cache, int64_t layer, bool values, int64_t tokens, uintptr_t data, bool bf16,
-          int64_t head_stride, int64_t token_stride) {
-    cache.read(2 * layer + values, tokens, rows_at(cache, layer, data, bf16, head_stride, token_stride));
+    cache.read(2 * layer + values, tokens, address<float>(data));
 }
 
 }  // namespace
@@ -128,13 +116,8 @@ void bind_decoder(nb::module_& module) {
              "kind"_a, "layers"_a, "kv_heads"_a, "head_width"_a, "context"_a)
         .def_prop_ro("length", &Cache::length)
         .def_prop_ro("bytes", &Cache::bytes)
-        .def("reserve", &Cache::reserve, "count"_a, released())
-        .def("extend", &Cache::extend, "count"_a)
         .def("truncate", &Cache::truncate, "length"_a, released())
-        .def("write", &write, "layer"_a, "values"_a, "tokens"_a, "data"_a, "bf16"_a, "head_stride"_a, "token_stride"_a,
-             released())
-        .def("read", &read, "layer"_a, "values"_a, "tokens"_a, "data"_a, "bf16"_a, "head_stride"_a, "token_stride"_a,
-             released());
+        .def("read", &read, "layer"_a, "values"_a, "tokens"_a, "data"_a, released());
     nb::class_<Decoder>(module, "Decoder")
         .def("__init__",
              [](Decoder* self, const nb::dict& shape, const std::vector<nb::dict>& layers) {

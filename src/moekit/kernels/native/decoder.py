@@ -84,38 +84,12 @@ class NativeCache:
         """Forget what comes after the first `length` tokens."""
         self.native.truncate(length)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for that many more. Raises ValueError where the context is full."""
-        self.native.reserve(tokens)
-
-    def write(self, layer: int, key_GTC: Numbers, value_GTC: Numbers) -> None:
-        """What a layer keeps of the T tokens after `length`, keys turned already.
-
-        They count from `extend` on, and `read` sees them at once. Raises ValueError where no room is reserved for them.
-        """
-        for values, rows_GTC in enumerate((key_GTC, value_GTC)):
-            tokens = rows_GTC.shape[1]
-            if rows_GTC.shape != (self.kv_heads, tokens, self.head_width):
-                raise ValueError(f"a cache of {self.kv_heads} heads of {self.head_width} got rows of {rows_GTC.shape}")
-            rows_GTC = np.ascontiguousarray(rows_GTC, np.float32)
-            self.native.write(layer, bool(values), tokens, *_described(rows_GTC))
-
-    def extend(self, tokens: int) -> None:
-        """The T tokens after `length`, written in all layers, are seen now."""
-        self.native.extend(tokens)
-
     def read(self, layer: int, tokens: int) -> tuple[Numbers, Numbers]:
-        """key_GPC and value_GPC of the first P = `tokens` positions that are written."""
+        """key_GPC, turned, and value_GPC of the first P = `tokens` positions, as they are kept."""
         key_GPC, value_GPC = np.empty((2, self.kv_heads, tokens, self.head_width), np.float32)
         for values, rows_GPC in enumerate((key_GPC, value_GPC)):
-            self.native.read(layer, bool(values), tokens, *_described(rows_GPC))
+            self.native.read(layer, bool(values), tokens, rows_GPC.ctypes.data)
         return key_GPC, value_GPC
-
-
-def _described(rows_GTC: Numbers) -> tuple[int, bool, int, int]:
-    is_bf16 = False
-    heads, tokens = (stride // rows_GTC.itemsize for stride in rows_GTC.strides[:2])
-    return rows_GTC.ctypes.data, is_bf16, heads, tokens
 
 
 class NativeDecoder:
