@@ -9,28 +9,31 @@
 
 namespace moekit {
 
-// F32: as they came. BF16: rounded to nearest even. Q8: 8-bit blocks of 32 with a scale each. Q8_IN_ORDER: the same,
-// laid down otherwise.
-enum class Form { F32, BF16, Q8, Q8_IN_ORDER };
-constexpr Form FORMS[] = {Form::F32, Form::BF16, Form::Q8, Form::Q8_IN_ORDER};
+// F32: as they came. BF16: rounded to nearest even. Q8: 8-bit blocks of 32 with a scale each.
+enum class Form { F32, BF16, Q8 };
+constexpr Form FORMS[] = {Form::F32, Form::BF16, Form::Q8};
 
-// The form that weights of that type are multiplied with: F32 for F32 and F16, BF16 for BF16, Q8_IN_ORDER for Q8_0, whose
-// blocks need no rearranging then, Q8 for all else. The same for any number of rows: a result does not depend on others.
+// The form that weights of that type are multiplied with: F32 for F32 and F16, BF16 for BF16, Q8 for all else. The same
+// for any number of rows: a result does not depend on others.
 Form form_for(Type type);
 
 // 256 numbers as eight blocks of 32: number = scale of its block * its 8 bits; scale = (greatest magnitude) / 127.
-// They lie in four runs of 64: the first halves of blocks 0, 2, 4, 6, their second halves, and the same of the odd
-// blocks. A 512-bit register then holds four blocks whose products with weights end in four lanes each.
-// In order, numbers and scales lie as they came: the first 8 of `even_scales` and of `sums`, then of whole blocks, count,
-// and the rest is zero.
+// First the even blocks, then the odd ones. Of four blocks, numbers 0 to 3 of each, then numbers 4 to 7 of each, and so
+// on: 16 bytes that meet as many of each of four rows of weights in a 512-bit register, and each lane is one block's.
 // If a number of a block is not finite, its scale is NaN.
 struct alignas(64) ActivationBlock {
     static constexpr int NUMBERS = 256;
 
+    // Where a block's figures stand in the arrays below.
+    static constexpr int place(int block) { return block % 2 * 4 + block / 2; }
+
     int8_t numbers[NUMBERS];
-    float even_scales[16];  // of blocks 0, 2, 4, 6, each four times
-    float odd_scales[16];
-    float sums[16];  // of each half block, in order: scale * sum of its 8-bit numbers, for weights with an offset
+    float scales[8];
+    // What stands for the offset of the weights, from the sums of the 8-bit numbers.
+    float minus_sums[8];     // times the scale
+    int32_t minus_8[8];      // times 8
+    int32_t minus_128[8];    // times 128
+    int32_t minus_32[2][8];  // times 32, of first and of second halves
 };
 
 // `rows` rows of activations in one form. Small, without memory of its own: each thread has its copy.

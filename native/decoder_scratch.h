@@ -32,8 +32,7 @@ class Input {
     Input(int64_t max_rows, int64_t max_columns)
         : numbers_(max_rows * max_columns),
           bf16_(max_rows, max_columns),
-          bytes_(max_rows, max_columns),
-          ordered_(max_rows, max_columns) {}
+          bytes_(max_rows, max_columns) {}
 
     float* numbers() { return numbers_.data(); }
 
@@ -41,7 +40,7 @@ class Input {
     Prepared prepare(int64_t rows, int64_t columns, Forms forms, int thread, int threads) {
         Prepared prepared;
         for (const Form form : FORMS) {
-            ActivationBuffer& buffer = form == Form::BF16 ? bf16_ : form == Form::Q8 ? bytes_ : ordered_;
+            ActivationBuffer& buffer = form == Form::BF16 ? bf16_ : bytes_;
             if (forms >> static_cast<unsigned>(form) & 1) {
                 prepared.forms[static_cast<int>(form)] =
                     buffer.prepare(numbers(), columns, rows, columns, form, thread, threads);
@@ -54,7 +53,6 @@ class Input {
     std::vector<float> numbers_;
     ActivationBuffer bf16_;
     ActivationBuffer bytes_;
-    ActivationBuffer ordered_;
 };
 
 // The largest that any layer needs.

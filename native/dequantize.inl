@@ -15,9 +15,8 @@ inline void dequantize_block(const uint8_t* p, Out* out) {
     alignas(64) float scales[16];
     store_bytes(numbers, minus(u.even_first, Format::ZERO));
     store_bytes(numbers + 64, minus(u.even_second, Format::ZERO));
-    const auto odd = [](const Bytes& v) { return Format::SIXTEENTHS ? high_nibbles(v) : minus(v, Format::ZERO); };
-    store_bytes(numbers + 128, odd(u.odd_first));
-    store_bytes(numbers + 192, odd(u.odd_second));
+    store_bytes(numbers + 128, minus(u.odd_first, Format::ZERO));
+    store_bytes(numbers + 192, minus(u.odd_second, Format::ZERO));
     store(scales, u.scales);
 #pragma GCC unroll 16
     for (int half = 0; half < 16; ++half) {

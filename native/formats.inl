@@ -1,23 +1,95 @@
-// GGUF's block formats as 256 numbers each: what the integer product and the unpacking both start from.
+// GGUF's block formats as 256 numbers each: what the integer product and the unpacking start from.
 //
 // number = scale of its half block (16 numbers) * (its unsigned bits - ZERO), or scale of its block * bits - minimum.
-// Where SIXTEENTHS, the bits of the odd blocks are the upper four of their bytes and have been left there.
+// For products, 256 numbers of each of four rows: vector i of eight has bits 4 i to 4 i + 3 of the even or of the odd
+// blocks of all rows, 32 bits a block, a quarter of the vector a row; scales lie accordingly. MOST is the bits' greatest.
 
 struct Unpacked {
-    // In the order of ActivationBlock: first halves of the even blocks of 32, their second halves, the odd blocks.
+    // First halves of the even blocks of 32, their second halves, the odd blocks.
     Bytes even_first, even_second, odd_first, odd_second;
     // Of each half block; or, where the format has minimums, of each block its scale before its minimum.
     Floats scales;
 };
 
-// Multiplied and unpacked as it lies.
+// Compilers leave what is as long as these to a call, by which all registers go to memory.
+#define MOEKIT_INLINE [[gnu::always_inline]] inline
+
+// 256 numbers of four rows of weights, `distance` bytes apart.
+struct Rows {
+    const uint8_t* p;
+    int64_t distance;
+
+    // 16 bytes of each.
+    inline Bytes at(int place) const {
+        const uint8_t* q = p + place;
+        return quarters(q, q + distance, q + 2 * distance, q + 3 * distance);
+    }
+};
+
+// Of the even (0) and odd (1) blocks of four rows.
+struct Scales {
+    Floats of[2];
+    Floats second[2];  // where the format has them: of second halves, or minimums
+};
+
+// As it lies in files; for products plus 128, or signed where SIGNED_BYTES.
 struct Q8_0 {
-    static constexpr int BLOCK = 32, BYTES = 34, ZERO = 128;
+    static constexpr int BLOCK = 32, BYTES = 34, ZERO = 128, MOST = 255;
+    static constexpr bool MINIMUMS = false, HALVES = false, RUNS = true;
+
+    MOEKIT_INLINE static Scales scales(const Rows& rows) {
+        Scales s;
+        strided_halves<BYTES>(rows.p, rows.distance, s.of);
+        return s;
+    }
+
+    template <int ODD>
+    MOEKIT_INLINE static void bits(const Rows& rows, Bytes (&w)[8]) {
+        four_runs<2 * BYTES>(rows.p + ODD * BYTES + 2, rows.distance, w);
+#pragma GCC unroll 8
+        for (Bytes& v : w) {
+            v = SIGNED_BYTES ? v : plus_128(v);
+        }
+    }
+
+#if defined(MOEKIT_ROW_RUNS)
+    template <int ODD>
+    MOEKIT_INLINE static void row_bits(const uint8_t* p, Bytes (&w)[2]) {
+        row_runs<2 * BYTES>(p + ODD * BYTES + 2, w);
+        w[0] = plus_128(w[0]);
+        w[1] = plus_128(w[1]);
+    }
+#endif
+
+    // Of the even or the odd blocks: what ZERO adds to their sums.
+    static inline Ints offsets(const ActivationBlock& x, int odd, int) {
+        return SIGNED_BYTES ? set_ints(0) : repeat(x.minus_128 + 4 * odd);
+    }
 };
 
 struct Q4_0 {
-    static constexpr int BLOCK = 32, BYTES = 18, ZERO = 8;
-    static constexpr bool MINIMUMS = false, HALVES = false, SIXTEENTHS = false;
+    static constexpr int BLOCK = 32, BYTES = 18, ZERO = 8, MOST = 15;
+    static constexpr bool MINIMUMS = false, HALVES = false, RUNS = false;
+
+    MOEKIT_INLINE static Scales scales(const Rows& rows) {
+        Scales s;
+        strided_halves<BYTES>(rows.p, rows.distance, s.of);
+        return s;
+    }
+
+    template <int ODD>
+    MOEKIT_INLINE static void bits(const Rows& rows, Bytes (&w)[8]) {
+        constexpr int FROM = ODD * BYTES + 2;
+        Bytes v[4] = {rows.at(FROM), rows.at(FROM + 2 * BYTES), rows.at(FROM + 4 * BYTES), rows.at(FROM + 6 * BYTES)};
+        transpose(v);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            w[i] = low_nibbles(v[i]);
+            w[4 + i] = high_nibbles(v[i]);
+        }
+    }
+
+    static inline Ints offsets(const ActivationBlock& x, int odd, int) { return repeat(x.minus_8 + 4 * odd); }
 
     static inline Unpacked unpack(const uint8_t* p) {
         const uint8_t* q = p + 2;
@@ -36,8 +108,8 @@ struct Q4_0 {
 // fp16 scale and minimum of all, eight 6-bit scales and minimums in 12 bytes, then 4 bits a number: block 2j in the low
 // and 2j + 1 in the high halves of 32 bytes.
 struct Q4_K {
-    static constexpr int BLOCK = 256, BYTES = 144, ZERO = 0;
-    static constexpr bool MINIMUMS = true, HALVES = false, SIXTEENTHS = true;
+    static constexpr int BLOCK = 256, BYTES = 144, ZERO = 0, MOST = 15;
+    static constexpr bool MINIMUMS = true, HALVES = false, RUNS = true;
 
     static inline Floats scales(const uint8_t* p) {
         uint32_t a, b, c;
@@ -59,18 +131,46 @@ struct Q4_K {
         Unpacked u;
         u.even_first = low_nibbles(first);
         u.even_second = low_nibbles(second);
-        u.odd_first = upper_nibbles(first);
-        u.odd_second = upper_nibbles(second);
+        u.odd_first = high_nibbles(first);
+        u.odd_second = high_nibbles(second);
         u.scales = scales(p);
         return u;
     }
+
+    MOEKIT_INLINE static Scales scales(const Rows& rows) {
+        const Bytes heads = rows.at(0);
+        const Floats scale = quarter_halves<0>(heads), minimum = quarter_halves<1>(heads);
+        const Bytes bits = spread_6_bits(heads);
+        return {{multiply(scale, signed_byte<0>(bits)), multiply(scale, signed_byte<1>(bits))},
+                {multiply(minimum, signed_byte<2>(bits)), multiply(minimum, signed_byte<3>(bits))}};
+    }
+
+    template <int ODD>
+    MOEKIT_INLINE static void bits(const Rows& rows, Bytes (&w)[8]) {
+        four_runs<32>(rows.p + 16, rows.distance, w);
+#pragma GCC unroll 8
+        for (Bytes& v : w) {
+            v = ODD ? high_nibbles(v) : low_nibbles(v);
+        }
+    }
+
+#if defined(MOEKIT_ROW_RUNS)
+    template <int ODD>
+    MOEKIT_INLINE static void row_bits(const uint8_t* p, Bytes (&w)[2]) {
+        row_runs<32>(p + 16, w);
+        w[0] = ODD ? high_nibbles(w[0]) : low_nibbles(w[0]);
+        w[1] = ODD ? high_nibbles(w[1]) : low_nibbles(w[1]);
+    }
+#endif
+
+    static inline Ints offsets(const ActivationBlock&, int, int) { return set_ints(0); }
 };
 
 // Of each 128: 64 bytes with the low 4 bits (blocks 0 and 1 in the low, 2 and 3 in the high halves), 32 bytes with the
 // high 2 bits of all four blocks; then 16 signed scales of half blocks, and an fp16 scale of all.
 struct Q6_K {
-    static constexpr int BLOCK = 256, BYTES = 210, ZERO = 32;
-    static constexpr bool MINIMUMS = false, HALVES = true, SIXTEENTHS = false;
+    static constexpr int BLOCK = 256, BYTES = 210, ZERO = 32, MOST = 63;
+    static constexpr bool MINIMUMS = false, HALVES = true, RUNS = false;
 
     // Blocks B, B + 2, B + 4 and B + 6, the half of them that begins at `from`.
     template <int B>
@@ -91,5 +191,38 @@ struct Q6_K {
         u.odd_second = part<1>(p, p + 128, 16);
         u.scales = multiply(set(load_half(p + 208)), signed_bytes(p + 192));
         return u;
+    }
+
+    MOEKIT_INLINE static Scales scales(const Rows& rows) {
+        const Floats scale = quarter_halves<7>(rows.at(BYTES - 16));
+        const Bytes bits = rows.at(192);
+        return {{multiply(scale, signed_byte<0>(bits)), multiply(scale, signed_byte<2>(bits))},
+                {multiply(scale, signed_byte<1>(bits)), multiply(scale, signed_byte<3>(bits))}};
+    }
+
+    template <int ODD>
+    MOEKIT_INLINE static void bits(const Rows& rows, Bytes (&w)[8]) {
+        constexpr int FIRST = ODD ? 2 : 4, SECOND = ODD ? 30 : 0;  // bring their two bits to 4 and 5
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            Bytes v[4];
+#pragma GCC unroll 2
+            for (int part = 0; part < 2; ++part) {
+                const Bytes low = rows.at(64 * part + 32 * ODD + 16 * half);
+                const Bytes high = rows.at(128 + 32 * part + 16 * half);
+                v[2 * part] = merge_6_bits(low, turn_left<FIRST, FIRST, FIRST, FIRST>(high));
+                v[2 * part + 1] =
+                    merge_6_bits(turn_left<28, 28, 28, 28>(low), turn_left<SECOND, SECOND, SECOND, SECOND>(high));
+            }
+            transpose(v);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                w[4 * half + i] = v[i];
+            }
+        }
+    }
+
+    static inline Ints offsets(const ActivationBlock& x, int odd, int half) {
+        return repeat(x.minus_32[half] + 4 * odd);
     }
 };

@@ -19,7 +19,7 @@ struct Kernels {
     void (*dequantize_bf16)(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, uint16_t* out,
                             int64_t stride);
     // x in 256s, the last of which ends at `columns`: those from begin to end, to the same places of out.
-    void (*quantize)(const float* x, int64_t columns, int64_t begin, int64_t end, bool in_order, ActivationBlock* out);
+    void (*quantize)(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
     // To bf16, followed by zeros up to a multiple of 32.
     void (*round)(const float* x, int64_t count, uint16_t* out);
     // Products of many tokens. In bf16 null where the processor has no products of bf16 numbers: fp32 is faster then.
@@ -61,7 +61,7 @@ extern const Kernels KERNELS;
 void multiply_rows(const Matrix&, const Activations&, int64_t begin, int64_t end, float* y, int64_t y_stride);
 void dequantize_fp32(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, float* out,
                      int64_t stride);
-void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, bool in_order, ActivationBlock* out);
+void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
 void round_to_bf16(const float* x, int64_t count, uint16_t* out);
 extern const TileKernels<float> FP32_TILES;
 }

@@ -61,9 +61,8 @@ Form form_for(Type type) {
             return Form::F32;
         case Type::BF16:
             return Form::BF16;
-        case Type::Q8_0:
-            return Form::Q8_IN_ORDER;
         case Type::Q4_0:
+        case Type::Q8_0:
         case Type::Q4_K:
         case Type::Q6_K:
             break;
@@ -106,8 +105,7 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
     prepared.data = memory_.get();
     // Shares are whole 256s, counted through all rows, so that one wide row is split as well as many narrow ones.
     const int64_t blocks = blocks_of(columns);
-    const bool quantized = form == Form::Q8 || form == Form::Q8_IN_ORDER;
-    prepared.stride = quantized ? blocks : round_up(columns, ALIGNMENT / 2);
+    prepared.stride = form == Form::Q8 ? blocks : round_up(columns, ALIGNMENT / 2);
     const int64_t begin = rows * blocks * thread / threads;
     const int64_t end = rows * blocks * (thread + 1) / threads;
     for (int64_t at = begin; at < end;) {
@@ -115,8 +113,8 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
         const int64_t first = at % blocks;
         const int64_t last = std::min(blocks, first + end - at);
         const float* source = x + row * x_stride;
-        if (quantized) {
-            kernels().quantize(source, columns, first, last, form == Form::Q8_IN_ORDER,
+        if (form == Form::Q8) {
+            kernels().quantize(source, columns, first, last,
                                static_cast<ActivationBlock*>(memory_.get()) + row * prepared.stride);
         } else {
             const int64_t from = first * ActivationBlock::NUMBERS;

@@ -1,79 +1,76 @@
-// Products of a few rows of weights with a few rows of activations: a tile keeps one vector of sums a pair in
-// registers.
+// Products of a few rows of weights with a few rows of activations: a tile keeps its sums in registers.
 
-// What each number of rows of activations is multiplied with at a time; TILE_BATCH is the vectors' file's.
-constexpr int tile_rows(int batch) { return batch == 1 ? 4 : 2; }
+// Products of bits with 8-bit numbers are whole numbers, summed up exactly for every block: only what scales do to them
+// is rounded, in the same order for any number of rows, in every instruction set. Of 256 columns the even blocks come
+// first; blocks 2 q and 2 q + 1 go to lane q of their row's four, which `row_sum` adds.
 
-// Adds 256 columns of R rows, `distance` bytes apart, times B rows of activations.
-template <typename Format, int R, int B>
-inline void add_products(const uint8_t* p, int64_t distance, const ActivationBlock* x, int64_t x_stride,
-                         Floats (&sums)[R][B]) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        const Unpacked u = Format::unpack(p + r * distance);
-        const Floats even = spread<0>(u.scales);
-        const Floats odd = spread<2>(u.scales);
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) {
-            const ActivationBlock& a = x[b * x_stride];
-            const Bytes even_first = load_bytes(a.numbers);
-            const Bytes even_second = load_bytes(a.numbers + 64);
-            const Bytes odd_first = load_bytes(a.numbers + 128);
-            const Bytes odd_second = load_bytes(a.numbers + 192);
-            const Floats even_scales = load(a.even_scales);
-            Floats odd_scales = load(a.odd_scales);
-            if constexpr (Format::SIXTEENTHS) {
-                odd_scales = multiply(odd_scales, set(0.0625f));
-            }
-            // What the offsets of the weights are multiplied with.
-            Floats of_offsets = load(a.sums);
-            if constexpr (Format::MINIMUMS) {
-                of_offsets = pair_sums(of_offsets);
-            } else {
-                of_offsets = multiply(of_offsets, set(static_cast<float>(Format::ZERO)));
-            }
-            Floats s = subtract_product(sums[r][b], u.scales, of_offsets);
-            if constexpr (Format::HALVES) {
-                const Floats even_2 = spread<1>(u.scales);
-                const Floats odd_2 = spread<3>(u.scales);
-                s = multiply_add(multiply(to_floats(dot(u.even_first, even_first)), even_scales), even, s);
-                s = multiply_add(multiply(to_floats(dot(u.even_second, even_second)), even_scales), even_2, s);
-                s = multiply_add(multiply(to_floats(dot(u.odd_first, odd_first)), odd_scales), odd, s);
-                s = multiply_add(multiply(to_floats(dot(u.odd_second, odd_second)), odd_scales), odd_2, s);
-            } else {
-                const Ints evens = dot(dot(u.even_first, even_first), u.even_second, even_second);
-                const Ints odds = dot(dot(u.odd_first, odd_first), u.odd_second, odd_second);
-                s = multiply_add(multiply(to_floats(evens), even_scales), even, s);
-                s = multiply_add(multiply(to_floats(odds), odd_scales), odd, s);
-            }
-            sums[r][b] = s;
-        }
+#if defined(MOEKIT_ROW_RUNS)
+// The even or the odd blocks of 256 columns of four rows, times one row of activations: sorting the bits by blocks costs
+// more than sorting their sums.
+template <typename Format, int ODD>
+MOEKIT_INLINE Ints sums_of_one(const Rows& rows, const ActivationBlock& x) {
+    Ints sums[4];
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+        Bytes w[2];
+        Format::template row_bits<ODD>(rows.p + row * rows.distance, w);
+        Dot<Format::MOST> dot;
+        dot.start(set_ints(0));
+        dot.add(w[0], load_bytes(x.numbers + 128 * ODD));
+        dot.add(w[1], load_bytes(x.numbers + 128 * ODD + 64));
+        sums[row] = dot.sum();
     }
+    return add(Format::offsets(x, ODD, 0), quarter_totals(sums));
+}
+#endif
+
+// What scales do to the sums of the even or the odd blocks, or of a half of each.
+template <typename Format, int ODD>
+inline Floats add_scaled(Ints sum, const Scales& scales, int part, const ActivationBlock& x, Floats to) {
+    const Floats scaled = multiply(to_floats(sum), repeat(x.scales + 4 * ODD));
+    to = fused(scaled, part ? scales.second[ODD] : scales.of[ODD], to);
+    return Format::MINIMUMS ? fused(scales.second[ODD], repeat(x.minus_sums + 4 * ODD), to) : to;
 }
 
-// The same for Q8_0 with activations in order: a vector is two blocks of weights, as they lie.
-template <int R, int B>
-inline void add_in_order(const uint8_t* p, int64_t distance, const ActivationBlock* x, int64_t x_stride,
-                         Floats (&sums)[R][B]) {
-    constexpr int BYTES = Q8_0::BYTES;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        const uint8_t* q = p + r * distance;
-        const Floats scales = eight_halves<BYTES>(q);
-        const Bytes blocks[4] = {two_blocks(q + 2, q + BYTES + 2), two_blocks(q + 2 * BYTES + 2, q + 3 * BYTES + 2),
-                                 two_blocks(q + 4 * BYTES + 2, q + 5 * BYTES + 2),
-                                 two_blocks(q + 6 * BYTES + 2, q + 7 * BYTES + 2)};
+// The even or the odd blocks of 256 columns of four rows, times B rows of activations.
+template <typename Format, int ODD, int B>
+MOEKIT_INLINE void add_blocks(const Rows& rows, const Scales& scales, const ActivationBlock* x, int64_t x_stride,
+                       Floats (&sums)[B]) {
+#if defined(MOEKIT_ROW_RUNS)
+    if constexpr (B == 1 && Format::RUNS) {
+        sums[0] = add_scaled<Format, ODD>(sums_of_one<Format, ODD>(rows, *x), scales, 0, *x, sums[0]);
+        return;
+    }
+#endif
+    // One after another they would wait for each other, where no other row's come between.
+    constexpr int CHAINS = B <= 2 && !Format::HALVES ? 2 : 1;
+    constexpr int PARTS = Format::HALVES ? 2 : 1, VECTORS = 8 / PARTS;
+    Bytes w[8];
+    Format::template bits<ODD>(rows, w);
+#pragma GCC unroll 2
+    for (int part = 0; part < PARTS; ++part) {
+        Dot<Format::MOST> dots[B][CHAINS];
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b) {
-            const ActivationBlock& a = x[b * x_stride];
-            const Floats both = multiply(scales, load(a.even_scales));
-            const Floats of_offsets = multiply(load(a.sums), set(static_cast<float>(Q8_0::ZERO)));
-            Floats s = subtract_product(sums[r][b], scales, of_offsets);
-            s = multiply_add(to_floats(dot(plus_128(blocks[0]), load_bytes(a.numbers))), spread_pair<0>(both), s);
-            s = multiply_add(to_floats(dot(plus_128(blocks[1]), load_bytes(a.numbers + 64))), spread_pair<1>(both), s);
-            s = multiply_add(to_floats(dot(plus_128(blocks[2]), load_bytes(a.numbers + 128))), spread_pair<2>(both), s);
-            s = multiply_add(to_floats(dot(plus_128(blocks[3]), load_bytes(a.numbers + 192))), spread_pair<3>(both), s);
-            sums[r][b] = s;
+            dots[b][0].start(Format::offsets(x[b * x_stride], ODD, part));
+            if constexpr (CHAINS == 2) {
+                dots[b][1].start(set_ints(0));
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = part * VECTORS; i < (part + 1) * VECTORS; ++i) {
+#pragma GCC unroll 8
+            for (int b = 0; b < B; ++b) {
+                dots[b][i % CHAINS].add(w[i], repeat(x[b * x_stride].numbers + 128 * ODD + 16 * i));
+            }
+        }
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) {
+            Ints sum = dots[b][0].sum();
+            if constexpr (CHAINS == 2) {
+                sum = add(sum, dots[b][1].sum());
+            }
+            sums[b] = add_scaled<Format, ODD>(sum, scales, part, x[b * x_stride], sums[b]);
         }
     }
 }
@@ -121,49 +118,52 @@ inline void put_sums(const Floats (&sums)[R][B], const Place& to) {
     }
 }
 
-// How 256 columns are added.
-template <typename Format>
-struct InHalves : Format {
-    template <int R, int B>
-    static inline void add(const uint8_t* p, int64_t distance, const ActivationBlock* x, int64_t x_stride,
-                           Floats (&sums)[R][B]) {
-        add_products<Format>(p, distance, x, x_stride, sums);
-    }
-};
+inline float row_sum(const float* lanes) { return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]); }
 
-struct InOrder : Q8_0 {
-    template <int R, int B>
-    static inline void add(const uint8_t* p, int64_t distance, const ActivationBlock* x, int64_t x_stride,
-                           Floats (&sums)[R][B]) {
-        add_in_order(p, distance, x, x_stride, sums);
-    }
-};
-
-// The integer products: any type of 8-bit blocks.
+// The integer products: any type of 8-bit blocks. Four rows at a time; a single one counts as four.
 template <typename Format>
 struct Quantized {
+    static constexpr int rows(int) { return 4; }
+
     template <int R, int B>
     static inline void tile(const uint8_t* p, int64_t distance, const Activations& x, int64_t first,
                             const Place& to) {
         constexpr int STEP = ActivationBlock::NUMBERS / Format::BLOCK * Format::BYTES;
         const ActivationBlock* a = x.blocks(first);
-        Floats sums[R][B];
-        clear(sums);
+        Floats sums[B];
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) {
+            sums[b] = set(0.0f);
+        }
+        const auto add = [&](const Rows& rows, int64_t block) __attribute__((always_inline)) {
+            const Scales scales = Format::scales(rows);
+            add_blocks<Format, 0>(rows, scales, a + block, x.stride, sums);
+            add_blocks<Format, 1>(rows, scales, a + block, x.stride, sums);
+        };
+        const int64_t apart = R == 1 ? 0 : distance;
         const int64_t blocks = x.columns / ActivationBlock::NUMBERS;
         for (int64_t block = 0; block < blocks; ++block) {
             prefetch<R, STEP>(p + block * STEP, distance);
-            Format::add(p + block * STEP, distance, a + block, x.stride, sums);
+            add({p + block * STEP, apart}, block);
         }
         const int64_t rest = x.columns % ActivationBlock::NUMBERS;
         if (rest > 0) {
-            uint8_t padded[R * STEP] = {};
+            // Vectors may begin before the first row, though nothing there is loaded.
+            constexpr int BEFORE = 64;
+            uint8_t padded[BEFORE + R * STEP] = {};
             for (int r = 0; r < R; ++r) {
-                memcpy(padded + r * STEP, p + r * distance + blocks * STEP,
+                memcpy(padded + BEFORE + r * STEP, p + r * distance + blocks * STEP,
                        static_cast<size_t>(rest / Format::BLOCK * Format::BYTES));
             }
-            Format::add(padded, STEP, a + blocks, x.stride, sums);
+            add({padded + BEFORE, R == 1 ? 0 : STEP}, blocks);
         }
-        put_sums(sums, to);
+        for (int b = 0; b < B; ++b) {
+            alignas(64) float lanes[16];
+            store(lanes, sums[b]);
+            for (int r = 0; r < R; ++r) {
+                to.y[b * to.stride + r * to.rows_apart] = row_sum(lanes + 4 * r);
+            }
+        }
     }
 };
 
@@ -214,6 +214,9 @@ struct Bf16Pairs {
 
 template <typename Kind>
 struct Floating {
+    // What as many rows of activations are multiplied with at a time.
+    static constexpr int rows(int batch) { return batch == 1 ? 4 : 2; }
+
     template <int R, int B>
     static inline void tile(const uint8_t* p, int64_t distance, const Activations& x, int64_t first,
                             const Place& to) {
@@ -266,7 +269,7 @@ void multiply_range(const Matrix& matrix, const Activations& x, int64_t begin, i
         multiply_tile<Kind, R, B>(matrix.data + row * row_bytes, part * row_bytes, x, 0, {y + row, part, y_stride});
     }
     for (int64_t row = begin + R * part; row < end; ++row) {
-        multiply_tile<Kind, 1, 1>(matrix.data + row * row_bytes, row_bytes, x, 0, {y + row, 1, y_stride});
+        multiply_tile<Kind, 1, B>(matrix.data + row * row_bytes, row_bytes, x, 0, {y + row, 1, y_stride});
     }
 }
 
@@ -274,9 +277,9 @@ template <typename Kind>
 inline void multiply_kind(const Matrix& matrix, const Activations& x, int64_t begin, int64_t end, float* y,
                           int64_t y_stride) {
     if (x.rows == 1) {
-        multiply_range<Kind, tile_rows(1), 1>(matrix, x, begin, end, y, y_stride);
+        multiply_range<Kind, Kind::rows(1), 1>(matrix, x, begin, end, y, y_stride);
     } else {
-        multiply_range<Kind, tile_rows(TILE_BATCH), TILE_BATCH>(matrix, x, begin, end, y, y_stride);
+        multiply_range<Kind, Kind::rows(TILE_BATCH), TILE_BATCH>(matrix, x, begin, end, y, y_stride);
     }
 }
 
@@ -290,12 +293,12 @@ inline void multiply_matrix(const Matrix& matrix, const Activations& x, int64_t 
         case Type::BF16:
             return multiply_kind<Floating<Bf16Pairs>>(matrix, x, begin, end, y, y_stride);
         case Type::Q4_0:
-            return multiply_kind<Quantized<InHalves<Q4_0>>>(matrix, x, begin, end, y, y_stride);
+            return multiply_kind<Quantized<Q4_0>>(matrix, x, begin, end, y, y_stride);
         case Type::Q8_0:
-            return multiply_kind<Quantized<InOrder>>(matrix, x, begin, end, y, y_stride);
+            return multiply_kind<Quantized<Q8_0>>(matrix, x, begin, end, y, y_stride);
         case Type::Q4_K:
-            return multiply_kind<Quantized<InHalves<Q4_K>>>(matrix, x, begin, end, y, y_stride);
+            return multiply_kind<Quantized<Q4_K>>(matrix, x, begin, end, y, y_stride);
         case Type::Q6_K:
-            return multiply_kind<Quantized<InHalves<Q6_K>>>(matrix, x, begin, end, y, y_stride);
+            return multiply_kind<Quantized<Q6_K>>(matrix, x, begin, end, y, y_stride);
     }
 }

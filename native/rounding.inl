@@ -23,25 +23,24 @@ inline QuantizedBlock quantize_block(const float* x) {
     return {to_nearest(multiply(first, times)), to_nearest(multiply(second, times)), most / 127.0f};
 }
 
-inline void put_in_order(const QuantizedBlock& quantized, int index, ActivationBlock& block) {
-    store_signed_bytes(block.numbers + 32 * index, quantized.first);
-    store_signed_bytes(block.numbers + 32 * index + 16, quantized.second);
-    block.even_scales[index] = quantized.scale;
-    block.sums[index] = quantized.scale * sum(add(quantized.first, quantized.second));
-    block.even_scales[index + 8] = block.sums[index + 8] = 0;
-}
-
-inline void put_in_halves(const QuantizedBlock& quantized, int index, ActivationBlock& block) {
-    int8_t* numbers = block.numbers + index % 2 * 128 + index / 2 * 16;
+inline void put(const QuantizedBlock& quantized, int index, ActivationBlock& block) {
+    int8_t numbers[32];
     store_signed_bytes(numbers, quantized.first);
-    store_signed_bytes(numbers + 64, quantized.second);
-    float* scales = (index % 2 ? block.odd_scales : block.even_scales) + index / 2 * 4;
-    scales[0] = scales[1] = scales[2] = scales[3] = quantized.scale;
-    block.sums[2 * index] = quantized.scale * sum(quantized.first);
-    block.sums[2 * index + 1] = quantized.scale * sum(quantized.second);
+    store_signed_bytes(numbers + 16, quantized.second);
+    for (int i = 0; i < 8; ++i) {
+        memcpy(block.numbers + index % 2 * 128 + 16 * i + index / 2 * 4, numbers + 4 * i, 4);
+    }
+    const int place = ActivationBlock::place(index);
+    const float first = sum(quantized.first), second = sum(quantized.second);  // of whole numbers: exact
+    block.scales[place] = quantized.scale;
+    block.minus_sums[place] = -(quantized.scale * (first + second));
+    block.minus_8[place] = -8 * static_cast<int32_t>(first + second);
+    block.minus_128[place] = -128 * static_cast<int32_t>(first + second);
+    block.minus_32[0][place] = -32 * static_cast<int32_t>(first);
+    block.minus_32[1][place] = -32 * static_cast<int32_t>(second);
 }
 
-void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, bool in_order, ActivationBlock* out) {
+void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out) {
     for (int64_t index = begin; index < end; ++index) {
         const float* from = x + index * ActivationBlock::NUMBERS;
         const int64_t left = columns - index * ActivationBlock::NUMBERS;
@@ -53,8 +52,7 @@ void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, bool 
         }
         ActivationBlock& block = out[index];
         for (int i = 0; i < 8; ++i) {
-            const QuantizedBlock quantized = quantize_block(from + 32 * i);
-            in_order ? put_in_order(quantized, i, block) : put_in_halves(quantized, i, block);
+            put(quantize_block(from + 32 * i), i, block);
         }
     }
 }

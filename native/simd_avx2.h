@@ -41,10 +41,6 @@ inline Bytes low_nibbles(Bytes v) { return {low_nibbles(v.low), low_nibbles(v.hi
 inline Bytes high_nibbles(Bytes v) {
     return {low_nibbles(_mm256_srli_epi16(v.low, 4)), low_nibbles(_mm256_srli_epi16(v.high, 4))};
 }
-inline Bytes upper_nibbles(Bytes v) {
-    const __m256i mask = _mm256_set1_epi8(static_cast<char>(0xf0));
-    return {_mm256_and_si256(v.low, mask), _mm256_and_si256(v.high, mask)};
-}
 inline Bytes plus_128(Bytes v) {
     const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
     return {_mm256_xor_si256(v.low, flip), _mm256_xor_si256(v.high, flip)};
@@ -74,18 +70,103 @@ inline Bytes merge_6_bits(Bytes low, Bytes high) {
     return {merge_6_bits(low.low, high.low), merge_6_bits(low.high, high.high)};
 }
 
-// The instruction for bytes saturates its sums of two (255 * 127 * 2 > 32767), so the unsigned side goes in two parts.
-inline __m256i dot(__m256i u, __m256i s) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
-    const __m256i small = _mm256_maddubs_epi16(_mm256_andnot_si256(top, u), s);
-    const __m256i large = _mm256_maddubs_epi16(_mm256_and_si256(top, u), s);
-    return _mm256_add_epi32(_mm256_madd_epi16(small, ones), _mm256_madd_epi16(large, ones));
+inline void transpose(__m256i& p, __m256i& q, __m256i& r, __m256i& s) {
+    const __m256i a = _mm256_unpacklo_epi32(p, q), b = _mm256_unpackhi_epi32(p, q);
+    const __m256i c = _mm256_unpacklo_epi32(r, s), d = _mm256_unpackhi_epi32(r, s);
+    p = _mm256_unpacklo_epi64(a, c);
+    q = _mm256_unpackhi_epi64(a, c);
+    r = _mm256_unpacklo_epi64(b, d);
+    s = _mm256_unpackhi_epi64(b, d);
 }
-inline Ints dot(Bytes u, Bytes s) { return {dot(u.low, s.low), dot(u.high, s.high)}; }
-inline Ints dot(Ints to, Bytes u, Bytes s) {
-    return {_mm256_add_epi32(to.low, dot(u.low, s.low)), _mm256_add_epi32(to.high, dot(u.high, s.high))};
+inline void transpose(Bytes (&v)[4]) {
+    transpose(v[0].low, v[1].low, v[2].low, v[3].low);
+    transpose(v[0].high, v[1].high, v[2].high, v[3].high);
 }
+
+template <int STRIDE>
+inline void four_runs(const uint8_t* memory, int64_t distance, Bytes (&out)[8]) {
+    const auto run = [&](int index, int half) {
+        const uint8_t* p = memory + index * STRIDE + 16 * half;
+        return quarters(p, p + distance, p + 2 * distance, p + 3 * distance);
+    };
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+        Bytes v[4] = {run(0, half), run(1, half), run(2, half), run(3, half)};
+        transpose(v);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            out[4 * half + i] = v[i];
+        }
+    }
+}
+
+inline Bytes repeat(const int8_t* memory) {
+    const __m256i twice = _mm256_broadcastsi128_si256(load_16(memory));
+    return {twice, twice};
+}
+inline Ints repeat(const int32_t* memory) {
+    const __m256i twice = _mm256_broadcastsi128_si256(load_16(memory));
+    return {twice, twice};
+}
+inline Floats repeat(const float* memory) {
+    const __m256 twice = _mm256_castsi256_ps(_mm256_broadcastsi128_si256(load_16(memory)));
+    return {twice, twice};
+}
+inline Ints set_ints(int32_t number) { return {_mm256_set1_epi32(number), _mm256_set1_epi32(number)}; }
+inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+
+inline __m256i pair_sums(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+
+// The instruction for bytes makes 16-bit sums of two products. Of nibbles, eight such sums on end fit: 8 * 2 * 15 * 127.
+template <int MOST>
+struct Dot {
+    static_assert(MOST <= 15);
+    Ints from;
+    __m256i low, high;
+
+    inline void start(Ints of) {
+        from = of;
+        low = high = _mm256_setzero_si256();
+    }
+    inline void add(Bytes u, Bytes s) {
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(u.low, s.low));
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(u.high, s.high));
+    }
+    inline Ints sum() const {
+        return {_mm256_add_epi32(from.low, pair_sums(low)), _mm256_add_epi32(from.high, pair_sums(high))};
+    }
+};
+
+// Of 6 bits, one does.
+template <>
+struct Dot<63> {
+    Ints of;
+
+    inline void start(Ints from) { of = from; }
+    inline void add(Bytes u, Bytes s) {
+        of.low = _mm256_add_epi32(of.low, pair_sums(_mm256_maddubs_epi16(u.low, s.low)));
+        of.high = _mm256_add_epi32(of.high, pair_sums(_mm256_maddubs_epi16(u.high, s.high)));
+    }
+    inline Ints sum() const { return of; }
+};
+
+// 255 * 127 * 2 does not fit, 128 * 127 * 2 does: signed weights give their signs to the other side.
+constexpr bool SIGNED_BYTES = true;
+template <>
+struct Dot<255> {
+    Ints of;
+
+    static inline __m256i products(__m256i w, __m256i s) {
+        return pair_sums(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(s, w)));
+    }
+    inline void start(Ints from) { of = from; }
+    inline void add(Bytes w, Bytes s) {
+        of.low = _mm256_add_epi32(of.low, products(w.low, s.low));
+        of.high = _mm256_add_epi32(of.high, products(w.high, s.high));
+    }
+    inline Ints sum() const { return of; }
+};
+
 inline Floats to_floats(Ints v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
 
 inline Floats set(float number) { return {_mm256_set1_ps(number), _mm256_set1_ps(number)}; }
@@ -104,9 +185,7 @@ inline Floats multiply(Floats a, Floats b) { return {_mm256_mul_ps(a.low, b.low)
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
-inline Floats subtract_product(Floats c, Floats a, Floats b) {
-    return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
-}
+inline Floats fused(Floats a, Floats b, Floats c) { return multiply_add(a, b, c); }
 inline Floats magnitudes(Floats v) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, v.low), _mm256_andnot_ps(sign, v.high)};
@@ -130,10 +209,6 @@ inline float greatest(Floats v) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-template <int I>
-inline Floats spread(Floats v) {
-    return {_mm256_permute_ps(v.low, I * 0x55), _mm256_permute_ps(v.high, I * 0x55)};
-}
 
 inline Floats load_halves(const uint8_t* memory) {
     return {_mm256_cvtph_ps(load_16(memory)), _mm256_cvtph_ps(load_16(memory + 16))};
@@ -201,23 +276,53 @@ inline Floats two_halves(const uint8_t* memory) {
     const __m256 eight = _mm256_cvtph_ps(_mm_set1_epi32(halves));
     return {eight, eight};
 }
-inline __m256 pair_sums(__m256 v) {
-    return _mm256_blend_ps(_mm256_setzero_ps(), _mm256_add_ps(v, _mm256_permute_ps(v, 0xb1)), 0xaa);
-}
-inline Floats pair_sums(Floats v) { return {pair_sums(v.low), pair_sums(v.high)}; }
 
+// Numbers 0, 2, 4, 6, then the others.
 template <int STRIDE>
-inline Floats eight_halves(const uint8_t* memory) {
-    return {_mm256_cvtph_ps(gather_halves<STRIDE>(memory)), _mm256_setzero_ps()};
+inline __m256 even_and_odd_halves(const uint8_t* p) {
+    return _mm256_cvtph_ps(_mm_set_epi16(half_at(p + 7 * STRIDE), half_at(p + 5 * STRIDE), half_at(p + 3 * STRIDE),
+                                         half_at(p + STRIDE), half_at(p + 6 * STRIDE), half_at(p + 4 * STRIDE),
+                                         half_at(p + 2 * STRIDE), half_at(p)));
+}
+template <int STRIDE>
+inline void strided_halves(const uint8_t* memory, int64_t distance, Floats (&out)[2]) {
+    const __m256 a = even_and_odd_halves<STRIDE>(memory), b = even_and_odd_halves<STRIDE>(memory + distance);
+    const __m256 c = even_and_odd_halves<STRIDE>(memory + 2 * distance);
+    const __m256 d = even_and_odd_halves<STRIDE>(memory + 3 * distance);
+    out[0] = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(c, d, 0x20)};
+    out[1] = {_mm256_permute2f128_ps(a, b, 0x31), _mm256_permute2f128_ps(c, d, 0x31)};
+}
+
+template <int WORD>
+inline __m256 quarter_halves(__m256i v) {
+    const __m256i order = _mm256_set1_epi16(static_cast<short>((2 * WORD + 1) << 8 | 2 * WORD));
+    const __m256i words = _mm256_shuffle_epi8(v, order);
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+template <int WORD>
+inline Floats quarter_halves(Bytes v) {
+    return {quarter_halves<WORD>(v.low), quarter_halves<WORD>(v.high)};
+}
+
+template <int I>
+inline __m256i signed_byte(__m256i v) {
+    return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * I), 24);
 }
 template <int I>
-inline Floats spread_pair(Floats v) {
-    return {_mm256_permutevar8x32_ps(v.low, _mm256_set1_epi32(2 * I)),
-            _mm256_permutevar8x32_ps(v.low, _mm256_set1_epi32(2 * I + 1))};
+inline Floats signed_byte(Bytes v) {
+    return to_floats(Ints{signed_byte<I>(v.low), signed_byte<I>(v.high)});
 }
-inline Bytes two_blocks(const uint8_t* a, const uint8_t* b) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))};
+
+inline __m256i spread_6_bits(__m256i heads) {
+    const __m256i low = _mm256_and_si256(heads, _mm256_set1_epi8(0x3f));
+    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(heads, 2), _mm256_set1_epi8(0x30));
+    const __m256i turns = _mm256_setr_epi32(0, 0, 4, 0, 0, 0, 4, 0);
+    const __m256i last = _mm256_srlv_epi32(_mm256_shuffle_epi32(heads, 0xff), turns);
+    const __m256i high = _mm256_or_si256(low_nibbles(last), top);
+    // The scales of all blocks are the upper half of the first of these two, the minimums the lower half of the second.
+    const __m256i scales = _mm256_unpacklo_epi32(low, high), minimums = _mm256_unpackhi_epi32(low, high);
+    const __m128i order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    return _mm256_shuffle_epi8(_mm256_alignr_epi8(minimums, scales, 8), _mm256_broadcastsi128_si256(order));
 }
 
 inline void transpose(__m256 (&r)[8]) {
@@ -256,3 +361,5 @@ inline void transpose(Floats (&rows)[16]) {
         rows[i + 8] = {parts[2][i], parts[3][i]};
     }
 }
+
+inline Bytes spread_6_bits(Bytes heads) { return {spread_6_bits(heads.low), spread_6_bits(heads.high)}; }

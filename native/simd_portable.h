@@ -60,15 +60,6 @@ inline Bytes high_nibbles(const Bytes& v) {
     return out;
 }
 
-// The high ones where they are: sixteen times their number.
-inline Bytes upper_nibbles(const Bytes& v) {
-    Bytes out;
-    for (int i = 0; i < 64; ++i) {
-        out.at[i] = v.at[i] & 0xf0;
-    }
-    return out;
-}
-
 // Signed bytes plus 128, as unsigned ones.
 inline Bytes plus_128(const Bytes& v) {
     Bytes out;
@@ -110,26 +101,89 @@ inline Bytes merge_6_bits(const Bytes& low, const Bytes& high) {
     return out;
 }
 
-// Products of unsigned with signed bytes, summed by fours.
-inline Ints dot(const Bytes& u, const Bytes& s) {
+// Within each quarter: word i of v[j] becomes word j of v[i].
+inline void transpose(Bytes (&v)[4]) {
+    Bytes out[4];
+    for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) {
+            for (int quarter = 0; quarter < 4; ++quarter) {
+                memcpy(out[i].at + 16 * quarter + 4 * j, v[j].at + 16 * quarter + 4 * i, 4);
+            }
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        v[i] = out[i];
+    }
+}
+
+// Four runs of 32 bytes, STRIDE apart, in each of four rows, `distance` bytes apart: 4 bytes of all in a vector, a row in
+// a quarter.
+template <int STRIDE>
+inline void four_runs(const uint8_t* memory, int64_t distance, Bytes (&out)[8]) {
+    for (int i = 0; i < 8; ++i) {
+        for (int lane = 0; lane < 16; ++lane) {
+            memcpy(out[i].at + 4 * lane, memory + lane / 4 * distance + lane % 4 * STRIDE + 4 * i, 4);
+        }
+    }
+}
+
+// 16 bytes, four whole numbers, four floats: for each quarter.
+inline Bytes repeat(const int8_t* memory) {
+    Bytes v;
+    for (int quarter = 0; quarter < 4; ++quarter) {
+        memcpy(v.at + 16 * quarter, memory, 16);
+    }
+    return v;
+}
+inline Ints repeat(const int32_t* memory) {
+    Ints v;
+    for (int i = 0; i < 16; ++i) {
+        v.at[i] = memory[i % 4];
+    }
+    return v;
+}
+inline Floats repeat(const float* memory) {
+    Floats v;
+    for (int i = 0; i < 16; ++i) {
+        v.at[i] = memory[i % 4];
+    }
+    return v;
+}
+
+inline Ints set_ints(int32_t number) {
+    Ints v;
+    for (int i = 0; i < 16; ++i) {
+        v.at[i] = number;
+    }
+    return v;
+}
+
+inline Ints add(const Ints& a, const Ints& b) {
     Ints out;
     for (int i = 0; i < 16; ++i) {
-        int32_t sum = 0;
-        for (int j = 4 * i; j < 4 * i + 4; ++j) {
-            sum += static_cast<int32_t>(u.at[j]) * static_cast<int8_t>(s.at[j]);
-        }
-        out.at[i] = sum;
+        out.at[i] = a.at[i] + b.at[i];
     }
     return out;
 }
 
-inline Ints dot(const Ints& to, const Bytes& u, const Bytes& s) {
-    Ints out = dot(u, s);
-    for (int i = 0; i < 16; ++i) {
-        out.at[i] += to.at[i];
+// Products of unsigned bytes up to MOST with signed ones, summed by fours and over up to eight pairs of vectors, with
+// what they start from. Where SIGNED_BYTES, of signed bytes instead of unsigned ones up to 255.
+constexpr bool SIGNED_BYTES = false;
+template <int MOST>
+struct Dot {
+    Ints of;
+
+    inline void start(const Ints& from) { of = from; }
+    inline void add(const Bytes& u, const Bytes& s) {
+        for (int i = 0; i < 16; ++i) {
+            for (int j = 4 * i; j < 4 * i + 4; ++j) {
+                of.at[i] += static_cast<int32_t>(u.at[j]) * static_cast<int8_t>(s.at[j]);
+            }
+        }
     }
-    return out;
-}
+
+    inline Ints sum() const { return of; }
+};
 
 inline Floats to_floats(const Ints& v) {
     Floats out;
@@ -188,11 +242,11 @@ inline Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
     return out;
 }
 
-// c - a * b, rounded once or twice.
-inline Floats subtract_product(const Floats& c, const Floats& a, const Floats& b) {
+// a * b + c, rounded once: what must have the same bits everywhere.
+inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
     Floats out;
     for (int i = 0; i < 16; ++i) {
-        out.at[i] = c.at[i] - a.at[i] * b.at[i];
+        out.at[i] = __builtin_fmaf(a.at[i], b.at[i], c.at[i]);
     }
     return out;
 }
@@ -237,16 +291,6 @@ inline float greatest(const Floats& v) {
         most = v.at[i] > most ? v.at[i] : most;
     }
     return most;
-}
-
-// Numbers i, i + 4, i + 8 and i + 12, each four times.
-template <int I>
-inline Floats spread(const Floats& v) {
-    Floats out;
-    for (int i = 0; i < 16; ++i) {
-        out.at[i] = v.at[i / 4 * 4 + I];
-    }
-    return out;
 }
 
 inline float half_to_float(uint16_t half) {
@@ -358,44 +402,6 @@ inline Floats two_halves(const uint8_t* memory) {
     return out;
 }
 
-// 0, then the sum of the first two numbers, 0, that of the next two.
-inline Floats pair_sums(const Floats& v) {
-    Floats out;
-    for (int i = 0; i < 16; i += 2) {
-        out.at[i] = 0;
-        out.at[i + 1] = v.at[i] + v.at[i + 1];
-    }
-    return out;
-}
-
-// The eight fp16 numbers at distance STRIDE, then zeros.
-template <int STRIDE>
-inline Floats eight_halves(const uint8_t* memory) {
-    Floats out = set(0.0f);
-    for (int i = 0; i < 8; ++i) {
-        out.at[i] = load_half(memory + i * STRIDE);
-    }
-    return out;
-}
-
-// Numbers 2 I and 2 I + 1, each eight times.
-template <int I>
-inline Floats spread_pair(const Floats& v) {
-    Floats out;
-    for (int i = 0; i < 16; ++i) {
-        out.at[i] = v.at[2 * I + i / 8];
-    }
-    return out;
-}
-
-// 32 bytes of each.
-inline Bytes two_blocks(const uint8_t* a, const uint8_t* b) {
-    Bytes out;
-    memcpy(out.at, a, 32);
-    memcpy(out.at + 32, b, 32);
-    return out;
-}
-
 // An fp16 number, sixteen times.
 inline Floats set_half(const uint8_t* memory) { return set(load_half(memory)); }
 
@@ -408,4 +414,53 @@ inline void transpose(Floats (&rows)[16]) {
             rows[j].at[i] = kept;
         }
     }
+}
+
+// The eight fp16 numbers at distance STRIDE of each of four rows, `distance` bytes apart, a quarter a row: first numbers
+// 0, 2, 4, 6, then the others.
+template <int STRIDE>
+inline void strided_halves(const uint8_t* memory, int64_t distance, Floats (&out)[2]) {
+    for (int i = 0; i < 16; ++i) {
+        const uint8_t* p = memory + i / 4 * distance + i % 4 * 2 * STRIDE;
+        out[0].at[i] = load_half(p);
+        out[1].at[i] = load_half(p + STRIDE);
+    }
+}
+
+// Word WORD of each quarter as an fp16 number, four times.
+template <int WORD>
+inline Floats quarter_halves(const Bytes& v) {
+    Floats out;
+    for (int i = 0; i < 16; ++i) {
+        out.at[i] = load_half(v.at + i / 4 * 16 + 2 * WORD);
+    }
+    return out;
+}
+
+// Byte I of each 32 bits.
+template <int I>
+inline Floats signed_byte(const Bytes& v) {
+    Floats out;
+    for (int i = 0; i < 16; ++i) {
+        out.at[i] = static_cast<int8_t>(v.at[4 * i + I]);
+    }
+    return out;
+}
+
+// Each quarter is the head of a block of Q4_K: of its eight 6-bit scales and minimums, two of the former and the two of
+// the latter that belong to them in 32 bits.
+inline Bytes spread_6_bits(const Bytes& heads) {
+    Bytes out;
+    for (int quarter = 0; quarter < 4; ++quarter) {
+        const uint8_t* a = heads.at + 16 * quarter + 4;
+        for (int block = 0; block < 8; ++block) {
+            const int at = block % 4;
+            const int scale = block < 4 ? a[at] & 63 : (a[8 + at] & 15) | (a[at] >> 6) << 4;
+            const int minimum = block < 4 ? a[4 + at] & 63 : a[8 + at] >> 4 | (a[4 + at] >> 6) << 4;
+            uint8_t* to = out.at + 16 * quarter + block / 2 * 4 + block % 2;
+            to[0] = static_cast<uint8_t>(scale);
+            to[2] = static_cast<uint8_t>(minimum);
+        }
+    }
+    return out;
 }
