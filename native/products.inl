@@ -75,6 +75,15 @@ MOEKIT_INLINE void add_blocks(const Rows& rows, const Scales& scales, const Acti
     }
 }
 
+// The scales of the first `count` of eight blocks, and zeros.
+inline Scales first_blocks(Scales scales, int count) {
+    alignas(16) static const int32_t KEPT[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+    for (int odd = 0; odd < 2; ++odd) {
+        scales.of[odd] = masked(scales.of[odd], repeat(KEPT + 4 - (count + 1 - odd) / 2));
+    }
+    return scales;
+}
+
 // Asks for what follows in each of the R streams: the processor's own prefetching starts late and ends with every page.
 // What lies behind the matrix is asked for in vain, and not read.
 template <int R, int BYTES>
@@ -126,8 +135,8 @@ struct Quantized {
     static constexpr int rows(int) { return 4; }
 
     template <int R, int B>
-    static inline void tile(const uint8_t* p, int64_t distance, const Activations& x, int64_t first,
-                            const Place& to) {
+    static inline void tile(const uint8_t* p, int64_t distance, const uint8_t* matrix_end, const Activations& x,
+                            int64_t first, const Place& to) {
         constexpr int STEP = ActivationBlock::NUMBERS / Format::BLOCK * Format::BYTES;
         const ActivationBlock* a = x.blocks(first);
         Floats sums[B];
@@ -135,8 +144,7 @@ struct Quantized {
         for (int b = 0; b < B; ++b) {
             sums[b] = set(0.0f);
         }
-        const auto add = [&](const Rows& rows, int64_t block) __attribute__((always_inline)) {
-            const Scales scales = Format::scales(rows);
+        const auto add = [&](const Rows& rows, const Scales& scales, int64_t block) __attribute__((always_inline)) {
             add_blocks<Format, 0>(rows, scales, a + block, x.stride, sums);
             add_blocks<Format, 1>(rows, scales, a + block, x.stride, sums);
         };
@@ -144,18 +152,26 @@ struct Quantized {
         const int64_t blocks = x.columns / ActivationBlock::NUMBERS;
         for (int64_t block = 0; block < blocks; ++block) {
             prefetch<R, STEP>(p + block * STEP, distance);
-            add({p + block * STEP, apart}, block);
+            const Rows rows{p + block * STEP, apart};
+            add(rows, Format::scales(rows), block);
         }
-        const int64_t rest = x.columns % ActivationBlock::NUMBERS;
-        if (rest > 0) {
-            // Vectors may begin before the first row, though nothing there is loaded.
-            constexpr int BEFORE = 64;
-            uint8_t padded[BEFORE + R * STEP] = {};
-            for (int r = 0; r < R; ++r) {
-                memcpy(padded + BEFORE + r * STEP, p + r * distance + blocks * STEP,
-                       static_cast<size_t>(rest / Format::BLOCK * Format::BYTES));
+        if constexpr (Format::BLOCK < ActivationBlock::NUMBERS) {
+            const auto rest = static_cast<int>(x.columns % ActivationBlock::NUMBERS / Format::BLOCK);
+            const uint8_t* last = p + blocks * STEP;
+            if (rest > 0 && last + (R - 1) * distance + STEP <= matrix_end) {
+                // What follows are the next rows' blocks, which meet zeros, if only their scales are finite.
+                const Rows rows{last, apart};
+                add(rows, first_blocks(Format::scales(rows), rest), blocks);
+            } else if (rest > 0) {
+                // Vectors may begin before the first row, though nothing there is loaded.
+                constexpr int BEFORE = 64;
+                uint8_t padded[BEFORE + R * STEP] = {};
+                for (int r = 0; r < R; ++r) {
+                    memcpy(padded + BEFORE + r * STEP, last + r * distance, static_cast<size_t>(rest) * Format::BYTES);
+                }
+                const Rows rows{padded + BEFORE, R == 1 ? 0 : STEP};
+                add(rows, Format::scales(rows), blocks);
             }
-            add({padded + BEFORE, R == 1 ? 0 : STEP}, blocks);
         }
         for (int b = 0; b < B; ++b) {
             alignas(64) float lanes[16];
@@ -218,7 +234,7 @@ struct Floating {
     static constexpr int rows(int batch) { return batch == 1 ? 4 : 2; }
 
     template <int R, int B>
-    static inline void tile(const uint8_t* p, int64_t distance, const Activations& x, int64_t first,
+    static inline void tile(const uint8_t* p, int64_t distance, const uint8_t*, const Activations& x, int64_t first,
                             const Place& to) {
         using Number = typename Kind::Number;
         const Number* a = Kind::row(x, first);
@@ -249,12 +265,13 @@ struct Floating {
 // R rows with all activations, B of them at a time and the rest by halves of that: the rows come from memory once and
 // then from the cache.
 template <typename Kind, int R, int B>
-inline void multiply_tile(const uint8_t* p, int64_t distance, const Activations& x, int64_t first, Place to) {
+inline void multiply_tile(const uint8_t* p, int64_t distance, const uint8_t* matrix_end, const Activations& x,
+                          int64_t first, Place to) {
     for (; x.rows - first >= B; first += B, to.y += B * to.stride) {
-        Kind::template tile<R, B>(p, distance, x, first, to);
+        Kind::template tile<R, B>(p, distance, matrix_end, x, first, to);
     }
     if constexpr (B > 1) {
-        multiply_tile<Kind, R, B / 2>(p, distance, x, first, to);
+        multiply_tile<Kind, R, B / 2>(p, distance, matrix_end, x, first, to);
     }
 }
 
@@ -264,12 +281,14 @@ template <typename Kind, int R, int B>
 void multiply_range(const Matrix& matrix, const Activations& x, int64_t begin, int64_t end, float* y,
                     int64_t y_stride) {
     const int64_t row_bytes = matrix.row_bytes();
+    const uint8_t* matrix_end = matrix.row(matrix.rows);
     const int64_t part = (end - begin) / R;
     for (int64_t row = begin; row < begin + part; ++row) {
-        multiply_tile<Kind, R, B>(matrix.data + row * row_bytes, part * row_bytes, x, 0, {y + row, part, y_stride});
+        multiply_tile<Kind, R, B>(matrix.data + row * row_bytes, part * row_bytes, matrix_end, x, 0,
+                                  {y + row, part, y_stride});
     }
     for (int64_t row = begin + R * part; row < end; ++row) {
-        multiply_tile<Kind, 1, B>(matrix.data + row * row_bytes, row_bytes, x, 0, {y + row, 1, y_stride});
+        multiply_tile<Kind, 1, B>(matrix.data + row * row_bytes, row_bytes, matrix_end, x, 0, {y + row, 1, y_stride});
     }
 }
 

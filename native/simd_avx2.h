@@ -112,6 +112,9 @@ inline Floats repeat(const float* memory) {
     const __m256 twice = _mm256_castsi256_ps(_mm256_broadcastsi128_si256(load_16(memory)));
     return {twice, twice};
 }
+inline Floats masked(Floats v, Ints mask) {
+    return {_mm256_and_ps(v.low, _mm256_castsi256_ps(mask.low)), _mm256_and_ps(v.high, _mm256_castsi256_ps(mask.high))};
+}
 inline Ints set_ints(int32_t number) { return {_mm256_set1_epi32(number), _mm256_set1_epi32(number)}; }
 inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 

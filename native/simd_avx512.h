@@ -102,6 +102,9 @@ inline Bytes repeat(const int8_t* memory) { return _mm512_broadcast_i32x4(load_1
 inline Ints repeat(const int32_t* memory) { return _mm512_broadcast_i32x4(load_16(memory)); }
 inline Floats repeat(const float* memory) { return _mm512_broadcast_f32x4(_mm_loadu_ps(memory)); }
 inline Ints set_ints(int32_t number) { return _mm512_set1_epi32(number); }
+inline Floats masked(Floats v, Ints mask) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), mask));
+}
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
 constexpr bool SIGNED_BYTES = false;

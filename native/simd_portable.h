@@ -142,6 +142,13 @@ inline Ints repeat(const int32_t* memory) {
     }
     return v;
 }
+inline Floats masked(const Floats& v, const Ints& mask) {
+    Floats kept;
+    for (int i = 0; i < 16; ++i) {
+        kept.at[i] = mask.at[i] ? v.at[i] : 0.0f;
+    }
+    return kept;
+}
 inline Floats repeat(const float* memory) {
     Floats v;
     for (int i = 0; i < 16; ++i) {
