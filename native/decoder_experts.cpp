@@ -130,40 +130,50 @@ void Step::activate_experts(Worker& worker, const Layer& layer, const Prepared& 
 }
 
 void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& branch) const {
-    const Routes& routes = scratch_.routes;
+    const std::vector<Routes::Expert>& experts = scratch_.routes.experts;
     const Matrix& down = layer.network.down;
     const int64_t width = shape_.width;
-    const int64_t together = static_cast<int64_t>(routes.experts.size()) * down.row_bytes() +
-                             (layer.has_branch() ? layer.branch.down.row_bytes() : 0);
-    const Chunks chunks(width, together, worker.threads());
-    // All experts' part of a run of rows is one task, so that sums need no lock and have one order.
-    worker.each(chunks.count(), [&](int64_t chunk) {
-        const int64_t from = chunks.begin(chunk), to = chunks.end(chunk), rows = to - from;
-        float y[Decoder::MAX_BATCH * Chunks::MAX_ROWS];
-        float* added = scratch_.added.data() + from;
-        for (int64_t b = 0; b < batch_; ++b) {
-            std::fill_n(added + b * width, rows, 0.0f);
+    const auto used = static_cast<int64_t>(experts.size());
+    const Chunks chunks(width, down.row_bytes(), worker.threads());
+    const Chunks of_branch = layer.has_branch() ? Chunks(width, layer.branch.down.row_bytes(), worker.threads())
+                                                : Chunks(0, 1, 1);
+    worker.each(of_branch.count() + used * chunks.count(), [&](int64_t task) {
+        if (task < of_branch.count()) {
+            const Product product{layer.branch.down, branch.of(layer.branch.down), scratch_.branch_added.data(), width};
+            return product.compute(of_branch.begin(task), of_branch.end(task));
         }
-        const auto add = [&](int64_t sequence, float weight, const float* part) {
-            for (int64_t i = 0; i < rows; ++i) {
-                added[sequence * width + i] += weight * part[i];
-            }
-        };
-        for (const Routes::Expert& expert : routes.experts) {
-            const Matrix part = rows_of(down, expert.index * width + from, expert.index * width + to);
-            multiply_rows(part, hidden.of(down).slice(expert.begin, expert.end), 0, rows, y, rows);
-            for (int64_t i = expert.begin; i < expert.end; ++i) {
-                add(routes.sequence[i], routes.weight[i], y + (i - expert.begin) * rows);
-            }
-        }
-        if (layer.has_branch()) {
-            multiply_rows(rows_of(layer.branch.down, from, to), branch.of(layer.branch.down), 0, rows, y, rows);
-            for (int64_t b = 0; b < batch_; ++b) {
-                const float share = layer.branch_gate ? 1 / (1 + std::exp(-scratch_.branch_gate[b])) : 1.0f;
-                add(b, share, y + b * rows);
-            }
-        }
+        // The short chunks of all experts come last.
+        const Routes::Expert& expert = experts[(task - of_branch.count()) % used];
+        const int64_t chunk = (task - of_branch.count()) / used;
+        multiply_rows(rows_of(down, expert.index * width, (expert.index + 1) * width),
+                      hidden.of(down).slice(expert.begin, expert.end), chunks.begin(chunk), chunks.end(chunk),
+                      scratch_.expert_added.data() + expert.begin * width, width);
     });
+    constexpr int64_t RUN = 256;
+    worker.each((width + RUN - 1) / RUN, [&](int64_t run) { sum_experts(layer, run * RUN, std::min(width, (run + 1) * RUN)); });
+}
+
+void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {
+    const Routes& routes = scratch_.routes;
+    const int64_t width = shape_.width;
+    for (int64_t b = 0; b < batch_; ++b) {
+        std::fill(scratch_.added.data() + b * width + from, scratch_.added.data() + b * width + to, 0.0f);
+    }
+    const auto add = [&](int64_t sequence, float weight, const float* part) {
+        float* added = scratch_.added.data() + sequence * width;
+        for (int64_t i = from; i < to; ++i) {
+            added[i] += weight * part[i];
+        }
+    };
+    for (size_t i = 0; i < routes.sequence.size(); ++i) {
+        add(routes.sequence[i], routes.weight[i], scratch_.expert_added.data() + i * width);
+    }
+    if (layer.has_branch()) {
+        for (int64_t b = 0; b < batch_; ++b) {
+            const float share = layer.branch_gate ? 1 / (1 + std::exp(-scratch_.branch_gate[b])) : 1.0f;
+            add(b, share, scratch_.branch_added.data() + b * width);
+        }
+    }
 }
 
 }  // namespace moekit

@@ -21,6 +21,8 @@ Scratch::Scratch(const DecoderShape& shape, const Sizes& sizes)
       residual(Decoder::MAX_BATCH * shape.width),
       projected(Decoder::MAX_BATCH * (shape.heads + 2 * shape.kv_heads) * shape.head_width),
       added(Decoder::MAX_BATCH * shape.width),
+      expert_added(sizes.assignments * shape.width),
+      branch_added(Decoder::MAX_BATCH * shape.width),
       router_logits(Decoder::MAX_BATCH * sizes.experts),
       branch_gate(Decoder::MAX_BATCH),
       normed(Decoder::MAX_BATCH, shape.width),

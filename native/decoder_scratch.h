@@ -60,7 +60,7 @@ struct Sizes {
     explicit Sizes(const std::vector<Layer>& layers);
 
     int64_t experts = 1;
-    int64_t assignments = Decoder::MAX_BATCH;
+    int64_t assignments = Decoder::MAX_BATCH;  // of sequences to experts
     int64_t hidden = 1;
     int64_t branch = 1;
 };
@@ -101,6 +101,8 @@ struct Scratch {
     std::vector<float> projected;  // queries, keys and values
     std::vector<float> attention;  // the memory of attention's tasks; grows with the longest sequence
     std::vector<float> added;      // what a block adds to the residual stream
+    std::vector<float> expert_added;  // what the expert of each assignment adds
+    std::vector<float> branch_added;
     std::vector<float> router_logits, branch_gate;
     Input normed, attended;
     Input routed;  // rows of `normed` in the order of the assignments

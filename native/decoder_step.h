@@ -90,6 +90,8 @@ class Step {
     Prepared gather(Worker& worker, const Layer& layer) const;
     void activate_experts(Worker& worker, const Layer& layer, const Prepared& x) const;
     void add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& branch) const;
+    // Columns `from` to `to` of what experts and branch add together, for all sequences.
+    void sum_experts(const Layer& layer, int64_t from, int64_t to) const;
 
     // Whether every product has a single row.
     bool alone() const { return batch_ == 1; }

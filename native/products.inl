@@ -86,9 +86,10 @@ inline Scales first_blocks(Scales scales, int count) {
 
 // Asks for what follows in each of the R streams: the processor's own prefetching starts late and ends with every page.
 // What lies behind the matrix is asked for in vain, and not read.
+constexpr int AHEAD = 2048;
+
 template <int R, int BYTES>
 inline void prefetch(const uint8_t* p, int64_t distance) {
-    constexpr int AHEAD = 2048;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -283,6 +284,12 @@ void multiply_range(const Matrix& matrix, const Activations& x, int64_t begin, i
     const int64_t row_bytes = matrix.row_bytes();
     const uint8_t* matrix_end = matrix.row(matrix.rows);
     const int64_t part = (end - begin) / R;
+    // All streams' beginnings at once: one by one, each would be waited for.
+    for (int at = 0; at < AHEAD; at += 64) {
+        for (int r = 0; r < R; ++r) {
+            __builtin_prefetch(matrix.row(begin + r * part) + at);
+        }
+    }
     for (int64_t row = begin; row < begin + part; ++row) {
         multiply_tile<Kind, R, B>(matrix.data + row * row_bytes, part * row_bytes, matrix_end, x, 0,
                                   {y + row, part, y_stride});
