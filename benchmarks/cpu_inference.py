@@ -293,7 +293,8 @@ def main() -> None:
     chosen = [(shape, kind) for shape in options.shapes for kind in options.types]
     results = [compared(shape, kind, options) for shape, kind in chosen if f"{shape}:{kind}" not in options.skip]
     where = environment("numpy", "gguf", "transformers")
-    record = {"environment": where, "command": " ".join(sys.argv), "results": results}
+    asked = {name: getattr(options, name) for name in ("prompts", "steps", "rounds", "batch")}
+    record = {"environment": where, "options": asked, "results": results}
     text = json.dumps(record, indent=2) + "\n"
     if options.out:
         options.out.write_text(text, encoding="utf-8")
