@@ -69,7 +69,7 @@ struct Q8_0 {
 
 struct Q4_0 {
     static constexpr int BLOCK = 32, BYTES = 18, ZERO = 8, MOST = 15;
-    static constexpr bool MINIMUMS = false, HALVES = false, RUNS = false;
+    static constexpr bool MINIMUMS = false, HALVES = false, RUNS = true;
 
     MOEKIT_INLINE static Scales scales(const Rows& rows) {
         Scales s;
@@ -88,6 +88,15 @@ struct Q4_0 {
             w[4 + i] = high_nibbles(v[i]);
         }
     }
+
+#if defined(MOEKIT_ROW_RUNS)
+    template <int ODD>
+    MOEKIT_INLINE static void row_bits(const uint8_t* p, Bytes (&w)[2]) {
+        const Bytes runs = short_runs(p + ODD * BYTES + 2);
+        w[0] = low_nibbles(runs);
+        w[1] = high_nibbles(runs);
+    }
+#endif
 
     static inline Ints offsets(const ActivationBlock& x, int odd, int) { return repeat(x.minus_8 + 4 * odd); }
 
