@@ -1,6 +1,5 @@
 // The feed-forward part of a step: dense networks and mixtures of experts.
 #include <algorithm>
-#include <cmath>
 
 #include "decoder_step.h"
 
@@ -150,7 +149,9 @@ void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidde
                       scratch_.expert_added.data() + expert.begin * width, width);
     });
     constexpr int64_t RUN = 256;
-    worker.each((width + RUN - 1) / RUN, [&](int64_t run) { sum_experts(layer, run * RUN, std::min(width, (run + 1) * RUN)); });
+    worker.each((width + RUN - 1) / RUN, [&](int64_t run) {
+        sum_experts(layer, run * RUN, std::min(width, (run + 1) * RUN));
+    });
 }
 
 void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {
@@ -170,8 +171,7 @@ void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {
     }
     if (layer.has_branch()) {
         for (int64_t b = 0; b < batch_; ++b) {
-            const float share = layer.branch_gate ? 1 / (1 + std::exp(-scratch_.branch_gate[b])) : 1.0f;
-            add(b, share, scratch_.branch_added.data() + b * width);
+            add(b, branch_share(layer, &scratch_.branch_gate[b]), scratch_.branch_added.data() + b * width);
         }
     }
 }

@@ -1,6 +1,7 @@
 // One token for each of several sequences: what every thread of the parallel region runs, phase by phase.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <vector>
@@ -33,6 +34,11 @@ void multiply_head(Worker& worker, const DecoderShape& shape, Input& normed, int
 // Rows `begin` to `end` of a matrix as a matrix.
 inline Matrix rows_of(const Matrix& matrix, int64_t begin, int64_t end) {
     return {matrix.row(begin), matrix.type, end - begin, matrix.columns};
+}
+
+// What the branch beside the experts counts for: all of it, or what its gate says of a token.
+inline float branch_share(const Layer& layer, const float* gate) {
+    return layer.branch_gate ? 1 / (1 + std::exp(-*gate)) : 1.0f;
 }
 
 // How rows of `row_bytes` are cut into tasks: the first three quarters into long ones, since every task begins with

@@ -1,6 +1,5 @@
 // The feed-forward part of a prompt: dense networks, and experts with the tokens that are theirs.
 #include <algorithm>
-#include <cmath>
 
 #include "decoder_step.h"
 #include "kernels.h"
@@ -166,8 +165,7 @@ void Prompt<Number>::combine(const Layer& layer, int64_t token) const {
         add(scratch_.routes.weight[place], scratch_.expert_added.get(0) + place * shape_.width);
     }
     if (layer.has_branch()) {
-        const float share = layer.branch_gate ? 1 / (1 + std::exp(-scratch_.branch_gate.get(0)[token])) : 1.0f;
-        add(share, scratch_.branch_added.get(0) + token * shape_.width);
+        add(branch_share(layer, scratch_.branch_gate.get(0) + token), scratch_.branch_added.get(0) + token * shape_.width);
     }
 }
 
