@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from tests.inference.tensors import decode, prefill
+from tests.kernels.selecting import selected
 
 from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.inference.native_runner import NativeRunner
@@ -145,10 +146,8 @@ def test_quantised_on_load_is_near_the_same_numbers_in_torch(kind: object) -> No
 
 @pytest.fixture(params=module.native().instruction_sets() if native.available() else [])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = native.instruction_set()
-    module.native().select_instruction_set(request.param)
-    yield request.param
-    module.native().select_instruction_set(best)
+    with selected(request.param) as name:
+        yield name
 
 
 @pytest.mark.parametrize("name", CONFIGS)

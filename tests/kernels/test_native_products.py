@@ -15,9 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gguf import GGMLQuantizationType, quants
+from tests.kernels.selecting import selected
 from torch import Tensor
 
-from moekit.kernels.native import available, instruction_set, products, read_bandwidth
+from moekit.kernels.native import available, products, read_bandwidth
 from moekit.kernels.native.module import native
 from moekit.kernels.packed import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix
 
@@ -32,10 +33,8 @@ SCALES = {Q4_0: (0,), Q8_0: (0,), Q4_K: (0, 2), Q6_K: (208,)}
 
 @pytest.fixture(params=native().instruction_sets() if available() else [])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = instruction_set()
-    native().select_instruction_set(request.param)
-    yield request.param
-    native().select_instruction_set(best)
+    with selected(request.param) as name:
+        yield name
 
 
 def multiply(matrix: PackedMatrix, x_BD: Tensor) -> Tensor:

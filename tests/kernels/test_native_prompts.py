@@ -12,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels.packed_decoder import as_type, packed
+from tests.kernels.selecting import selected
 from tests.kernels.test_native_decoder import config, decode, make, native, round_weights, text
 from torch import Tensor
 
 from moekit.config import ModelConfig
-from moekit.kernels.native import instruction_set
 from moekit.kernels.native.decoder import NativeCache, NativeDecoder
 from moekit.kernels.native.module import available
 from moekit.kernels.native.module import native as native_module
@@ -41,10 +41,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = instruction_set()
-    native_module().select_instruction_set(request.param)
-    yield request.param
-    native_module().select_instruction_set(best)
+    with selected(request.param) as name:
+        yield name
 
 
 def assert_same(logits_V: Tensor, expected_V: Tensor) -> None:
