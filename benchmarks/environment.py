@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moekit.hardware import hardware
+from moekit.core.hardware import hardware
 
 
 def environment(*packages: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def parts(path: str) -> dict[str, float]:
         found[name], begin = now - begin, now
 
     with starting():
-        from moekit.hardware import process_started
+        from moekit.core.hardware import process_started
         from moekit.inference import load_runner
         from moekit.inference.prompts import prompt_ids
 
@@ -151,7 +151,7 @@ def one_round(path: str) -> dict[str, float]:
 IMPORTS = """
 from moekit.cli.generating import starting
 with starting():
-    import moekit.hardware, moekit.inference.prompts
+    import moekit.core.hardware, moekit.inference.prompts
 """
 
 

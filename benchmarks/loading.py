@@ -37,7 +37,7 @@ from moekit.checkpoint.layout import Stored, View, stored
 from moekit.checkpoint.loading import read_weights
 from moekit.checkpoint.tensors import StoredTensors
 from moekit.checkpoint.writing import write_weights
-from moekit.hardware import peak_resident_bytes, reset_peak_resident, resident_bytes
+from moekit.core.hardware import peak_resident_bytes, reset_peak_resident, resident_bytes
 
 # Model width, width of keys and values, feed-forward width, vocabulary: about those of a 3 B model
 D, KV, F, V = 3072, 1024, 8192, 128_256

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from environment import environment
-from moekit import hardware
 from moekit.compare.configs import costs_of
 from moekit.compare.measure import mean_bits_per_byte
 from moekit.compare.plan import learning_rate_for
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.quantize import TYPES, plan_quantization
+from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, is_scored, load_corpus, training_batch
 from moekit.families.gguf import GGUFModel
 from moekit.inference.native_runner import NativeRunner

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from environment import environment
-from moekit import hardware
 from moekit.compare.configs import costs_of
 from moekit.compare.contestants import SIZES, default_contestants
 from moekit.compare.measure import mean_bits_per_byte
 from moekit.compare.plan import learning_rate_for
 from moekit.config import ModelConfig
 from moekit.convert.upcycle import Upcycling, plan_upcycling
+from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, load_corpus, training_batch
 from moekit.models import LanguageModel, build, load
 from moekit.training import Trainer, TrainingConfig

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.errors import UsageError
-from moekit.validation import read_yaml, validate
+from moekit.core.errors import UsageError
+from moekit.core.validation import read_yaml, validate
 
 
 def test_configurations_are_frozen() -> None:

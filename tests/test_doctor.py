@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from moekit import doctor
 from moekit.cli.doctor import doctor as verb
-from moekit.hardware import hardware
+from moekit.core.hardware import hardware
 
 
 @pytest.fixture(autouse=True)

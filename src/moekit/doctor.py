@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from moekit.hardware import hardware
+from moekit.core.hardware import hardware
 from moekit.kernels import native
 
 # What kernels make use of, as Linux names them in /proc/cpuinfo.

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from moekit.agents.members.base import MemberError
 from moekit.agents.session import Call, Layer, QuorumFailed, Strategy
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")
 

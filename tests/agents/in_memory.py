@@ -13,7 +13,7 @@ from moekit.agents.member_calls import MemberCalls
 from moekit.agents.members.base import MemberError, Reason
 from moekit.agents.session import Call, Session, Strategy
 from moekit.agents.trace import TraceRecorder
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from tests.agents.in_memory import OPTIONS, QUESTION, Answering, Asking, Complet
 
 from moekit.agents.config import PriceConfig
 from moekit.agents.members.base import MemberError
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 
 def anyhow(draw: random.Random, books: list[Usage], told: list[Usage]) -> Complete:

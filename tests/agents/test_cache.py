@@ -16,8 +16,8 @@ from tests.agents.in_memory import QUESTION, USAGE, reply
 from moekit.agents.cache import Cache, Key, call_key
 from moekit.agents.config import CacheConfig
 from moekit.agents.members.base import MemberError
-from moekit.errors import MoekitError, UsageError
-from moekit.messages import ChatOptions, Message, Reply, Usage
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.messages import ChatOptions, Message, Reply, Usage
 
 OF = TypeAdapter(Reply)
 OPTIONS = ChatOptions(temperature=0.7, max_tokens=10, stop=("#",))

@@ -21,7 +21,7 @@ from tests.agents.in_memory import (
 from moekit.agents.config import EndpointConfig
 from moekit.agents.limits import Limits
 from moekit.agents.members.base import MemberError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 
 def saying(*pieces: str, then: Exception | None = None, every: float = 1.0) -> Complete:

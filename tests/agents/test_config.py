@@ -10,7 +10,7 @@ import yaml
 
 from moekit.agents.config import AgentsConfig, EndpointMemberConfig, LocalMemberConfig, read_agents
 from moekit.agents.strategy_configs import MoaConfig, RankConfig, RouteConfig
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 GOOD: dict[str, Any] = {
     "endpoints": {"openai": {"url": "https://api.example.com/v1/", "key_variable": "TEST_KEY"}},

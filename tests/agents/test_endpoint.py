@@ -32,7 +32,7 @@ from moekit.agents.members.base import MemberError
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
 from moekit.agents.members.wire import retry_after_s
 from moekit.agents.secrets import Redactor
-from moekit.messages import ChatOptions, Message, Reply, Usage
+from moekit.core.messages import ChatOptions, Message, Reply, Usage
 
 KEY = "sk-secret-1234567890"
 OPTIONS = ChatOptions(max_tokens=50)

@@ -16,8 +16,8 @@ from moekit.agents import AgentsConfig, Answer, AnswerFailed, Engine, ask
 from moekit.agents.config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.limits import Limits
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
-from moekit.errors import MoekitError, UsageError
-from moekit.messages import ChatOptions, Usage
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.messages import ChatOptions, Usage
 
 T = TypeVar("T")
 

@@ -20,13 +20,13 @@ from moekit.agents.config import LocalMemberConfig
 from moekit.agents.members.ensemble import EnsembleRunner, check_same_encoding, ensemble_of
 from moekit.agents.members.load_local import ensemble_member, load_local_members
 from moekit.agents.strategy_configs import EnsembleConfig
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer
-from moekit.errors import UsageError
 from moekit.inference import GenerationOptions, LoadedModel, SamplingOptions, generate
 from moekit.inference.generation import Memory
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels.packed import Numbers
-from moekit.messages import ChatOptions, Message
 from moekit.models import Decoder
 
 TEXT = "an ensemble of models"

@@ -10,7 +10,7 @@ from tests.agents.fault_server import Fail, FaultServer, Ok
 
 from moekit.agents import AgentsConfig
 from moekit.agents.evaluate import AgentsEvaluation, Question, evaluate
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 NAMES = ("cheap", "dear", "writer", "judge")
 PRICES = {"cheap": 1.0, "dear": 3.0, "writer": 1.0, "judge": 1.0}

@@ -17,9 +17,9 @@ from moekit.agents.evaluate.matching import Match, extract, is_right, majority
 from moekit.agents.evaluate.questions import read_questions
 from moekit.agents.trace import CallEvent, Trace
 from moekit.config import DenseConfig, ModelConfig
+from moekit.core.errors import UsageError
+from moekit.core.messages import Usage
 from moekit.counting import inference_flops_per_token
-from moekit.errors import UsageError
-from moekit.messages import Usage
 from moekit.models import Decoder
 
 

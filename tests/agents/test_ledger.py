@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moekit.agents.config import BudgetConfig, PriceConfig
 from moekit.agents.ledger import Ledger, Reservation, money
 from moekit.agents.members.base import MemberError
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 PRICE = PriceConfig(input=0.1, output=0.3)
 

@@ -12,7 +12,7 @@ from moekit.agents import AgentsConfig, Answer, Engine
 from moekit.agents.config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.members.base import MemberError
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
-from moekit.messages import ChatOptions, Message, Usage
+from moekit.core.messages import ChatOptions, Message, Usage
 
 OPTIONS = ChatOptions(max_tokens=50)
 

@@ -9,7 +9,7 @@ from tests.agents.in_memory import now, run
 from moekit.agents.config import EndpointConfig
 from moekit.agents.limits import Limits
 from moekit.agents.members.base import MemberError
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 
 def limits_of(**settings: int) -> Limits:

@@ -20,12 +20,12 @@ from moekit.agents.config import LocalMemberConfig
 from moekit.agents.members.base import Embedder, Member, MemberError, Scorer
 from moekit.agents.members.load_local import load_local_members, model_identity
 from moekit.agents.members.local import LocalMember, LockedRunner
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions, Message, Usage
 from moekit.data.tokenizers import ByteTokenizer
-from moekit.errors import UsageError
 from moekit.inference import GenerationOptions, LoadedModel, generate
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
-from moekit.messages import ChatOptions, Message, Usage
 
 USER = (Message(role="user", content="The quick brown fox"),)
 GREEDY = ChatOptions(temperature=0.0, max_tokens=12)

@@ -20,9 +20,9 @@ from moekit.agents.session import Session
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategy_configs import SingleConfig
 from moekit.agents.trace import TraceRecorder
+from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import LoadedModel
-from moekit.messages import ChatOptions, Message
 
 MAIN = threading.main_thread()
 HISTORY = tuple(Message(role=role, content="x" * 40) for _ in range(8) for role in ("user", "assistant"))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from moekit.agents.prompts import SYNTHESIZE
 from moekit.agents.session import QuorumFailed
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategy_configs import MoaConfig, SelfMoaConfig
-from moekit.messages import ChatOptions, Message
+from moekit.core.messages import ChatOptions, Message
 
 LAYERS = (("a", "b", "c"), ("c", "b"), ("a", "c"))
 

@@ -15,7 +15,7 @@ from tests.agents.fault_server import Fail, FaultServer, Ok
 from moekit.agents import AgentsConfig, Engine
 from moekit.agents.answer import Answer
 from moekit.agents.prompts import SYNTHESIZE
-from moekit.messages import ChatOptions, Message
+from moekit.core.messages import ChatOptions, Message
 
 NAMES = ("a", "b", "c", "d")
 LAYERS = (("a", "b", "c"), ("b", "d"), ("a", "c", "d"))

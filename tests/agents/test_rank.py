@@ -12,7 +12,7 @@ from moekit.agents.prompts import JUDGE, SYNTHESIZE, to_judge, verdict_of
 from moekit.agents.session import QuorumFailed
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategy_configs import RankConfig
-from moekit.messages import ChatOptions, Reply
+from moekit.core.messages import ChatOptions, Reply
 
 QUESTION = CONVERSATIONS["several turns with a system message"]
 QUALITY = {"a": 1, "b": 3, "c": 2}

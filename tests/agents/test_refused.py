@@ -13,7 +13,7 @@ from moekit.agents.session import Session, Strategy
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategy_configs import MoaConfig, RankConfig, SelfMoaConfig, SingleConfig
 from moekit.config import Config
-from moekit.messages import ChatOptions, Message
+from moekit.core.messages import ChatOptions, Message
 from moekit.serve import PromptTooLong
 
 LONG = ChatOptions(max_tokens=50)

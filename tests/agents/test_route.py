@@ -13,8 +13,8 @@ from moekit.agents.members.base import MemberError
 from moekit.agents.routing.classifier import Classifier
 from moekit.agents.strategies.route import Route
 from moekit.agents.strategy_configs import RouteConfig
-from moekit.errors import UsageError
-from moekit.messages import ChatOptions, Message, Reply
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions, Message, Reply
 
 EXAMPLES = {
     "prose": ("Once upon a time there was a king.", "It was a dark and stormy night.", "The sun rose over the hills."),

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import DENSE, model_config
 
 from moekit.agents import AgentsConfig, Answer, Engine
-from moekit.messages import ChatOptions, Message
+from moekit.core.messages import ChatOptions, Message
 from moekit.models import Decoder
 
 TEXTS = {

@@ -15,7 +15,7 @@ from moekit.agents.routing.examples import read_examples
 from moekit.agents.routing.features import FEATURES, TfIdf, normalized
 from moekit.agents.routing.nearest import Nearest
 from moekit.agents.strategy_configs import RouteConfig
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 
 def grams(text: str) -> Counter[int]:

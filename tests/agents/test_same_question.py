@@ -18,8 +18,8 @@ from moekit.agents.ledger import Ledger
 from moekit.agents.member_calls import MemberCalls, Place
 from moekit.agents.members.base import MemberError
 from moekit.agents.trace import TraceRecorder
-from moekit.errors import UsageError
-from moekit.messages import Message
+from moekit.core.errors import UsageError
+from moekit.core.messages import Message
 
 T = TypeVar("T")
 

@@ -25,8 +25,8 @@ from moekit.agents.limits import Limits
 from moekit.agents.members.base import MemberError
 from moekit.agents.session import Call, Layer, QuorumFailed, Session
 from moekit.agents.strategies.rank import judging
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 # Deadlines
 

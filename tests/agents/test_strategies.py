@@ -12,8 +12,8 @@ from moekit.agents.prompts import SYNTHESIZE
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.self_moa import windows
 from moekit.agents.strategy_configs import RouteConfig, SelfMoaConfig, SingleConfig, StrategyConfig
-from moekit.errors import UsageError
-from moekit.messages import ChatOptions, Message
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions, Message
 
 QUESTION = CONVERSATIONS["one question"]
 

@@ -9,7 +9,7 @@ from tests.agents.fake_session import CONVERSATIONS, system, user
 
 from moekit.agents.trace import CallEvent, Trace, TraceRecorder
 from moekit.agents.trace_page import trace_page
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %}&lt;\u202e\x00"
 

@@ -9,7 +9,7 @@ from tests.agents.fake_session import assistant, system, user
 
 from moekit.agents.prompts import with_references
 from moekit.agents.trimming import fit, shortened
-from moekit.messages import Message
+from moekit.core.messages import Message
 
 INSTRUCTION = "Merge:"
 

@@ -19,7 +19,7 @@ from moekit.checkpoint.layout import Part, Stored, stored
 from moekit.checkpoint.loading import read_weights
 from moekit.checkpoint.parts import LayoutError
 from moekit.checkpoint.tensors import StoredTensors
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 INDEX = "model.safetensors.index.json"
 

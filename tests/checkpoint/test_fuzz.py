@@ -14,7 +14,7 @@ from tests.checkpoint.samples import bits, read_all, same_bits
 from torch import Tensor
 
 from moekit.checkpoint.tensors import StoredTensors
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

@@ -12,7 +12,7 @@ import torch
 from tests.checkpoint.gguf_samples import TYPES, file_of, key, sample, tensor, text
 
 from moekit.checkpoint.gguf import STORED_TYPES, GGUFFile, OutputTensor, Strings, gguf_bytes, write_gguf
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.kernels.packed import F32, Q4_K, Q8_0, dequantize
 from moekit.kernels.packed.quantize import quantize
 

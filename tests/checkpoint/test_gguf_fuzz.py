@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.checkpoint.gguf_samples import sample
 
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile, Strings
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moekit.checkpoint.layout import stored
 from moekit.checkpoint.tensors import StoredTensors
 from moekit.checkpoint.writing import write_folder, write_weights
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 transformers = pytest.importorskip("transformers")
 

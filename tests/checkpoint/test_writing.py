@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.checkpoint.samples import bits, layout, random_parameters
 
-from moekit import files
 from moekit.checkpoint import writing
 from moekit.checkpoint.layout import Part, Stored, stored
 from moekit.checkpoint.parts import LayoutError
 from moekit.checkpoint.writing import write_folder, write_weights
-from moekit.errors import MoekitError, UsageError
+from moekit.core import files
+from moekit.core.errors import MoekitError, UsageError
 
 
 def fill(folder: Path) -> None:

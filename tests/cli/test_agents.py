@@ -19,7 +19,7 @@ from tests.agents.fault_server import Fail, FaultServer, Ok, Truncated
 
 from moekit.agents import AnswerFailed, read_agents
 from moekit.cli.agents import agents
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 ANSWER = "Paris, of course."
 KEY = "sk-of-the-tests"

@@ -17,7 +17,7 @@ from tests.inference.folders import byte_level, llama, save_tokenizer
 
 from moekit.cli.chat import chat
 from moekit.cli.generate import generate
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.inference import GenerationOptions, load_runner
 from moekit.inference import generate as complete
 from moekit.kernels.native import available

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from tests.convert.merging import make_models, recipe, write_recipe
 
 from moekit.cli.merge import merge
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 pytest.importorskip("transformers")
 

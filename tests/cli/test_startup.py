@@ -52,7 +52,7 @@ import time
 from moekit.cli.generating import starting
 with starting():
     begin = time.process_time()
-    import moekit.hardware, moekit.inference.prompts
+    import moekit.core.hardware, moekit.inference.prompts
     done = time.process_time()
     import torch
     print(done - begin, time.process_time() - done)

@@ -9,7 +9,7 @@ from tests.convert.models import save
 
 from moekit.cli.split import split
 from moekit.cli.upcycle import upcycle
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 
 @pytest.fixture(scope="session")

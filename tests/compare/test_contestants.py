@@ -20,8 +20,8 @@ from moekit.compare.plan import MEASURED_SHARES, measured_steps
 from moekit.compare.quantities import parse_count, parse_duration
 from moekit.compare.task import Calibration
 from moekit.config import LSTMConfig, ModelConfig, NGramConfig
+from moekit.core.errors import UsageError
 from moekit.counting import count_parameters, training_flops_per_token
-from moekit.errors import UsageError
 
 _UPCYCLED = "contestants: [{name: x, layers: [{kind: dense, width: 16}],"
 

@@ -23,8 +23,8 @@ from moekit.compare.results import Results, Run, read_results
 from moekit.compare.task import Calibration, failure_text
 from moekit.compare.trained import TrainingTask
 from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.core.errors import TrainingFailed, UsageError
 from moekit.data import Corpus, Document, build_corpus
-from moekit.errors import TrainingFailed, UsageError
 from moekit.moe.routers import HashRouter
 
 TINY = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=16, sequences=4)
@@ -154,7 +154,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from moekit.compare import experiment
 from moekit.compare.plan import Folder
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 try:
     experiment.resume(Folder(Path(sys.argv[1])), experiment.Listener())
 except MoekitError as error:

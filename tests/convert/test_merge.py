@@ -16,7 +16,7 @@ from moekit.convert.merge_noise import Draw, Noise
 from moekit.convert.merge_plan import Merge
 from moekit.convert.merge_run import Options, write_merge
 from moekit.convert.train_router import loaded
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.models import Decoder, load
 
 transformers = pytest.importorskip("transformers")

@@ -25,8 +25,8 @@ from moekit.convert.train_router import (
     train_routers,
     training_memory_bytes,
 )
+from moekit.core.errors import MoekitError
 from moekit.data import Document
-from moekit.errors import MoekitError
 
 pytest.importorskip("transformers")
 

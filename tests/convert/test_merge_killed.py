@@ -12,7 +12,7 @@ from tests.convert.test_merge_lora import DOWN, QUERY, save_adapter
 from moekit.convert import streaming
 from moekit.convert.merge_run import write_merge
 from moekit.convert.partial import partial_folder
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ from tests.families.folders import stored_tensors
 
 from moekit.convert.lora import open_adapter
 from moekit.convert.merge_run import Options, write_merge
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 pytest.importorskip("transformers")
 

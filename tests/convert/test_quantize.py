@@ -12,7 +12,7 @@ from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile
 from moekit.cli.quantize import quantize as verb
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.quantize import TYPES, plan_quantization
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.kernels.packed import BlockType, dequantize
 from moekit.kernels.packed.quantize import quantize
 from moekit.models import Decoder

@@ -11,7 +11,7 @@ from moekit.convert.networks import Slot
 from moekit.convert.split import Splitting, activity, balanced_clusters, plan_splitting
 from moekit.convert.stored_model import StoredModel
 from moekit.convert.upcycle import generator
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.models import load
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from tests.convert.merging import killed
 from torch import Tensor
 
-from moekit import files
 from moekit.checkpoint.tensors import StoredTensors
 from moekit.convert import streaming
 from moekit.convert.partial import partial_folder
 from moekit.convert.streaming import Copy, Made, OutputTensor, output_bytes, peak_memory_bytes, write_tensors
-from moekit.errors import MoekitError, UsageError
+from moekit.core import files
+from moekit.core.errors import MoekitError, UsageError
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from moekit.convert import upcycle as module
 from moekit.convert.partial import partial_folder
 from moekit.convert.result import Conversion
 from moekit.convert.upcycle import Upcycling, plan_upcycling, shares
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.models import load
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -14,7 +14,7 @@ from moekit.cli.upcycle import upcycle
 from moekit.config import MoEConfig
 from moekit.convert.networks import Slot
 from moekit.convert.upcycle import Upcycling, plan_upcycling
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.models import load
 
 pytestmark = pytest.mark.usefixtures("quick")

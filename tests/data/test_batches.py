@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moekit.core.errors import UsageError
 from moekit.data import Corpus, DomainText, check_large_enough, held_out_windows, is_scored, training_batch
-from moekit.errors import UsageError
 
 
 def corpus_of(*sizes: tuple[int, int]) -> Corpus:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data import Corpus, Document, DomainText, build_corpus, load_corpus
-from moekit.errors import MoekitError, UsageError
 
 Prose = Callable[..., bytes]
 

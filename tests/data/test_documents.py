@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from moekit.core.errors import UsageError
 from moekit.data import documents
 from moekit.data.documents import Document, is_text, read_sources
-from moekit.errors import UsageError
 
 
 def write(path: Path, content: bytes | str = "some text\n") -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from moekit.core.errors import MoekitError
 from moekit.data import Document, embedded_documents, split_documents
 from moekit.data.embedded import cut_docstrings
-from moekit.errors import MoekitError
 
 SOURCE = textwrap.dedent('''
     # é before all, in two bytes

@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from moekit.checkpoint.gguf import GGUFFile, write_gguf
 from moekit.checkpoint.gguf.metadata import Metadata
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.gguf_pre_tokenizers import PATTERNS, name_of
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
 from moekit.data.gguf_vocabulary import tokenizer_metadata
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer
-from moekit.errors import MoekitError, UsageError
 
 VOCAB = 700
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"

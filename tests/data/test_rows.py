@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moekit.core.errors import UsageError
 from moekit.data.documents import read_sources
-from moekit.errors import UsageError
 
 
 def jsonl(path: Path, *rows: object) -> str:

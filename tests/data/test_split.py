@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moekit.core.errors import UsageError
 from moekit.data import Document, split_documents
 from moekit.data.split import cut_tail, near_duplicate_groups
-from moekit.errors import UsageError
 
 Prose = Callable[..., bytes]
 

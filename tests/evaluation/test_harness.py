@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.conftest import DENSE, model_config
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.models import Decoder, build
 
 pytest.importorskip("lm_eval")

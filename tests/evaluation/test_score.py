@@ -9,9 +9,9 @@ from tests.conftest import DENSE, MOE, model_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moekit.config import EncoderConfig, LSTMConfig, XLNetConfig
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data import Document
 from moekit.data.tokenizers import FileTokenizer, tokenizer_of
-from moekit.errors import MoekitError, UsageError
 from moekit.evaluation import evaluate, scorer_of
 from moekit.models import Decoder, LanguageModel, NGram, build, load
 

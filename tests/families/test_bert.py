@@ -11,7 +11,7 @@ from tests.families.moves import randomize, saved_tensors, to_ours, to_theirs
 
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.config.encoder import EncoderConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families.bert import FAMILIES, FAMILY, is_ignored, modern_name
 from moekit.families.settings import Settings
 from moekit.models.encoder import Encoder

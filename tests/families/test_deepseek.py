@@ -22,7 +22,7 @@ from moekit.config import (
     SoftmaxTopKConfig,
 )
 from moekit.convert.merge_run import Options, write_merge
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families import describe
 from moekit.families.deepseek import write
 from moekit.models import LanguageModel, load

@@ -13,7 +13,7 @@ from tests.families.test_decoders import VOCAB, build_theirs
 from torch import Tensor
 
 from moekit.convert.merge_run import Options, write_merge
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.models import LanguageModel, load
 from moekit.models.folder import own_tensors
 

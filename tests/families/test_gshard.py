@@ -8,7 +8,7 @@ import torch
 
 from moekit.config import MoEConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families import switch, t5
 from moekit.families.gshard import FAMILY
 from moekit.families.settings import Settings

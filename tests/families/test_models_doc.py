@@ -5,8 +5,8 @@
 
 from pathlib import Path
 
+from moekit.core.formatting import bytes_text, parameters_text
 from moekit.families import presets
-from moekit.formatting import bytes_text, parameters_text
 from moekit.plan import plan_model
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"

@@ -9,7 +9,7 @@ from tests.families.weights import as_saved, check_same_bits, fill, taken
 
 from moekit.config import MoEConfig, SwitchConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families.settings import Settings
 from moekit.families.switch import FAMILY
 from moekit.models.encoder_decoder import EncoderDecoder

@@ -18,7 +18,7 @@ from moekit.config import (
     SoftmaxTopKConfig,
     XLNetConfig,
 )
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families import FAMILIES
 from moekit.models import build, load
 from moekit.models.folder import own_tensors

@@ -11,7 +11,7 @@ from tests.families.moves import randomize, saved_tensors, to_ours, to_theirs
 
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.config.xlnet import XLNetConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families.settings import Settings
 from moekit.families.xlnet import FAMILIES, FAMILY
 from moekit.models.xlnet import XLNet

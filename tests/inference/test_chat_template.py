@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.inference.folders import END, START, byte_fallback, byte_level, save_tokenizer
 
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizers import FileTokenizer
-from moekit.errors import MoekitError, UsageError
 from moekit.inference import Conversation, GenerationOptions, LoadedModel
 from moekit.inference.chat_template import ChatTemplate, folder_template
 from moekit.inference.chat_template_worker import render

@@ -12,8 +12,8 @@ from tests.conftest import MOE, model_config
 from tests.inference.tensors import decode, prefill
 
 from moekit.config import ExpertChoiceConfig, MoEConfig
+from moekit.core.errors import UsageError
 from moekit.data.tokenizers import ByteTokenizer
-from moekit.errors import UsageError
 from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, generate
 from moekit.inference import load_runner as load
 from moekit.inference.generation import Memory

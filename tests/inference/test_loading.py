@@ -10,8 +10,8 @@ from tests.inference.folders import END, START, TOKENIZERS, llama, save_tokenize
 
 from moekit.config import EncoderConfig
 from moekit.convert.quantize import plan_quantization
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizers import ByteTokenizer
-from moekit.errors import MoekitError, UsageError
 from moekit.inference import GenerationOptions, generate, load_runner
 from moekit.kernels.packed import F32
 from moekit.models import Decoder, build

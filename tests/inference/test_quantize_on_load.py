@@ -11,7 +11,7 @@ from tests.inference.tensors import decode, prefill
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.quantize import plan_quantization
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.families.gguf import GGUFModel
 from moekit.inference import load_runner
 from moekit.inference.packed_weights import packed_weights

@@ -19,7 +19,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.inference.probabilities import Doubles, softmax
 from moekit.inference.sampling import Sampler, SamplingOptions, adjusted, candidates, pick
 

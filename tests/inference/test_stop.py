@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.inference.stop import StopStrings
 
 LETTERS = st.text("ab\n", max_size=12)

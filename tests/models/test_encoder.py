@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.config.encoder import EncoderConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families.bert import layout
 from moekit.models import encoder
 from moekit.models.encoder import NOT_PREDICTED, Encoder

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import MOE, model_config
 
 from moekit.config import ModelConfig, MoEConfig, SwitchConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.models import Decoder, load
 
 

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tests.conftest import model_config
 
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.models import Decoder, load
 
 

@@ -10,8 +10,8 @@ from typing import Self
 
 from starlette.applications import Starlette
 
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 from moekit.serve import ChatModel, ChatReply
 from moekit.serve.app import create_app
 from moekit.serve.run import bind, hosts_of, server_of, url_of

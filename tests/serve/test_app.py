@@ -13,8 +13,8 @@ import openai
 import pytest
 from tests.serve.served import FAILED, Scripted, Served, served
 
-from moekit.errors import UsageError
-from moekit.messages import ChatOptions, Message
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions, Message
 from moekit.serve import PromptTooLong
 from moekit.serve.run import bind, hosts_of, is_loopback
 

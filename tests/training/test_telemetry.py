@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moekit.config import ModelConfig, MoEConfig, SigmoidBiasConfig, SoftmaxTopKConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.models import Decoder
 from moekit.moe import RoutingStats
 from moekit.training import (

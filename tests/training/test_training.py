@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from moekit.config import ModelConfig, SoftmaxTopKConfig
-from moekit.errors import MoekitError, TrainingFailed
+from moekit.core.errors import MoekitError, TrainingFailed
 from moekit.models import Decoder
 from moekit.moe import Routing
 from moekit.training import (

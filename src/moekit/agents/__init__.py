@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from moekit.agents.answer import Answer, AnswerFailed
 from moekit.agents.config import AgentsConfig, read_agents
 from moekit.agents.engine import Engine
-from moekit.messages import ChatOptions, Message
+from moekit.core.messages import ChatOptions, Message
 
 __all__ = ["AgentsConfig", "Answer", "AnswerFailed", "Engine", "ask", "read_agents"]
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from moekit.agents.trace import Trace
-from moekit.errors import MoekitError
-from moekit.messages import FinishReason, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import FinishReason, Usage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from moekit.agents.config import CacheConfig
 from moekit.agents.members.base import MemberError
-from moekit.errors import MoekitError, UsageError
-from moekit.files import replacing, write_text
-from moekit.messages import ChatOptions, Message, Usage
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.files import replacing, write_text
+from moekit.core.messages import ChatOptions, Message, Usage
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from moekit.agents.hedging import Hedge
 from moekit.agents.ledger import Ledger
 from moekit.agents.limits import Limits
 from moekit.agents.members.base import Member, MemberError
-from moekit.messages import OnText, Usage
+from moekit.core.messages import OnText, Usage
 
 T = TypeVar("T")
 

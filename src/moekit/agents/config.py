@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, Pos
 
 from moekit.agents.strategy_configs import EnsembleConfig, RankConfig, RouteConfig, StrategyConfig
 from moekit.config import Config
-from moekit.errors import UsageError, did_you_mean
-from moekit.validation import read_yaml, validate
+from moekit.core.errors import UsageError, did_you_mean
+from moekit.core.validation import read_yaml, validate
 
 _MOST_RETRIES = 20
 

@@ -21,8 +21,8 @@ from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.single import Single
 from moekit.agents.strategy_configs import EnsembleConfig, SingleConfig
 from moekit.agents.trace import TraceRecorder
-from moekit.errors import MoekitError, UsageError, did_you_mean
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.errors import MoekitError, UsageError, did_you_mean
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 from moekit.serve.protocol import ChatModel, ChatReply, PromptTooLong
 
 if TYPE_CHECKING:

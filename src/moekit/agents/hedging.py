@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from moekit.messages import OnText
+from moekit.core.messages import OnText
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from moekit.agents.answer import Spent
 from moekit.agents.config import BudgetConfig, PriceConfig
 from moekit.agents.members.base import MemberError
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 _MILLION = 1_000_000
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from moekit.agents.config import EndpointConfig
 from moekit.agents.members.base import MemberError
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 # A server counts a request when it arrives, some time after it was sent: before its answer, or, where the answer takes
 # longer or never comes, within this time.

@@ -15,8 +15,8 @@ from moekit.agents.config import AgentsConfig
 from moekit.agents.ledger import Ledger, money
 from moekit.agents.members.base import Embedder, Member, MemberError, Scorer
 from moekit.agents.trace import CallEvent, TraceRecorder
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")
 

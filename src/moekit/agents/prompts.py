@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from moekit.messages import Message
+from moekit.core.messages import Message
 
 SYNTHESIZE = """\
 Several assistants have already answered the user's latest message; their answers are listed below. Write the one \

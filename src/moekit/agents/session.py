@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 from moekit.agents.config import AgentsConfig
 from moekit.agents.member_calls import MemberCalls, Place, most_tokens
 from moekit.agents.members.base import Member, MemberError
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")
 

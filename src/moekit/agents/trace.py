@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moekit.messages import FinishReason, Message, Usage
+from moekit.core.messages import FinishReason, Message, Usage
 
 
 class _Record(BaseModel):

@@ -5,8 +5,8 @@ from itertools import groupby
 import jinja2
 
 from moekit.agents.trace import CallEvent, Trace
-from moekit.formatting import count_text, duration_text
-from moekit.messages import Usage
+from moekit.core.formatting import count_text, duration_text
+from moekit.core.messages import Usage
 
 
 def trace_page(trace: Trace) -> str:

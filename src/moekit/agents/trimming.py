@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from moekit.messages import Message
+from moekit.core.messages import Message
 
 # Other models' answers keep so many characters as long as there are old turns that can go instead.
 _KEPT = 400

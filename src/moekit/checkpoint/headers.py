@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from moekit.checkpoint.tensors import DTYPES
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ORDER = {dtype: position for position, dtype in enumerate(DTYPES.values())}

@@ -14,7 +14,7 @@ from torch import Tensor
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.parts import Pair, check_cover, pairs, pieces, stored_shape
 from moekit.checkpoint.tensors import StoredTensors, TensorInfo
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 # Read at once, and the memory that a thread needs besides where layout or type have to change.
 _PIECE_BYTES = 16 << 20

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 # In the order in which the safetensors library lays tensors out: aligned on any width as long as the widest go first.
 DTYPES: Mapping[str, torch.dtype] = {

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit import files
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.loading import memory_of, promoted
 from moekit.checkpoint.parts import Pair, check_cover, pairs, pieces, stored_shape
 from moekit.checkpoint.tensors import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE
-from moekit.errors import UsageError
+from moekit.core import files
+from moekit.core.errors import UsageError
 
 _PIECE_BYTES = 16 << 20
 

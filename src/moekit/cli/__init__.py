@@ -21,7 +21,7 @@ from moekit.cli.quantize import quantize
 from moekit.cli.split import split
 from moekit.cli.train import train
 from moekit.cli.upcycle import upcycle
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 _INTERRUPTED = 130
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.errors import UsageError, did_you_mean
+from moekit.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import socket
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moekit.agents.answer import Spent
     from moekit.agents.evaluate import AgentsEvaluation, Match, Question
     from moekit.agents.trace import Trace
-    from moekit.messages import Message
+    from moekit.core.messages import Message
 
 _CONFIG = click.argument("config", metavar="CONFIG", type=click.Path(path_type=Path))
 _STRATEGY = click.option(
@@ -177,7 +177,7 @@ def _read(path: Path, *names: str | None, replay: bool = False) -> "AgentsConfig
 
 def _messages(question: str, system: str | None) -> "list[Message]":
     """What is asked; the question is read from standard input where it is -. Raises UsageError where there is none."""
-    from moekit.messages import Message
+    from moekit.core.messages import Message
 
     if question == "-":
         try:
@@ -215,7 +215,7 @@ async def _answer(config: "AgentsConfig", messages: "list[Message]", name: str |
 
 
 def _write_trace(path: Path | None, trace: "Trace") -> None:
-    from moekit.files import write_text
+    from moekit.core.files import write_text
 
     if path is None:
         return
@@ -246,7 +246,7 @@ def _print_json(answer: "Answer") -> None:
 
 def _print_figures(spent: "Spent", trace: "Trace") -> None:
     """What failed, a line each, and a line like `7 calls, 1 from the cache · 812 tokens read, 240 written · 3.2 s`."""
-    from moekit.formatting import duration_text
+    from moekit.core.formatting import duration_text
 
     for failure in trace.failures:
         click.echo(f"Failed: {failure}", err=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.cli.generating import Bar, drawing_options, figures, generation_options, load_to_generate, starting
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from moekit.inference import Completion, Conversation

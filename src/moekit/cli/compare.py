@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moekit.errors import MoekitError, UsageError, did_you_mean
+from moekit.core.errors import MoekitError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from moekit.compare.contestants import Contestant

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 if TYPE_CHECKING:
     from moekit.convert.result import Conversion, ConversionPlan, ConversionReport
@@ -68,7 +68,7 @@ def _dry_run(plan: "Callable[[], Conversion]", out: Path, *, as_json: bool) -> N
 
 
 def _print_plan(planned: "ConversionPlan") -> None:
-    from moekit.formatting import bytes_text, parameters_text
+    from moekit.core.formatting import bytes_text, parameters_text
 
     total, active = parameters_text(planned.params_total), parameters_text(planned.params_active)
     click.echo(f"{planned.model_type}: {total} parameters, {active} active, {planned.tensors} tensors")
@@ -80,7 +80,7 @@ def _print_plan(planned: "ConversionPlan") -> None:
 
 
 def _print_report(report: "ConversionReport") -> None:
-    from moekit.formatting import bytes_text, parameters_text
+    from moekit.core.formatting import bytes_text, parameters_text
 
     total, active = parameters_text(report.params_total), parameters_text(report.params_active)
     click.echo(

@@ -13,7 +13,7 @@ from moekit.compare.experiment import Listener
 from moekit.compare.plan import Plan
 from moekit.compare.results import Results, Run
 from moekit.compare.verdict import judge, summary_table
-from moekit.formatting import count_text, duration_text
+from moekit.core.formatting import count_text, duration_text
 from moekit.training import StepReport
 
 # What of the summary fits 80 columns; the sentences below the table, and the report, say the rest.

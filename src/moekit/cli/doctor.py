@@ -37,7 +37,7 @@ def _print(diagnosis: "Diagnosis") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moekit.formatting import bytes_text
+    from moekit.core.formatting import bytes_text
 
     available, total = bytes_text(diagnosis.memory_available_bytes), bytes_text(diagnosis.memory_bytes)
     disk = "not measured: no room for temporary files"

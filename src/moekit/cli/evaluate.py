@@ -98,7 +98,7 @@ def _print(result: "Evaluation") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moekit.formatting import bytes_text, count_text
+    from moekit.core.formatting import bytes_text, count_text
 
     table = Table(box=None, show_header=False)
     table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")

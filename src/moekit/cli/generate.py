@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.cli.generating import Bar, drawing_options, figures, generation_options, load_to_generate, starting
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from moekit.inference import Completion, GenerationOptions, LoadedModel
@@ -76,7 +76,7 @@ def _run(
     import time
     from dataclasses import replace
 
-    from moekit.hardware import process_started
+    from moekit.core.hardware import process_started
     from moekit.inference import generate as complete
     from moekit.inference.prompts import prompt_ids
 

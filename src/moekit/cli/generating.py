@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,7 +94,7 @@ def generation_options(
 
 def figures(completion: "Completion", waited: float) -> str:
     """One line: `12 tokens of prompt at 250/s · 80 tokens at 38.1/s · first after 0.8 s`. waited: in seconds."""
-    from moekit.formatting import duration_text
+    from moekit.core.formatting import duration_text
 
     parts = [f"{completion.prompt_tokens} tokens of prompt at {completion.prefill_tokens_per_second:.1f}/s"]
     speed = completion.decode_tokens_per_second

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,7 +109,7 @@ def _plan(config: Path, out: Path, seed: int, fused: bool) -> "tuple[Merge | Non
 
 def _dry_run(config: Path, out: Path, seed: int, fused: bool, train: bool, as_json: bool, console: "Console") -> None:
     from moekit.convert.merge import forecast
-    from moekit.formatting import bytes_text
+    from moekit.core.formatting import bytes_text
 
     planned, problems = _plan(config, out, seed, fused)
     found = forecast(planned, train_routers=train) if planned else None

@@ -72,7 +72,7 @@ def _print(described: "ModelPlan") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moekit.formatting import bytes_text, parameters_text
+    from moekit.core.formatting import bytes_text, parameters_text
 
     console = Console(highlight=False)
     console.print(f"[bold]{described.model}[/]" + (f"  ({described.source})" if described.source else ""))

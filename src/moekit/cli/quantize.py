@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moekit.cli.converting import WritingBar
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 if TYPE_CHECKING:
     from moekit.convert.quantize import QuantizationPlan
@@ -59,7 +59,7 @@ def quantize(model: str, out: Path, kind: str, dry_run: bool, as_json: bool, deb
 
 
 def _print(plan: "QuantizationPlan", *, written: bool) -> None:
-    from moekit.formatting import bytes_text, parameters_text
+    from moekit.core.formatting import bytes_text, parameters_text
 
     types = ", ".join(f"{count} {name}" for name, count in plan.tensors.items())
     verb = "holds" if written else "will hold"

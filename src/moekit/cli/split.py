@@ -59,8 +59,8 @@ def split(
 
     def plan() -> "Conversion":
         from moekit.convert.split import Splitting, plan_splitting
+        from moekit.core.validation import validate
         from moekit.models import find
-        from moekit.validation import validate
 
         folder, chosen = find(dense), validate(Splitting, options, where="moekit split")
         if dry_run:
@@ -76,9 +76,9 @@ def _tokens(folder: Path, data: tuple[str, ...]) -> "Tensor":
     import torch
 
     from moekit.config import ModelConfig
+    from moekit.core.errors import UsageError
     from moekit.data import embedded_documents, read_sources
     from moekit.data.tokenizers import tokenizer_of
-    from moekit.errors import UsageError
     from moekit.models.folder import read_config
 
     _, config = read_config(folder)

@@ -39,7 +39,7 @@ def train(config: Path, out: Path | None, as_json: bool, debug: bool) -> None:
     if as_json:
         click.echo(result.model_dump_json(indent=2))
         return
-    from moekit.formatting import duration_text
+    from moekit.core.formatting import duration_text
 
     measured = "" if result.held_out_bits is None else f", {result.held_out_bits:.4f} bits per prediction held out"
     click.echo(f"{result.model}: trained for {duration_text(result.seconds)}{measured}")

@@ -58,8 +58,8 @@ def upcycle(dense: str, out: Path, dry_run: bool, as_json: bool, debug: bool, **
 
     def plan() -> "Conversion":
         from moekit.convert.upcycle import Upcycling, plan_upcycling
+        from moekit.core.validation import validate
         from moekit.models import find
-        from moekit.validation import validate
 
         return plan_upcycling(find(dense), validate(Upcycling, options, where="moekit upcycle"))
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from moekit.compare.plan import MEASURED_SHARES
 from moekit.compare.task import Calibration
-from moekit.errors import UsageError
-from moekit.formatting import duration_text
+from moekit.core.errors import UsageError
+from moekit.core.formatting import duration_text
 
 # Fewer steps than this, of which the first fifty warm up, say nothing about an architecture.
 MINIMUM_STEPS = 100

@@ -14,8 +14,8 @@ from moekit.compare.contestants import (
     upcycled_contestant,
 )
 from moekit.config import Config
-from moekit.errors import UsageError, did_you_mean
-from moekit.validation import read_yaml, validate
+from moekit.core.errors import UsageError, did_you_mean
+from moekit.core.validation import read_yaml, validate
 
 
 class ContestantsFile(Config):

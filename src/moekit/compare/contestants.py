@@ -35,8 +35,8 @@ from moekit.config import (
     never_learns,
 )
 from moekit.config import SoftmaxTopKConfig as SoftmaxTopK
-from moekit.errors import UsageError
-from moekit.validation import validate
+from moekit.core.errors import UsageError
+from moekit.core.validation import validate
 
 if TYPE_CHECKING:
     from moekit.compare.upcycle import Upcycled

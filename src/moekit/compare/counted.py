@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moekit import hardware
 from moekit.compare.measure import held_out_bits, mean_bits_per_byte
 from moekit.compare.plan import MEASURED_SHARES
 from moekit.compare.results import Run
 from moekit.compare.task import FAILURES, Calibration, Task, failure_text, tell
 from moekit.config import BYTE_VOCAB_SIZE, NGramConfig
-from moekit.errors import TrainingFailed
+from moekit.core import hardware
+from moekit.core.errors import TrainingFailed
 from moekit.models import NGram
 from moekit.training import Interrupted, Progress, StepReport
 from moekit.training.loop import Point

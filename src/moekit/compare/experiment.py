@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 import moekit
-from moekit import hardware
 from moekit.compare import process
 from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, BudgetTooSmall, affordable_steps, leaves_room
 from moekit.compare.configs import costs_of
@@ -40,8 +39,9 @@ from moekit.compare.results import (
     write_results,
 )
 from moekit.compare.task import Calibration
+from moekit.core import hardware
+from moekit.core.errors import UsageError
 from moekit.data import Corpus, check_large_enough
-from moekit.errors import UsageError
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, StepReport, TrainingConfig
 
 # Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from moekit.compare.results import ExpertsByDomain, LayerRouting
+from moekit.core.hardware import Precision
 from moekit.data import is_scored
-from moekit.hardware import Precision
 from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, NGram
 from moekit.moe import Routing, add_sums, routing_stats
 from moekit.training import matrix_precision

@@ -6,12 +6,12 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from moekit import files
 from moekit.compare.configs import ContestantConfig
 from moekit.compare.results import Machine
 from moekit.compare.upcycle import Upcycled
 from moekit.config import Config
-from moekit.errors import MoekitError
+from moekit.core import files
+from moekit.core.errors import MoekitError
 from moekit.training import TrainingConfig
 
 # Shares of the training at which the held-out text is measured: denser at the start, where curves bend.

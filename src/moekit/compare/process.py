@@ -10,7 +10,7 @@ from pathlib import Path
 from moekit.compare.plan import Folder
 from moekit.compare.results import Run
 from moekit.compare.task import Calibration, Stopped
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.training import Interrupted, StepReport
 
 

@@ -1,6 +1,6 @@
 """Quantities as people type them."""
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 
 def parse_duration(text: str) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moekit.compare.contestants import Contestant, Size
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

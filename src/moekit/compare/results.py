@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moekit import files
 from moekit.compare.configs import ContestantConfig
+from moekit.core import files
 
 SCHEMA_VERSION = 4
 

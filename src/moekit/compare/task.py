@@ -5,12 +5,12 @@ import sys
 import torch
 from pydantic import BaseModel
 
-from moekit import hardware
 from moekit.compare.configs import costs_of
 from moekit.compare.plan import Folder, Plan
 from moekit.compare.results import CurvePoint, Run
+from moekit.core import hardware
+from moekit.core.errors import TrainingFailed
 from moekit.data import Corpus, held_out_windows, training_batch
-from moekit.errors import TrainingFailed
 from moekit.training import Progress, StepReport
 
 # What a training may fail of; `failure_text` says which are a result.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from moekit import hardware
 from moekit.compare.configs import ContestantConfig
 from moekit.compare.measure import decode_latency, mean_bits_per_byte, measure_domains
 from moekit.compare.plan import Folder
 from moekit.compare.results import Run
 from moekit.compare.task import FAILURES, Calibration, Task, failure_text, tell
+from moekit.core import hardware
 from moekit.models import LanguageModel, build
 from moekit.moe.routers import HashRouter
 from moekit.training import Progress, StepLog, Trainer, TrainingConfig, new_optimizer, training_step

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from moekit.compare.configs import costs_of
 from moekit.config import Config, ModelConfig
 from moekit.convert.upcycle import Upcycling, plan_upcycling
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.models import build
 from moekit.training import TrainingConfig
 

@@ -9,14 +9,14 @@ told as a `Stopped` on the last line.
 import sys
 from pathlib import Path
 
-from moekit import files
 from moekit.compare.counted import CountingTask
 from moekit.compare.plan import Folder
 from moekit.compare.task import Stopped, Task, tell
 from moekit.compare.trained import TrainingTask
 from moekit.compare.upcycled import UpcyclingTask
 from moekit.config import NGramConfig
-from moekit.errors import MoekitError
+from moekit.core import files
+from moekit.core.errors import MoekitError
 
 
 def new_task(folder: Folder, contestant: str, seed: int) -> Task:

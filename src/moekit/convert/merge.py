@@ -12,7 +12,7 @@ from moekit.convert.merge_plan import Merge
 from moekit.convert.merge_sources import Source, difference, open_source
 from moekit.convert.streaming import output_bytes, peak_memory_bytes
 from moekit.convert.train_router import training_memory_bytes
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 
 @dataclass(frozen=True)

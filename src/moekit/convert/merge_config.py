@@ -7,8 +7,8 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from moekit.config import Config
-from moekit.errors import UsageError, did_you_mean
-from moekit.validation import validate
+from moekit.core.errors import UsageError, did_you_mean
+from moekit.core.validation import validate
 
 DRAWN_MODES = ("random", "uniform_random")
 PROMPT_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "router_input", "fitted")

@@ -8,7 +8,7 @@ from moekit.checkpoint.layout import Stored
 from moekit.config import ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.merge_config import PROMPT_MODES, MergeConfig
 from moekit.convert.merge_sources import NETWORK, Source
-from moekit.errors import MoekitError, did_you_mean
+from moekit.core.errors import MoekitError, did_you_mean
 from moekit.families import FAMILIES, describe
 from moekit.families.deepseek import AUTO_MAP
 

@@ -12,7 +12,7 @@ from moekit.convert.merge_plan import Merge
 from moekit.convert.model_card import model_card
 from moekit.convert.report import RoutingReport, Text, prompts_of, routing_report
 from moekit.convert.streaming import write_tensors
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.models.folder import COMPANIONS, CONFIG
 
 REPORT, CARD, COPY = "report.json", "README.md", "merge.json"

@@ -13,7 +13,7 @@ from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.lora import Adapter, open_adapter
 from moekit.convert.merge_config import Reference
 from moekit.convert.streaming import Copy, Made, Piece
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.families import Family, Settings
 from moekit.models import build
 from moekit.models.folder import layout_of, own_tensors, read_config, read_settings

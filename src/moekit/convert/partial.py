@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moekit.checkpoint.writing import check_replaceable
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 JOURNAL = "journal.jsonl"
 CHECKSUMS = "checksums.json"

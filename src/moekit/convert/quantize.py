@@ -20,9 +20,9 @@ from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.parts import pairs, pieces, stored_shape
 from moekit.config import AttentionConfig
 from moekit.convert.stored_model import StoredModel, row_width
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.gguf_vocabulary import tokenizer_metadata
 from moekit.data.tokenizers import TOKENIZER
-from moekit.errors import MoekitError, UsageError
 from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
 from moekit.kernels.packed import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from moekit import files
 from moekit.checkpoint.writing import check_replaceable
 from moekit.config import ModelConfig
 from moekit.convert.networks import Mixture, dense_of, output_tensors
@@ -19,10 +18,11 @@ from moekit.convert.partial import checksums_text, discard, partial_folder
 from moekit.convert.stored_model import StoredModel, shapes_of
 from moekit.convert.streaming import OutputTensor, file_bytes, peak_memory_bytes, write_tensors
 from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
+from moekit.core import files
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.formatting import bytes_text
 from moekit.counting import count_parameters
-from moekit.errors import MoekitError, UsageError
 from moekit.families import Family, describe
-from moekit.formatting import bytes_text
 from moekit.models.folder import COMPANIONS, CONFIG, read_settings
 
 RECORD = "conversion.json"

@@ -22,7 +22,7 @@ from moekit.convert.result import Conversion, choose_family
 from moekit.convert.stored_model import StoredModel
 from moekit.convert.upcycle import chosen_layers, generator
 from moekit.convert.verify import ModelStream, Probe
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.kernels.torch.activation import Activation, plain_activation
 from moekit.models.decoder import DecoderLayer
 

@@ -17,7 +17,7 @@ from moekit.checkpoint.parts import Pair, pairs, pieces
 from moekit.checkpoint.tensors import StoredTensors
 from moekit.config import ModelConfig
 from moekit.convert.streaming import Copy, Made, Piece
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.families import Family
 from moekit.models import Decoder
 from moekit.models.folder import layout_of, own_tensors, read_config

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit import files
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.loading import memory_of
 from moekit.checkpoint.tensors import INDEX, StoredTensors
 from moekit.convert.direct_file import DirectFile
 from moekit.convert.partial import Partial, Reached, already_finished, opened, partial_folder
-from moekit.errors import MoekitError
-from moekit.formatting import bytes_text
+from moekit.core import files
+from moekit.core.errors import MoekitError
+from moekit.core.formatting import bytes_text
 
 # Read, summed and written at once: large enough that a disk is busy with one while the next is read.
 _CHUNK_BYTES = 4 << 20

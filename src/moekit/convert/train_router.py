@@ -18,8 +18,8 @@ from moekit.checkpoint.tensors import StoredTensors
 from moekit.config import never_learns
 from moekit.convert.merge_outputs import merged_layout
 from moekit.convert.merge_plan import Merge, materialized
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data import Document
-from moekit.errors import MoekitError, UsageError
 from moekit.models import Decoder
 from moekit.models.folder import allocate, own_tensors
 from moekit.nn.meta import on_meta

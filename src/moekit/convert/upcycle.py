@@ -31,7 +31,7 @@ from moekit.config import (
 from moekit.convert.networks import Matrix, Mixture, Slot, dense_of, moe_of
 from moekit.convert.result import Conversion, choose_family
 from moekit.convert.stored_model import StoredModel
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 _Branch = Literal["none", "shared", "gated_shared"]
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from moekit.config import MoEConfig
 from moekit.convert.stored_model import StoredModel, row_count, row_width
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.torch.activation import Activation, plain_activation
 from moekit.models import Decoder

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moekit.core.errors import UsageError
 from moekit.data.corpus import Corpus, Tokens
 from moekit.data.tokenizers import SEPARATOR
-from moekit.errors import UsageError
 
 
 def training_batch(corpus: Corpus, *, step: int, sequences: int, context: int, seed: int) -> Tensor:

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from moekit import files
 from moekit.config import BYTE_VOCAB_SIZE
+from moekit.core import files
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.documents import Document, ignore, read_sources
 from moekit.data.embedded import embedded_documents
 from moekit.data.split import split_documents
 from moekit.data.tokenizers import SEPARATOR
-from moekit.errors import MoekitError, UsageError
 
 Bytes = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.uint8] | npt.NDArray[np.uint32]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moekit.core.errors import UsageError
+from moekit.core.formatting import bytes_text
 from moekit.data import rows
-from moekit.errors import UsageError
-from moekit.formatting import bytes_text
 
 MAX_FILE_BYTES = 100_000_000
 """A larger file inside a folder is skipped; a file that is named itself is read whatever its size."""

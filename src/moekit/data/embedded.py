@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from moekit.core.errors import MoekitError
 from moekit.data.documents import Document, is_text
-from moekit.errors import MoekitError
 
 # Tests are more than half of a full installation and absent from many others; they are repetitive, and would
 # drown the library itself. `encodings` is generated tables, and `pydoc_data` is the text of the `english` domain.

@@ -9,9 +9,9 @@ from tokenizers.models import BPE
 
 from moekit.checkpoint.gguf import Metadata
 from moekit.config import BYTE_VOCAB_SIZE
+from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.data.gguf_pre_tokenizers import PATTERNS, WHOLE_WORDS_FIRST
 from moekit.data.tokenizers import ByteTokenizer, Tokenizer
-from moekit.errors import MoekitError, UsageError, did_you_mean
 
 _KEY = "tokenizer.ggml"
 # Kinds of tokens, as the files number them.

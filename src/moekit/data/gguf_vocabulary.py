@@ -9,10 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer as Rust
 
 from moekit.checkpoint.gguf import Written
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.gguf_pre_tokenizers import name_of
 from moekit.data.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from moekit.data.tokenizers import TOKENIZER
-from moekit.errors import MoekitError, UsageError
 
 _KEY = "tokenizer.ggml"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from moekit.core.errors import UsageError
 from moekit.data.documents import Document, is_text
-from moekit.errors import UsageError
 
 HELD_OUT_SHARE = 0.1
 """Of each domain's bytes; where whole files are held out, it comes to between half and 1.5 times this share."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from moekit.config import BYTE_VOCAB_SIZE
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Rust

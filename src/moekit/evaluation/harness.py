@@ -17,8 +17,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
+from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer, tokenizer_of
-from moekit.errors import UsageError
 from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, load
 
 _LONGEST = 2048

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from moekit.core.errors import UsageError
 from moekit.data.tokenizers import ByteTokenizer, tokenizer_of
-from moekit.errors import UsageError
 from moekit.evaluation.score import LineScorer, Score, WindowScorer
 from moekit.models import LanguageModel, NGram
 

@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from moekit.core.errors import UsageError
 from moekit.data import Document
 from moekit.data.tokenizers import Tokenizer
-from moekit.errors import UsageError
 from moekit.models import NGram
 
 # Windows of a batch hold about so many tokens together: enough to keep the processor busy, few enough to stay small.

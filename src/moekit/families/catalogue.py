@@ -14,7 +14,7 @@ from moekit.config import (
     ModelConfig,
     XLNetConfig,
 )
-from moekit.errors import MoekitError, UsageError, did_you_mean
+from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.families import (
     bert,
     deepseek,

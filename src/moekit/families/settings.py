@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 T = TypeVar("T")
 

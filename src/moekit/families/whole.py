@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from moekit.config import Config
+from moekit.core.validation import validate
 from moekit.families.base import Family, Preset
 from moekit.families.settings import Settings
-from moekit.validation import validate
 
 C = TypeVar("C", bound=Config)
 

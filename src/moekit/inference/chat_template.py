@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moekit.core.errors import MoekitError
 from moekit.data.tokenizers import Tokenizer
-from moekit.errors import MoekitError
 from moekit.inference.prompts import PromptTokenizer
 
 Message = Mapping[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
 from moekit.inference.loading import LoadedModel
 from moekit.inference.runner import OnTokens

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from moekit.config import ModelConfig
+from moekit.core.errors import UsageError, did_you_mean
 from moekit.data.tokenizers import ByteTokenizer, Tokenizer, tokenizer_of
-from moekit.errors import UsageError, did_you_mean
 from moekit.inference.chat_template import folder_template
 from moekit.inference.limits import checked_context, decoder_config
 from moekit.inference.loading import LoadedModel, OnBytes, is_native, token_ids

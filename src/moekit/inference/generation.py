@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer
-from moekit.errors import UsageError
 from moekit.inference.prompts import Prompt, prompt_ids
 from moekit.inference.runner import Cache, OnTokens, Runner
 from moekit.inference.sampling import Sampler, SamplingOptions

@@ -1,7 +1,7 @@
 """What can generate at all, and how long a text may get."""
 
 from moekit.config import Config, ModelConfig
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 
 def decoder_config(config: Config) -> ModelConfig:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from moekit.config import ModelConfig
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
 from moekit.data.tokenizers import Tokenizer
-from moekit.errors import MoekitError, UsageError
 from moekit.families.gguf import GGUFModel
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.limits import checked_context, decoder_config

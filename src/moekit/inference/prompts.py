@@ -7,8 +7,8 @@ start token and the text's ids, and special tokens that a user writes out become
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer
-from moekit.errors import UsageError
 
 Prompt = str | Sequence[int]
 

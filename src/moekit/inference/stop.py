@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 
 class StopStrings:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moekit.config import DenseConfig, FeedForwardConfig
 from moekit.config.encoder import EncoderConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.kernels.backends import Backend
 from moekit.kernels.torch.activation import Activation
 from moekit.models.base import LanguageModel, is_bias

@@ -15,7 +15,7 @@ from moekit.checkpoint.tensors import StoredTensors
 from moekit.checkpoint.writing import write_folder as write_whole
 from moekit.checkpoint.writing import write_weights
 from moekit.config import Config
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families import Family, Settings, describe, family_of, same_function
 from moekit.models.special_tokens import with_special_tokens
 from moekit.nn.meta import on_meta

@@ -16,7 +16,7 @@ from moekit.config import (
     ModelConfig,
     XLNetConfig,
 )
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.families import presets
 from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.base import LanguageModel

@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from moekit.errors import MoekitError, did_you_mean
+from moekit.core.errors import MoekitError, did_you_mean
+from moekit.core.validation import validate
 from moekit.serve.errors import RequestError, error_object, error_response
 from moekit.serve.protocol import ChatModel
 from moekit.serve.schemas import ChatRequest, ResponseObjects
-from moekit.validation import validate
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from moekit.errors import UsageError
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 
 class PromptTooLong(UsageError):

@@ -6,7 +6,7 @@ import socket
 import uvicorn
 from starlette.applications import Starlette
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 # Of an answer that is under way when the server is told to stop.
 _GRACE_S = 3

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from moekit.messages import ChatOptions, FinishReason, Message, Role, Usage
+from moekit.core.messages import ChatOptions, FinishReason, Message, Role, Usage
 
 _ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from moekit import files
-from moekit.errors import MoekitError
+from moekit.core import files
+from moekit.core.errors import MoekitError
 
 # What AdamW keeps for each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 import torch
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
-from moekit import files
 from moekit.config import (
     AnyModelConfig,
     Config,
@@ -22,10 +21,12 @@ from moekit.config import (
     XLNetConfig,
     never_learns,
 )
+from moekit.core import files
+from moekit.core.errors import UsageError
+from moekit.core.validation import read_yaml, validate
 from moekit.data import Corpus, check_large_enough, load_corpus
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from moekit.data.tokens import tokenized
-from moekit.errors import UsageError
 from moekit.families import preset
 from moekit.models import Decoder, LanguageModel, NGram, build, load
 from moekit.training.config import TrainingConfig
@@ -33,7 +34,6 @@ from moekit.training.loop import StepReport, Trainer
 from moekit.training.objectives import Objective, PairObjective, read_pairs
 from moekit.training.step import held_out_bits
 from moekit.training.telemetry import StepLog
-from moekit.validation import read_yaml, validate
 
 Say = Callable[[str], None]
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from moekit.errors import MoekitError, TrainingFailed
+from moekit.core.errors import MoekitError, TrainingFailed
 from moekit.models import LanguageModel
 from moekit.moe import Sums
 from moekit.training.average import new_average

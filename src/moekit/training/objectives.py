@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from moekit.config import Config, EncoderConfig, EncoderDecoderConfig, LSTMConfig, ModelConfig, XLNetConfig
+from moekit.core.errors import UsageError
 from moekit.data import Corpus, held_out_windows, training_batch
 from moekit.data.objectives.draws import uniform
 from moekit.data.objectives.masked import masked_batch
 from moekit.data.objectives.pairs import pair_batch
 from moekit.data.objectives.permutation import permutation_batch
 from moekit.data.objectives.spans import span_batch
-from moekit.errors import UsageError
 
 Batch = dict[str, Tensor]
 Pair = tuple[Sequence[int], Sequence[int]]

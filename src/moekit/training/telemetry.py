@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from pydantic import BaseModel
 
-from moekit import files
 from moekit.config import MoEConfig
+from moekit.core import files
 from moekit.moe import RoutingStats, Sums, collapse_text, routing_stats
 
 # Fewer consecutive steps than this are a bad batch, not a collapse.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from moekit.config import DenseConfig
 from moekit.config.encoder import EncoderConfig
+from moekit.core.errors import UsageError
 from moekit.data.objectives.masked import mask, masked_batch
-from moekit.errors import UsageError
 from moekit.models.encoder import NOT_PREDICTED, Encoder
 
 PAD, START, SEPARATOR, MASK = 256, 257, 258, 259

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from moekit.config import DenseConfig
 from moekit.config.xlnet import XLNetConfig
+from moekit.core.errors import UsageError
 from moekit.data.objectives.permutation import permutation_batch
-from moekit.errors import UsageError
 from moekit.models.xlnet import XLNet
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from moekit.config import DenseConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
+from moekit.core.errors import UsageError
 from moekit.data.objectives.spans import random_lengths, sizes, span_batch
-from moekit.errors import UsageError
 from moekit.models.encoder_decoder import EncoderDecoder
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.models.ngram import NGram, Vocabulary, load_arpa
 from moekit.models.ngram.smoothing import discounts
 from moekit.models.ngram.trie import words_of

@@ -5,7 +5,7 @@ import torch
 from tests.moe.routers import cases
 from torch import Tensor
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.moe import Decision, RouterInput
 
 TOKENS = 5

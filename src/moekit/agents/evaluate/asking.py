@@ -9,8 +9,8 @@ from moekit.agents.engine import Engine
 from moekit.agents.session import Session
 from moekit.agents.strategies.asking import fitted
 from moekit.agents.strategies.rank import judged, judging
-from moekit.errors import MoekitError, UsageError
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 T = TypeVar("T")
 

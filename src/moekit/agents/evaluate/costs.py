@@ -6,7 +6,7 @@ from typing import Literal
 from moekit.agents.config import AgentsConfig, LocalMemberConfig, PriceConfig
 from moekit.agents.ledger import money
 from moekit.agents.trace import Trace
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 Unit = Literal["money", "FLOPs", "tokens"]
 

@@ -22,8 +22,8 @@ from moekit.agents.prompts import verdict_of, with_references
 from moekit.agents.session import Strategy
 from moekit.agents.strategies.self_moa import SelfMixtureOfAgents
 from moekit.agents.strategy_configs import RankConfig, RouteConfig, SelfMoaConfig
-from moekit.errors import MoekitError, UsageError, did_you_mean
-from moekit.messages import Message, Usage
+from moekit.core.errors import MoekitError, UsageError, did_you_mean
+from moekit.core.messages import Message, Usage
 
 # The end of a line, a number, a full stop.
 _NUMBERING_TOKENS = 3

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from moekit.agents.evaluate.matching import Match, extract
-from moekit.errors import UsageError
-from moekit.messages import Message
-from moekit.validation import read_json_lines, validate
+from moekit.core.errors import UsageError
+from moekit.core.messages import Message
+from moekit.core.validation import read_json_lines, validate
 
 
 def _number_as_text(value: Any) -> Any:

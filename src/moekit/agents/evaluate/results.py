@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from moekit.agents.evaluate.costs import Unit
 from moekit.agents.evaluate.intervals import Estimate
 from moekit.agents.evaluate.matching import Match
-from moekit.formatting import count_text
+from moekit.core.formatting import count_text
 
 
 class _Record(BaseModel):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from moekit.agents.config import PriceConfig
-from moekit.errors import MoekitError
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.errors import MoekitError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 Reason = Literal[
     "timeout",

@@ -10,7 +10,7 @@ from moekit.agents.config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.members.base import MemberError, Reason
 from moekit.agents.members.wire import Piece, WireError, failure, piece_of, vectors_of
 from moekit.agents.secrets import Redactor
-from moekit.messages import ChatOptions, FinishReason, Message, OnText, Reply, Usage
+from moekit.core.messages import ChatOptions, FinishReason, Message, OnText, Reply, Usage
 
 _CHECK_S = 3.0
 # A byte-level tokenizer never makes more tokens than bytes; a chat template adds some a message and some a prompt.

@@ -10,8 +10,8 @@ from typing import cast
 
 import numpy as np
 
+from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer
-from moekit.errors import UsageError
 from moekit.inference import Cache, LoadedModel, Runner
 from moekit.inference.probabilities import log_softmax
 from moekit.inference.prompts import PromptTokenizer

@@ -17,11 +17,11 @@ from moekit.agents.config import LocalMemberConfig
 from moekit.agents.members.ensemble import ensemble_of
 from moekit.agents.members.local import Embed, LocalMember, LockedRunner
 from moekit.agents.strategy_configs import EnsembleConfig
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
+from moekit.core.messages import ChatOptions
 from moekit.inference import LoadedModel, Runner, load_runner
 from moekit.inference.loading import is_gguf
 from moekit.inference.torch_runner import TorchRunner
-from moekit.messages import ChatOptions
 from moekit.models import Decoder, find, load
 from moekit.models.gguf import load_gguf
 

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from moekit.agents.config import PriceConfig
 from moekit.agents.members.base import MemberError, Reason
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, generate
 from moekit.inference.generation import Memory
 from moekit.inference.probabilities import log_softmax
 from moekit.inference.prompts import PromptTokenizer
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
-from moekit.messages import ChatOptions, Message, OnText, Reply, Usage
 
 Result = TypeVar("Result")
 Embed = Callable[[Sequence[list[int]]], list[list[float]]]

@@ -12,7 +12,7 @@ import openai
 
 from moekit.agents.members.base import MemberError, Reason
 from moekit.agents.secrets import Redactor
-from moekit.messages import Usage
+from moekit.core.messages import Usage
 
 _LONGEST_MESSAGE = 200
 _RETRYABLE = (408, 429)

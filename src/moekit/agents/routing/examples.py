@@ -6,8 +6,8 @@ from pathlib import Path
 
 from moekit.agents.strategy_configs import RouteConfig
 from moekit.config import Config
-from moekit.errors import UsageError, did_you_mean
-from moekit.validation import read_json_lines, validate
+from moekit.core.errors import UsageError, did_you_mean
+from moekit.core.validation import read_json_lines, validate
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from moekit.agents.strategies.self_moa import SelfMixtureOfAgents
 from moekit.agents.strategies.single import Single
 from moekit.agents.strategy_configs import MoaConfig, RankConfig, RouteConfig, SelfMoaConfig, SingleConfig
 from moekit.config import Config
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 
 __all__ = ["build_strategy"]
 

@@ -8,7 +8,7 @@ from moekit.agents.members.base import MemberError
 from moekit.agents.prompts import with_references
 from moekit.agents.session import Call, Session
 from moekit.agents.trimming import Compose, fit
-from moekit.messages import ChatOptions, Message
+from moekit.core.messages import ChatOptions, Message
 
 
 async def fitted(

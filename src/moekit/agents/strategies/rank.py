@@ -11,7 +11,7 @@ from moekit.agents.prompts import to_judge, verdict_of
 from moekit.agents.session import Call, Session
 from moekit.agents.strategies.asking import drafts, fitted, unseen
 from moekit.agents.strategy_configs import RankConfig
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 
 class Rank:

@@ -17,7 +17,7 @@ from moekit.agents.routing.nearest import Nearest
 from moekit.agents.session import QuorumFailed, Session
 from moekit.agents.strategies.asking import fitted
 from moekit.agents.strategy_configs import RouteConfig
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 _EMBEDDED_AT_ONCE = 100
 _SCORED = 1000

@@ -11,7 +11,7 @@ from moekit.agents.prompts import SYNTHESIZE, with_references
 from moekit.agents.session import Session
 from moekit.agents.strategies.asking import drafts, fitted, unseen
 from moekit.agents.strategy_configs import SelfMoaConfig
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 
 class SelfMixtureOfAgents:

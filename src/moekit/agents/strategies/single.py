@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from moekit.agents.session import Session
 from moekit.agents.strategies.asking import fitted
 from moekit.agents.strategy_configs import SingleConfig
-from moekit.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 
 class Single:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moekit.checkpoint.gguf.values import Strings, Value
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 T = TypeVar("T", int, float, bool, str)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moekit import files
-from moekit.errors import MoekitError, UsageError
-from moekit.formatting import bytes_text
+from moekit.core import files
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.formatting import bytes_text
 from moekit.kernels.packed import BlockType, Bytes
 
 if TYPE_CHECKING:

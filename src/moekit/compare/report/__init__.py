@@ -6,9 +6,9 @@ embed: how text and data that nobody vouches for get into a page without becomin
 
 from pathlib import Path
 
-from moekit import files
 from moekit.compare.report.page import render
 from moekit.compare.results import Results
+from moekit.core import files
 
 __all__ = ["render", "write_report"]
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moekit import formatting
 from moekit.compare.against import Against, Kind, find, finished, kind_of
 from moekit.compare.reach import Axis
 from moekit.compare.results import Contestant, Results
 from moekit.compare.verdict import NONE, signed
+from moekit.core import formatting
 
 
 @dataclass(frozen=True)

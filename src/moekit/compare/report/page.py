@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from moekit import formatting
 from moekit.compare.against import SHARES, Against, finished, kind_of
 from moekit.compare.reach import Axis, Estimate
 from moekit.compare.report import charts, embed
@@ -23,6 +22,7 @@ from moekit.compare.verdict import (
     summary_table,
 )
 from moekit.config import HashConfig, ModelConfig, MoEConfig, RouterConfig
+from moekit.core import formatting
 
 
 @dataclass(frozen=True)

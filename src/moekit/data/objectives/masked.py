@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moekit.config.encoder import EncoderConfig
+from moekit.core.errors import UsageError
 from moekit.data.objectives.draws import uniform
-from moekit.errors import UsageError
 from moekit.models.encoder import NOT_PREDICTED
 
 _PAIRS, _MASKS = 1, 2

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moekit.core.errors import UsageError
 from moekit.data.objectives.draws import uniform
-from moekit.errors import UsageError
 
 _SPANS, _ORDER = 3, 4
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moekit.config.encoder_decoder import EncoderDecoderConfig
+from moekit.core.errors import UsageError
 from moekit.data.objectives.draws import uniform
-from moekit.errors import UsageError
 
 _CUT, _KEPT = 5, 6
 

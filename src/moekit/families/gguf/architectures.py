@@ -20,7 +20,7 @@ from moekit.config import (
     SoftmaxTopKConfig,
     YarnScaling,
 )
-from moekit.errors import did_you_mean
+from moekit.core.errors import did_you_mean
 from moekit.families.gguf.rope import read_rope, rope_factors, write_rope
 from moekit.families.llama_like import dropless_softmax, only_dense, only_moe
 

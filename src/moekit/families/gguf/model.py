@@ -11,7 +11,7 @@ import numpy as np
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile
 from moekit.checkpoint.layout import Stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 from moekit.families.gguf.architectures import ARCHITECTURES, Contents, read_config
 from moekit.families.gguf.rope import FACTORS
 from moekit.families.gguf.tensors import layout

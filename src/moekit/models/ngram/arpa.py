@@ -16,8 +16,8 @@ from typing import IO, NoReturn
 
 import numpy as np
 
-from moekit import files
-from moekit.errors import MoekitError
+from moekit.core import files
+from moekit.core.errors import MoekitError
 from moekit.models.ngram.counting import MAX_ORDER, Packing
 from moekit.models.ngram.lines import Bytes, Words
 from moekit.models.ngram.smoothing import Floats, Tables

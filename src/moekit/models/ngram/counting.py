@@ -16,8 +16,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from moekit import files
-from moekit.errors import UsageError
+from moekit.core import files
+from moekit.core.errors import UsageError
 from moekit.models.ngram.sorting import ExternalSorter, Keys, Run
 from moekit.models.ngram.vocabulary import BEGIN, END, Ids
 

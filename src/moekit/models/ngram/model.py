@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.models.ngram.arpa import read_arpa, write_arpa
 from moekit.models.ngram.counting import DEFAULT_MEMORY, MAX_ORDER, Packing, count_ngrams, kept_on_disk
 from moekit.models.ngram.smoothing import Counted, Floats, Tables, collect, estimate

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from moekit.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.models.ngram.counting import Packing
 from moekit.models.ngram.sorting import Run
 from moekit.models.ngram.trie import Level, Places

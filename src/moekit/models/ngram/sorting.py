@@ -17,7 +17,7 @@ from typing import IO, Self
 import numpy as np
 import numpy.typing as npt
 
-from moekit import files
+from moekit.core import files
 
 Keys = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from moekit.config import RouterConfig
-from moekit.errors import UsageError
+from moekit.core.errors import UsageError
 from moekit.kernels.assignments import Assignments
 from moekit.moe.balance import load_balancing_loss, z_loss
 from moekit.moe.dispatch import NO_EXPERT, chosen_or_meant, dispatch, expert_capacity

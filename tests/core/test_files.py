@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moekit import files
-from moekit.errors import MoekitError
-from moekit.formatting import bytes_text, count_text, duration_text
+from moekit.core import files
+from moekit.core.errors import MoekitError
+from moekit.core.formatting import bytes_text, count_text, duration_text
 
 
 def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moekit.errors import MoekitError
+from moekit.core.errors import MoekitError
 
 
 @contextmanager

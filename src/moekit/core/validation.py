@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from moekit.errors import UsageError, did_you_mean
+from moekit.core.errors import UsageError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 

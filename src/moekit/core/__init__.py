@@ -1,0 +1,1 @@
+"""The foundation: errors, files written whole, figures as text, validation, messages, what the machine offers."""
