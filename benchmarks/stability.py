@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from environment import environment
-from moekit.compare.plan import Folder
-from moekit.compare.results import Contestant, Run, read_results
+from moekit.compare.results_schema import Contestant, Run, read_results
+from moekit.compare.spec.comparison_plan import Folder
 
 # A layer is uneven in a step where its busiest expert has more than this times its share.
 UNEVEN = 2.0

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from environment import environment
-from moekit.compare.contestants import SIZES
-from moekit.compare.measure import measure_domains
+from moekit.compare.run.measurements import measure_domains
+from moekit.compare.spec.contestants import SIZES
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.merge import plan_merge
 from moekit.convert.merge_config import PROMPT_MODES, MergeConfig

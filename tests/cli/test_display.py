@@ -7,8 +7,8 @@ from rich.console import Console
 
 from moekit.cli.display import Display
 from moekit.compare import experiment
-from moekit.compare.contestants import SIZES, default_contestants
-from moekit.compare.request import Request
+from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.contestants import SIZES, default_contestants
 from moekit.training import StepReport
 
 

@@ -4,19 +4,19 @@ import math
 import random
 from collections.abc import Sequence
 
-from moekit.compare.configs import ContestantConfig
-from moekit.compare.results import (
+from moekit.compare.results_schema import (
     Contestant,
     CorpusDomain,
     CorpusRecord,
     CurvePoint,
     ExpertsByDomain,
     LayerRouting,
-    Machine,
     Results,
     Run,
     Settings,
 )
+from moekit.compare.spec.machine import Machine
+from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.config import (
     AttentionConfig,
     DenseConfig,

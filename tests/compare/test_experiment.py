@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 
 from moekit.compare import experiment
-from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS
-from moekit.compare.contestants import Contestant, Size, own_contestants
-from moekit.compare.plan import Folder
-from moekit.compare.request import Request
-from moekit.compare.results import Results, Run, read_results
-from moekit.compare.task import Calibration, failure_text
-from moekit.compare.trained import TrainingTask
+from moekit.compare.results_schema import Results, Run, read_results
+from moekit.compare.run.run_task import Calibration, failure_text
+from moekit.compare.run.step_budget import JOINING_STEPS, MINIMUM_STEPS
+from moekit.compare.run.training_task import TrainingTask
+from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.contestants import Contestant, Size, own_contestants
 from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.core.errors import TrainingFailed, UsageError
 from moekit.data import Corpus, Document, build_corpus
@@ -153,7 +153,7 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from moekit.compare import experiment
-from moekit.compare.plan import Folder
+from moekit.compare.spec.comparison_plan import Folder
 from moekit.core.errors import MoekitError
 try:
     experiment.resume(Folder(Path(sys.argv[1])), experiment.Listener())
@@ -252,7 +252,7 @@ def test_a_worker_that_is_killed_fails_alone(corpus: Corpus, tmp_path: Path) -> 
     class Killer(experiment.Listener):
         def step(self, report: object) -> None:
             if not folder.result("dense", 0).exists():
-                subprocess.run(["pkill", "-KILL", "-f", f"moekit.compare.worker {folder.root} dense"], check=False)
+                subprocess.run(["pkill", "-KILL", "-f", f"moekit.compare.run.worker {folder.root} dense"], check=False)
 
     results = experiment.resume(folder, Killer())
     dense, moe = results.contestants
@@ -357,7 +357,7 @@ def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, m
         measured.append(contestant)
         return Calibration(step_seconds=seconds[contestant], curve_seconds=0, fixed_seconds=0)
 
-    monkeypatch.setattr(experiment.process, "calibrate", calibrate)
+    monkeypatch.setattr(experiment.worker_process, "calibrate", calibrate)
     monkeypatch.setattr(experiment, "finish", lambda plan, *_, **__: plan)
 
     def settled(budget: float, name: str) -> list[str]:

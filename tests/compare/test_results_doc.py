@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.doc_tables import ROOT, with_text
 
-from moekit.compare.results import Results
+from moekit.compare.results_schema import Results
 
 DOC = ROOT / "docs" / "results.md"
 START, END = "<!-- fields: from the schema -->\n", "<!-- end of fields -->\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.doc_tables import DocTable, table
 
-from moekit.compare.reach import Estimate
+from moekit.compare.analysis.learning_curves import Estimate
 
 MODELS = ("dense", "moe")
 

@@ -11,9 +11,9 @@ import click
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from moekit.compare.contestants import Contestant
-    from moekit.compare.plan import Folder
-    from moekit.compare.request import Request
+    from moekit.compare.spec.comparison_plan import Folder
+    from moekit.compare.spec.comparison_request import Request
+    from moekit.compare.spec.contestants import Contestant
 
 
 @click.command(
@@ -96,7 +96,7 @@ def compare(
     # torch and rich take seconds to import: only now that the arguments are good.
     from moekit.cli.display import Display, print_summary
     from moekit.compare import experiment
-    from moekit.compare.plan import Folder
+    from moekit.compare.spec.comparison_plan import Folder
     from moekit.data import load_corpus
 
     root = resume_from or out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
@@ -132,8 +132,8 @@ def _contestants(
     asked: str | None, size_name: str, *, routers: bool
 ) -> "tuple[list[Contestant], list[Contestant], str]":
     """Who takes part, who does too where the budget allows, and the baseline's name."""
-    from moekit.compare.choosing import check_set, pick_contestant, read_contestants
-    from moekit.compare.contestants import SIZES, default_set, router_contestants
+    from moekit.compare.spec.contestant_selection import check_set, pick_contestant, read_contestants
+    from moekit.compare.spec.contestants import SIZES, default_set, router_contestants
 
     if size_name not in SIZES:
         raise UsageError(f"There is no size {size_name!r}: {did_you_mean(size_name, SIZES)}")
@@ -162,9 +162,9 @@ def _request(
     *,
     tensorboard: bool,
 ) -> "Request":
-    from moekit.compare.contestants import SIZES
-    from moekit.compare.quantities import parse_count, parse_duration
-    from moekit.compare.request import Request, check_tensorboard
+    from moekit.cli.quantities import parse_count, parse_duration
+    from moekit.compare.spec.comparison_request import Request, check_tensorboard
+    from moekit.compare.spec.contestants import SIZES
 
     if tensorboard:
         check_tensorboard()

@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from moekit.compare.analysis.verdict import judge, summary_table
 from moekit.compare.experiment import Listener
-from moekit.compare.plan import Plan
-from moekit.compare.results import Results, Run
-from moekit.compare.verdict import judge, summary_table
+from moekit.compare.results_schema import Results, Run
+from moekit.compare.spec.comparison_plan import Plan
 from moekit.core.formatting import count_text, duration_text
 from moekit.training import StepReport
 

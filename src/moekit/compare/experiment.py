@@ -1,20 +1,31 @@
 """The main job: train all contestants on the same data at the same compute, measure them, write the report."""
 
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
-import torch
 
 import moekit
-from moekit.compare import process
-from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, BudgetTooSmall, affordable_steps, leaves_room
-from moekit.compare.configs import costs_of
-from moekit.compare.contestants import Contestant, Size, caveat_of
-from moekit.compare.plan import (
+from moekit.compare.report import write_report
+from moekit.compare.results_schema import (
+    Contestant as ContestantRecord,
+)
+from moekit.compare.results_schema import (
+    CorpusDomain,
+    CorpusRecord,
+    CurvePoint,
+    Phase,
+    Results,
+    Run,
+    Settings,
+    write_results,
+)
+from moekit.compare.run import worker_process
+from moekit.compare.run.run_task import Calibration
+from moekit.compare.run.step_budget import JOINING_STEPS, MINIMUM_STEPS, BudgetTooSmall, affordable_steps, leaves_room
+from moekit.compare.spec.comparison_plan import (
     LEARNING_RATE_RULE,
     Entry,
     Folder,
@@ -22,23 +33,10 @@ from moekit.compare.plan import (
     learning_rate_for,
     measured_steps,
 )
-from moekit.compare.report import write_report
-from moekit.compare.request import Request, check_tensorboard
-from moekit.compare.results import (
-    Contestant as ContestantRecord,
-)
-from moekit.compare.results import (
-    CorpusDomain,
-    CorpusRecord,
-    CurvePoint,
-    Machine,
-    Phase,
-    Results,
-    Run,
-    Settings,
-    write_results,
-)
-from moekit.compare.task import Calibration
+from moekit.compare.spec.comparison_request import Request, check_tensorboard
+from moekit.compare.spec.contestants import Contestant, Size, caveat_of
+from moekit.compare.spec.machine import this_machine
+from moekit.compare.spec.model_costs import costs_of
 from moekit.core import hardware
 from moekit.core.errors import UsageError
 from moekit.data import Corpus, check_large_enough
@@ -92,7 +90,7 @@ def new_plan(request: Request) -> Plan:
         size=request.size_name,
         budget_seconds=request.budget_seconds,
         budget_asked=request.budget_asked,
-        machine=_machine(training.precision),
+        machine=this_machine(training.precision),
         contestants=tuple(_entry(each, request.size) for each in (*request.contestants, *request.optional)),
         # Without a budget there is nothing that they could take from the others.
         optional=tuple(each.name for each in request.optional) if request.budget_seconds is not None else (),
@@ -142,7 +140,7 @@ def _run(folder: Folder, contestant: str, seed: int, listener: Listener) -> Run:
     if result.exists():
         return Run.model_validate_json(result.read_text(encoding="utf-8"))
     listener.run_started(contestant, seed)
-    return process.train(folder, contestant, seed, listener.step)
+    return worker_process.train(folder, contestant, seed, listener.step)
 
 
 def _training(request: Request) -> TrainingConfig:
@@ -218,23 +216,10 @@ def _calibrated(plan: Plan, entry: Entry, folder: Folder, listener: Listener) ->
     """What the contestant costs here; None, which is said, where it cannot even be tried."""
     listener.message(f"Measuring the speed of {entry.name}")
     try:
-        return process.calibrate(folder, entry.name, plan.seeds[0])
-    except process.WorkerDied as death:
+        return worker_process.calibrate(folder, entry.name, plan.seeds[0])
+    except worker_process.WorkerDied as death:
         listener.message(f"{entry.name} could not be measured: {death}")
         return None
-
-
-def _machine(precision: hardware.Precision) -> Machine:
-    found = hardware.hardware()
-    return Machine(
-        cpu=found.cpu,
-        cores=found.cores,
-        memory_bytes=found.memory_bytes,
-        system=found.system,
-        python=platform.python_version(),
-        torch=str(torch.__version__),
-        precision=precision,
-    )
 
 
 def _results(plan: Plan, corpus: Corpus, runs: dict[str, list[Run]], wall_seconds: float) -> Results:

@@ -1,13 +1,13 @@
 """The report of one comparison: a single HTML file that needs neither a network nor a second file.
 
-page: what stands on it. differences: the table of dense against mixture of experts, measured. charts: the figures.
-embed: how text and data that nobody vouches for get into a page without becoming part of its code.
+report_page: what stands on it. key_differences: the table of dense against mixture of experts, measured. charts: the
+figures. escaping: how text and data that nobody vouches for get into a page without becoming part of its code.
 """
 
 from pathlib import Path
 
-from moekit.compare.report.page import render
-from moekit.compare.results import Results
+from moekit.compare.report.report_page import render
+from moekit.compare.results_schema import Results
 from moekit.core import files
 
 __all__ = ["render", "write_report"]

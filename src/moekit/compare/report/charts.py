@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moekit.compare.against import SHARES, Against, finished
-from moekit.compare.reach import AXES, Axis
-from moekit.compare.report.embed import plotly_text
-from moekit.compare.results import Contestant, CurvePoint, ExpertsByDomain, Results
+from moekit.compare.analysis.baseline_comparison import SHARES, Against, finished
+from moekit.compare.analysis.learning_curves import AXES, Axis
+from moekit.compare.report.escaping import plotly_text
+from moekit.compare.results_schema import Contestant, CurvePoint, ExpertsByDomain, Results
 
 Figure = dict[str, Any]
 AXIS_NAMES: dict[Axis, str] = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moekit.compare.results import ExpertsByDomain, LayerRouting
+from moekit.compare.results_schema import ExpertsByDomain, LayerRouting
 from moekit.core.hardware import Precision
 from moekit.data import is_scored
 from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, NGram

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from moekit.compare.plan import MEASURED_SHARES
-from moekit.compare.task import Calibration
+from moekit.compare.run.run_task import Calibration
+from moekit.compare.spec.comparison_plan import MEASURED_SHARES
 from moekit.core.errors import UsageError
 from moekit.core.formatting import duration_text
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moekit.compare.measure import (
+from moekit.compare.run.measurements import (
     count_by_window,
     decode_latency,
     experts_by_domain,

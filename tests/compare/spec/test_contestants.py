@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from moekit.compare.budget import JOINING_STEPS, MINIMUM_STEPS, affordable_steps, leaves_room
-from moekit.compare.choosing import check_set, pick_contestant, read_contestants
-from moekit.compare.configs import costs_of
-from moekit.compare.contestants import (
+from moekit.cli.quantities import parse_count, parse_duration
+from moekit.compare.run.run_task import Calibration
+from moekit.compare.run.step_budget import JOINING_STEPS, MINIMUM_STEPS, affordable_steps, leaves_room
+from moekit.compare.spec.comparison_plan import MEASURED_SHARES, measured_steps
+from moekit.compare.spec.contestant_selection import check_set, pick_contestant, read_contestants
+from moekit.compare.spec.contestants import (
     SIZES,
     Contestant,
     caveat_of,
@@ -16,9 +18,7 @@ from moekit.compare.contestants import (
     own_contestants,
     router_contestants,
 )
-from moekit.compare.plan import MEASURED_SHARES, measured_steps
-from moekit.compare.quantities import parse_count, parse_duration
-from moekit.compare.task import Calibration
+from moekit.compare.spec.model_costs import costs_of
 from moekit.config import LSTMConfig, ModelConfig, NGramConfig
 from moekit.core.errors import UsageError
 from moekit.counting import count_parameters, training_flops_per_token

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from moekit.compare.plan import Folder
-from moekit.compare.results import Run
-from moekit.compare.task import Calibration, Stopped
+from moekit.compare.results_schema import Run
+from moekit.compare.run.run_task import Calibration, Stopped
+from moekit.compare.spec.comparison_plan import Folder
 from moekit.core.errors import MoekitError
 from moekit.training import Interrupted, StepReport
 
@@ -40,7 +40,7 @@ def _run(folder: Folder, contestant: str, seed: int, extra: list[str], on_step: 
     """Run a worker to its end; gives its last line."""
     log = folder.log(contestant, seed)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "moekit.compare.worker", str(folder.root), contestant, str(seed), *extra]
+    command = [sys.executable, "-m", "moekit.compare.run.worker", str(folder.root), contestant, str(seed), *extra]
     last = ""
     with (
         log.open("ab") as log_file,

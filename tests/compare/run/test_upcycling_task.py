@@ -10,20 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from moekit.compare import experiment, upcycled
-from moekit.compare.against import compare
-from moekit.compare.choosing import pick_contestant
-from moekit.compare.configs import costs_of
-from moekit.compare.contestants import SIZES, Contestant, Size, default_contestants
-from moekit.compare.measure import mean_bits_per_byte
-from moekit.compare.plan import Folder, measured_steps
+from moekit.compare import experiment
+from moekit.compare.analysis.baseline_comparison import compare
 from moekit.compare.report import render
-from moekit.compare.request import Request
-from moekit.compare.results import Results, Run
-from moekit.compare.trained import TrainingTask
-from moekit.compare.upcycle import Upcycle, Upcycled
-from moekit.compare.upcycled import UpcyclingTask
-from moekit.compare.worker import new_task
+from moekit.compare.results_schema import Results, Run
+from moekit.compare.run import upcycling_task
+from moekit.compare.run.measurements import mean_bits_per_byte
+from moekit.compare.run.training_task import TrainingTask
+from moekit.compare.run.upcycling_task import UpcyclingTask
+from moekit.compare.run.worker import new_task
+from moekit.compare.spec.comparison_plan import Folder, measured_steps
+from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.contestant_selection import pick_contestant
+from moekit.compare.spec.contestants import SIZES, Contestant, Size, default_contestants
+from moekit.compare.spec.model_costs import costs_of
+from moekit.compare.spec.upcycling_phases import Upcycle, Upcycled
 from moekit.config import DenseConfig, MoEConfig
 from moekit.convert.upcycle import plan_upcycling
 from moekit.data import Corpus, Document, build_corpus
@@ -202,21 +203,21 @@ def killed_at(step: int) -> Callable[[pytest.MonkeyPatch], None]:
         if report.step == step:
             raise Killed
 
-    return lambda patch: patch.setattr(upcycled, "tell", tell)
+    return lambda patch: patch.setattr(upcycling_task, "tell", tell)
 
 
 def killed_before_conversion(patch: pytest.MonkeyPatch) -> None:
     def plan(*_: object) -> None:
         raise Killed
 
-    patch.setattr(upcycled, "plan_upcycling", plan)
+    patch.setattr(upcycling_task, "plan_upcycling", plan)
 
 
 def killed_after_conversion(patch: pytest.MonkeyPatch) -> None:
     def start(*_: object) -> None:
         raise Killed
 
-    patch.setattr(upcycled, "_go_on_averaging", start)
+    patch.setattr(upcycling_task, "_go_on_averaging", start)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +244,11 @@ def test_a_killed_run_goes_on_to_the_same_figures(
 def test_a_second_phase_that_fails_keeps_the_first(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ruin(trainer: upcycled.Trainer, before: int) -> None:
+    def ruin(trainer: upcycling_task.Trainer, before: int) -> None:
         for parameter in trainer.model.parameters():
             parameter.data.fill_(float("nan"))
 
-    monkeypatch.setattr(upcycled, "_go_on_averaging", ruin)
+    monkeypatch.setattr(upcycling_task, "_go_on_averaging", ruin)
     folder = prepared(corpus, tmp_path / "run")
     run = task(folder).run()
     assert run.status == "failed"

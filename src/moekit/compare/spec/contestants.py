@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from moekit.compare.configs import ContestantConfig, costs_of
+from moekit.compare.spec.model_costs import ContestantConfig, costs_of
 from moekit.config import (
     BYTE_VOCAB_SIZE,
     AnyRouterConfig,
@@ -39,7 +39,7 @@ from moekit.core.errors import UsageError
 from moekit.core.validation import validate
 
 if TYPE_CHECKING:
-    from moekit.compare.upcycle import Upcycled
+    from moekit.compare.spec.upcycling_phases import Upcycled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Contestant(Config):
 
     layers: repeated from their start until the depth of the size is reached, in the size's outer shape.
     model: of a shape of its own; it reads bytes, and as much context as the size has.
-    upcycle: of a decoder that becomes a mixture on the way; the keys of `moekit.compare.upcycle.Upcycle`, which is
+    upcycle: of a decoder that becomes a mixture on the way; the keys of `spec.upcycling_phases.Upcycle`, which is
     imported only where it is needed, since that takes torch.
     """
 
@@ -127,7 +127,7 @@ class Contestant(Config):
 
     def upcycled(self, size: Size, where: str = "upcycle") -> "tuple[ModelConfig, Upcycled]":
         """What comes out, and the phases of a run; raises UsageError with `where` where `upcycle` does not fit."""
-        from moekit.compare.upcycle import Upcycle, upcycled
+        from moekit.compare.spec.upcycling_phases import Upcycle, upcycled
 
         options, dense = validate(Upcycle, self.upcycle, where=where), self.config(size)
         assert isinstance(dense, ModelConfig)

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moekit.compare.configs import ContestantConfig
+from moekit.compare.spec.machine import Machine
+from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.core import files
 
 SCHEMA_VERSION = 4
@@ -38,16 +39,6 @@ class CorpusRecord(Record):
     unigram_bits_per_byte: Annotated[
         float, Field(description="held-out text under byte frequencies alone: the bar that a model must clear")
     ]
-
-
-class Machine(Record):
-    cpu: str
-    cores: int
-    memory_bytes: int
-    system: str
-    python: str
-    torch: str
-    precision: Annotated[Literal["float32", "bfloat16"], Field(description="of matrix products in training")]
 
 
 class Settings(Record):

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from moekit.compare.configs import ContestantConfig
-from moekit.compare.plan import Folder
-from moekit.compare.results import Run
-from moekit.compare.task import FAILURES, Calibration, failure_text, tell
-from moekit.compare.trained import TrainingTask
-from moekit.compare.upcycle import Upcycled
+from moekit.compare.results_schema import Run
+from moekit.compare.run.run_task import FAILURES, Calibration, failure_text, tell
+from moekit.compare.run.training_task import TrainingTask
+from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.model_costs import ContestantConfig
+from moekit.compare.spec.upcycling_phases import Upcycled
 from moekit.convert.upcycle import plan_upcycling
 from moekit.models import LanguageModel, load
 from moekit.training import Progress, StepLog, StepRecord, StepReport, Trainer

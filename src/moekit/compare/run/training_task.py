@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from moekit.compare.configs import ContestantConfig
-from moekit.compare.measure import decode_latency, mean_bits_per_byte, measure_domains
-from moekit.compare.plan import Folder
-from moekit.compare.results import Run
-from moekit.compare.task import FAILURES, Calibration, Task, failure_text, tell
+from moekit.compare.results_schema import Run
+from moekit.compare.run.measurements import decode_latency, mean_bits_per_byte, measure_domains
+from moekit.compare.run.run_task import FAILURES, Calibration, Task, failure_text, tell
+from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.core import hardware
 from moekit.models import LanguageModel, build
 from moekit.moe.routers import HashRouter

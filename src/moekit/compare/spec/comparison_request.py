@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moekit.compare.contestants import Contestant, Size
+from moekit.compare.spec.contestants import Contestant, Size
 from moekit.core.errors import UsageError
 
 
@@ -12,7 +12,7 @@ from moekit.core.errors import UsageError
 class Request:
     """Either a budget in seconds for everything, or training tokens a run. command: what was typed, for the report.
 
-    optional: contestants that take part too, under a budget only where it allows (see moekit.compare.budget).
+    optional: contestants that take part too, under a budget only where it allows (see moekit.compare.run.step_budget).
     budget_asked: whether the budget is the user's; the default one is exceeded where the machine is too slow for it.
     tensorboard: whether each run also writes events for TensorBoard.
     """

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moekit.compare.against import Against, Kind, find, finished, kind_of
-from moekit.compare.reach import Axis
-from moekit.compare.results import Contestant, Results
-from moekit.compare.verdict import NONE, signed
+from moekit.compare.analysis.baseline_comparison import Against, Kind, find, finished, kind_of
+from moekit.compare.analysis.learning_curves import Axis
+from moekit.compare.analysis.verdict import NONE, signed
+from moekit.compare.results_schema import Contestant, Results
 from moekit.core import formatting
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt
 
-from moekit.compare.configs import costs_of
+from moekit.compare.spec.model_costs import costs_of
 from moekit.config import Config, ModelConfig
 from moekit.convert.upcycle import Upcycling, plan_upcycling
 from moekit.core.errors import UsageError

@@ -5,13 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from moekit.compare.against import compare, find, kind_of, order_by_seed
-from moekit.compare.reach import Estimate, first_reach, level_at, reach_ratios, student_t95
-from moekit.compare.results import CurvePoint, Results
-from moekit.compare.verdict import SUMMARY_HEADINGS, judge, summary_table
-
-from .sample_results import (
+from tests.compare.sample_results import (
     DENSE,
     LSTM,
     MOE,
@@ -25,6 +19,11 @@ from .sample_results import (
     run,
     sample,
 )
+
+from moekit.compare.analysis.baseline_comparison import compare, find, kind_of, order_by_seed
+from moekit.compare.analysis.learning_curves import Estimate, first_reach, level_at, reach_ratios, student_t95
+from moekit.compare.analysis.verdict import SUMMARY_HEADINGS, judge, summary_table
+from moekit.compare.results_schema import CurvePoint, Results
 
 
 def points(*pairs: tuple[int, float], speed: float = 10.0, flops: float = 100.0) -> list[CurvePoint]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from moekit.compare.configs import ContestantConfig, costs_of
+from moekit.compare.spec.model_costs import ContestantConfig, costs_of
 from moekit.config import LSTMConfig, ModelConfig, NGramConfig
 from moekit.counting import count_parameters, lstm_forward_flops_per_token, training_flops_per_token
 from moekit.models import build

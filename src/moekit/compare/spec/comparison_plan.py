@@ -6,9 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from moekit.compare.configs import ContestantConfig
-from moekit.compare.results import Machine
-from moekit.compare.upcycle import Upcycled
+from moekit.compare.spec.machine import Machine
+from moekit.compare.spec.model_costs import ContestantConfig
+from moekit.compare.spec.upcycling_phases import Upcycled
 from moekit.config import Config
 from moekit.core import files
 from moekit.core.errors import MoekitError

@@ -5,9 +5,9 @@ import sys
 import torch
 from pydantic import BaseModel
 
-from moekit.compare.configs import costs_of
-from moekit.compare.plan import Folder, Plan
-from moekit.compare.results import CurvePoint, Run
+from moekit.compare.results_schema import CurvePoint, Run
+from moekit.compare.spec.comparison_plan import Folder, Plan
+from moekit.compare.spec.model_costs import costs_of
 from moekit.core import hardware
 from moekit.core.errors import TrainingFailed
 from moekit.data import Corpus, held_out_windows, training_batch

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from moekit.compare.contestants import (
+from moekit.compare.spec.contestants import (
     Contestant,
     Size,
     default_contestants,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from moekit.compare import experiment
-from moekit.compare.contestants import Contestant, Size, own_contestants
-from moekit.compare.counted import CountingTask, lookup_latency, params_by_part, table_bytes
-from moekit.compare.plan import Folder
-from moekit.compare.request import Request
-from moekit.compare.worker import new_task
+from moekit.compare.run.counting_task import CountingTask, lookup_latency, params_by_part, table_bytes
+from moekit.compare.run.worker import new_task
+from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.contestants import Contestant, Size, own_contestants
 from moekit.config import NGramConfig
 from moekit.data import Corpus, is_scored, load_corpus, training_batch
 from moekit.models import NGram

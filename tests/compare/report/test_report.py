@@ -15,13 +15,12 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from tests.compare.sample_results import DENSE, MOE, contestant, everyone, failed_run, model, results, run, sample
 
 from moekit.compare.report import render, write_report
-from moekit.compare.report.embed import code_spans, plotly_text, script_json
-from moekit.compare.results import Results
+from moekit.compare.report.escaping import code_spans, plotly_text, script_json
+from moekit.compare.results_schema import Results
 from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
-
-from .sample_results import DENSE, MOE, contestant, everyone, failed_run, model, results, run, sample
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -1,15 +1,15 @@
 """Each contestant held against the baseline, in numbers: paired by seed, over the seeds that both finished.
 
-Uncertainty is what `moekit.compare.reach.Estimate` says it is.
+Uncertainty is what `moekit.compare.analysis.learning_curves.Estimate` says it is.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from moekit.compare.configs import ContestantConfig
-from moekit.compare.reach import AXES, Axis, Estimate, reach_ratios
-from moekit.compare.results import Contestant, Results, Run
+from moekit.compare.analysis.learning_curves import AXES, Axis, Estimate, reach_ratios
+from moekit.compare.results_schema import Contestant, Results, Run
+from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.config import LSTMConfig, NGramConfig
 
 SHARES = (0.25, 0.5, 0.75, 1.0)

@@ -1,4 +1,4 @@
-"""One training run in a process of its own: `python -m moekit.compare.worker FOLDER CONTESTANT SEED [--calibrate]`.
+"""One training run in a process of its own: `python -m moekit.compare.run.worker FOLDER CONTESTANT SEED [--calibrate]`.
 
 A process each, so that its peak of memory is its own, and running out of memory ends one run and not the comparison.
 Everything it needs lies in the comparison's folder, everything it finds out goes there; progress goes to standard
@@ -9,11 +9,11 @@ told as a `Stopped` on the last line.
 import sys
 from pathlib import Path
 
-from moekit.compare.counted import CountingTask
-from moekit.compare.plan import Folder
-from moekit.compare.task import Stopped, Task, tell
-from moekit.compare.trained import TrainingTask
-from moekit.compare.upcycled import UpcyclingTask
+from moekit.compare.run.counting_task import CountingTask
+from moekit.compare.run.run_task import Stopped, Task, tell
+from moekit.compare.run.training_task import TrainingTask
+from moekit.compare.run.upcycling_task import UpcyclingTask
+from moekit.compare.spec.comparison_plan import Folder
 from moekit.config import NGramConfig
 from moekit.core import files
 from moekit.core.errors import MoekitError

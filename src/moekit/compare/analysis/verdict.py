@@ -6,9 +6,19 @@ Pure functions of `Results`. Contestants' names stand between backticks in every
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from moekit.compare.against import REFERENCES, Against, Kind, Reach, compare, find, finished, kind_of, order_by_seed
-from moekit.compare.reach import Axis, Estimate
-from moekit.compare.results import Contestant, Results
+from moekit.compare.analysis.baseline_comparison import (
+    REFERENCES,
+    Against,
+    Kind,
+    Reach,
+    compare,
+    find,
+    finished,
+    kind_of,
+    order_by_seed,
+)
+from moekit.compare.analysis.learning_curves import Axis, Estimate
+from moekit.compare.results_schema import Contestant, Results
 from moekit.core import formatting
 
 NONE = "–"

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moekit.compare.measure import held_out_bits, mean_bits_per_byte
-from moekit.compare.plan import MEASURED_SHARES
-from moekit.compare.results import Run
-from moekit.compare.task import FAILURES, Calibration, Task, failure_text, tell
+from moekit.compare.results_schema import Run
+from moekit.compare.run.measurements import held_out_bits, mean_bits_per_byte
+from moekit.compare.run.run_task import FAILURES, Calibration, Task, failure_text, tell
+from moekit.compare.spec.comparison_plan import MEASURED_SHARES
 from moekit.config import BYTE_VOCAB_SIZE, NGramConfig
 from moekit.core import hardware
 from moekit.core.errors import TrainingFailed

@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from moekit.compare.against import SHARES, Against, finished, kind_of
-from moekit.compare.reach import Axis, Estimate
-from moekit.compare.report import charts, embed
-from moekit.compare.report.differences import column_kinds, key_differences
-from moekit.compare.results import Contestant, Results
-from moekit.compare.verdict import (
+from moekit.compare.analysis.baseline_comparison import SHARES, Against, finished, kind_of
+from moekit.compare.analysis.learning_curves import Axis, Estimate
+from moekit.compare.analysis.verdict import (
     NONE,
     SUMMARY_HEADINGS,
     Verdict,
@@ -21,6 +18,9 @@ from moekit.compare.verdict import (
     signed,
     summary_table,
 )
+from moekit.compare.report import charts, escaping
+from moekit.compare.report.key_differences import column_kinds, key_differences
+from moekit.compare.results_schema import Contestant, Results
 from moekit.config import HashConfig, ModelConfig, MoEConfig, RouterConfig
 from moekit.core import formatting
 
@@ -53,7 +53,7 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["code"] = embed.code_spans
+    environment.filters["code"] = escaping.code_spans
     verdict = judge(results)
     found = [
         charts.curves(results),
@@ -79,7 +79,7 @@ def render(results: Results) -> str:
         counted=[one.name for one in results.contestants if kind_of(one.config) == "ngram"],
         phases={one.name: _phases_text(one) for one in results.contestants if one.phases},
         charts=drawn,
-        chart_data=embed.script_json({id: [asdict(one) for one in chart.variants] for id, chart in drawn.items()}),
+        chart_data=escaping.script_json({id: [asdict(one) for one in chart.variants] for id, chart in drawn.items()}),
         tables={
             "budget": _budget_table(results, verdict.against),
             "domains": _domain_table(results, verdict.against),
@@ -91,7 +91,7 @@ def render(results: Results) -> str:
         style=style,
         script=script,
         plotly=plotly,
-        policy=embed.content_security_policy([plotly, script]),
+        policy=escaping.content_security_policy([plotly, script]),
     )
 
 
