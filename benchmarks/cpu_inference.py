@@ -56,7 +56,7 @@ def write_model(config: Any, kind: Any, path: Path) -> int:
     import numpy as np
 
     from moekit.checkpoint.gguf import OutputTensor, write_gguf
-    from moekit.checkpoint.parts import stored_shape
+    from moekit.checkpoint.views import stored_shape
     from moekit.config import MoEConfig
     from moekit.families.gguf import describe, layout
     from moekit.kernels.packed import F32, Bytes

@@ -85,7 +85,7 @@ def write(path: Path, shape: str) -> None:
 
 def parts(path: str) -> dict[str, float]:
     """Seconds of each step of the command, in this process. The first line of Python comes before."""
-    from moekit.cli.generating import starting
+    from moekit.cli.generate_and_chat import starting
 
     found, begin = {}, time.perf_counter()
 
@@ -97,7 +97,7 @@ def parts(path: str) -> dict[str, float]:
     with starting():
         from moekit.core.hardware import process_started
         from moekit.inference import load_runner
-        from moekit.inference.prompts import prompt_ids
+        from moekit.inference.prompt_tokens import prompt_ids
 
         passed("imports")
         loaded = load_runner(path)
@@ -149,9 +149,9 @@ def one_round(path: str) -> dict[str, float]:
 
 
 IMPORTS = """
-from moekit.cli.generating import starting
+from moekit.cli.generate_and_chat import starting
 with starting():
-    import moekit.core.hardware, moekit.inference.prompts
+    import moekit.core.hardware, moekit.inference.prompt_tokens
 """
 
 

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from environment import environment
 from moekit.checkpoint.layout import Stored, View, stored
-from moekit.checkpoint.loading import read_weights
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import read_weights
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.writing import write_weights
 from moekit.core.hardware import peak_resident_bytes, reset_peak_resident, resident_bytes
 

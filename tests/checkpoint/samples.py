@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
-from moekit.checkpoint.loading import dtype_of, read_weights
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import dtype_of, read_weights
+from moekit.checkpoint.stored_tensors import StoredTensors
 
 # G groups, R query heads a group, C head width, D model width, E experts, F expert width
 G, R, C, D, E, F = 2, 3, 4, 8, 3, 5

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from tests.checkpoint.samples import rows
 from torch import Tensor
 
-from moekit.checkpoint import tensors
+from moekit.checkpoint import stored_tensors
 from moekit.checkpoint.layout import Part, Stored, stored
-from moekit.checkpoint.loading import read_weights
-from moekit.checkpoint.parts import LayoutError
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import read_weights
+from moekit.checkpoint.stored_tensors import StoredTensors
+from moekit.checkpoint.views import LayoutError
 from moekit.core.errors import MoekitError, UsageError
 
 INDEX = "model.safetensors.index.json"
@@ -76,7 +76,7 @@ def test_headers_without_the_library(tmp_path: Path, case: str, monkeypatch: pyt
     """What keeps reads inside the file does not lean on the library's checks alone."""
     if case in ("gap", "overlap", "longer"):
         pytest.skip("harmless: bytes that are not read, or read twice")
-    monkeypatch.setattr(tensors, "safe_open", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(stored_tensors, "safe_open", lambda *_, **__: nullcontext())
     header, data = HEADERS[case]
     write_raw(tmp_path / "model.safetensors", header, data)
     refused(tmp_path, str(tmp_path / "model.safetensors"))
@@ -86,7 +86,7 @@ def test_headers_without_the_library(tmp_path: Path, case: str, monkeypatch: pyt
 def test_a_header_longer_than_the_file(tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raw(tmp_path / "model.safetensors", json.dumps({"w": entry()}), b"12345678", length)
     refused(tmp_path, "model.safetensors")
-    monkeypatch.setattr(tensors, "safe_open", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(stored_tensors, "safe_open", lambda *_, **__: nullcontext())
     refused(tmp_path, "model.safetensors")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.samples import bits, read_all, same_bits
 from torch import Tensor
 
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.core.errors import MoekitError
 
 TENSORS = {

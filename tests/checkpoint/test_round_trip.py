@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint import samples
 from tests.checkpoint.samples import as_stored, empty_parameters, layout, random_parameters, read_all, same_bits
 
-from moekit.checkpoint import loading, parts, writing
+from moekit.checkpoint import reading, views, writing
 from moekit.checkpoint.layout import stored
-from moekit.checkpoint.loading import dtype_of, read_weights
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import dtype_of, read_weights
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.writing import write_weights
 
 
@@ -22,9 +22,9 @@ from moekit.checkpoint.writing import write_weights
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that all tensors here are cut, too."""
     piece, run = request.param
-    monkeypatch.setattr(loading, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(reading, "_PIECE_BYTES", piece)
     monkeypatch.setattr(writing, "_PIECE_BYTES", piece)
-    monkeypatch.setattr(parts, "_WORTH_A_READ", run)
+    monkeypatch.setattr(views, "_WORTH_A_READ", run)
 
 
 @pytest.mark.usefixtures("_sizes")
@@ -122,7 +122,7 @@ def test_old_folders(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(reading, "_PIECE_BYTES", 64)
     write_weights(tmp_path, [stored("a", "a"), stored("b", "b")], {"a": torch.randn(99), "b": torch.randn(7, 3)})
     sizes: list[int] = []
     read = {"a": torch.zeros(99), "b": torch.zeros(7, 3)}
@@ -145,16 +145,16 @@ def _views(draw: st.DrawFn) -> torch.Tensor:
 @given(view=_views(), limit=st.integers(8, 400), run=st.integers(8, 200))
 def test_pieces_are_all_of_a_view_once_and_small(view: torch.Tensor, limit: int, run: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "_WORTH_A_READ", run)
-        cut = list(parts.pieces(parts.Pair(torch.zeros_like(view), view), 8, limit))
+        patch.setattr(views, "_WORTH_A_READ", run)
+        cut = list(views.pieces(views.Pair(torch.zeros_like(view), view), 8, limit))
     assert sorted(number for piece in cut for number in piece.stored.flatten().tolist()) == sorted(
         view.flatten().tolist()
     )
     assert all(piece.span() * 8 <= limit and piece.ours.shape == piece.stored.shape for piece in cut)
     for piece in cut:
         piece.ours.copy_(piece.stored)
-    whole = parts.Pair(torch.zeros_like(view), view)
-    for piece in parts.pieces(whole, 8, limit):
+    whole = views.Pair(torch.zeros_like(view), view)
+    for piece in views.pieces(whole, 8, limit):
         piece.ours.copy_(piece.stored)
     assert torch.equal(whole.ours, view)
 
@@ -168,7 +168,7 @@ def test_the_sample_covers_each_element_once() -> None:
 
 
 def test_no_byte_is_read_twice_where_runs_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_WORTH_A_READ", 16)
+    monkeypatch.setattr(views, "_WORTH_A_READ", 16)
     parameters, sizes = {"group_qkv": random_parameters()["group_qkv"]}, list[int]()
     write_weights(tmp_path, [samples.group_qkv()], parameters)
     read_weights(parameters, [samples.group_qkv()], StoredTensors.open(tmp_path), on_bytes=sizes.append)
@@ -177,5 +177,5 @@ def test_no_byte_is_read_twice_where_runs_are_long(tmp_path: Path, monkeypatch: 
 
 def test_a_transposed_view_is_cut_along_the_file() -> None:
     turned = torch.empty(64, 32, device="meta").T
-    cut = list(parts.pieces(parts.Pair(torch.empty(32, 64), turned), 4, 1024))
+    cut = list(views.pieces(views.Pair(torch.empty(32, 64), turned), 4, 1024))
     assert [piece.stored.storage_offset() for piece in cut] == [8 * 32 * number for number in range(8)]

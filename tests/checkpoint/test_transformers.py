@@ -8,7 +8,7 @@ from tests.checkpoint.samples import read_all, same_bits
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import stored
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.writing import write_folder, write_weights
 from moekit.core.errors import MoekitError
 

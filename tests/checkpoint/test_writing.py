@@ -15,7 +15,7 @@ from tests.checkpoint.samples import bits, layout, random_parameters
 
 from moekit.checkpoint import writing
 from moekit.checkpoint.layout import Part, Stored, stored
-from moekit.checkpoint.parts import LayoutError
+from moekit.checkpoint.views import LayoutError
 from moekit.checkpoint.writing import write_folder, write_weights
 from moekit.core import files
 from moekit.core.errors import MoekitError, UsageError

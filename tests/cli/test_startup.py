@@ -12,7 +12,7 @@ from tests.inference.folders import byte_level, llama, save_tokenizer
 
 import moekit.data
 import moekit.families
-from moekit.cli.generating import starting
+from moekit.cli.generate_and_chat import starting
 from moekit.convert.quantize import plan_quantization
 from moekit.kernels.native import available
 from moekit.kernels.packed import Q8_0
@@ -30,7 +30,7 @@ NOT_NEEDED = (
     "moekit.data.batches",
     "moekit.data.corpus",
     "moekit.data.documents",
-    "moekit.data.split",
+    "moekit.data.held_out",
     "moekit.families.catalogue",
     "moekit.models",
     "moekit.training",
@@ -49,10 +49,10 @@ print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
 SECONDS = """
 import time
-from moekit.cli.generating import starting
+from moekit.cli.generate_and_chat import starting
 with starting():
     begin = time.process_time()
-    import moekit.core.hardware, moekit.inference.prompts
+    import moekit.core.hardware, moekit.inference.prompt_tokens
     done = time.process_time()
     import torch
     print(done - begin, time.process_time() - done)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.convert import streaming
 from moekit.convert.merge import plan_merge
 from moekit.convert.merge_config import read_merge_config

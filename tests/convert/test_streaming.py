@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.convert.merging import killed
 from torch import Tensor
 
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.convert import streaming
 from moekit.convert.partial import partial_folder
 from moekit.convert.streaming import Copy, Made, OutputTensor, output_bytes, peak_memory_bytes, write_tensors
@@ -255,7 +255,7 @@ _MEASURED = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.convert.streaming import Copy, OutputTensor, peak_memory_bytes, write_tensors
 def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests.convert.models import TOKENS, check_same, difference, expected_logits, logits, model_type, save
 
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.config import MoEConfig
 from moekit.convert import streaming
 from moekit.convert import upcycle as module

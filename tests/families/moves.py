@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.parts import check_cover, stored_shape
+from moekit.checkpoint.views import check_cover, stored_shape
 
 
 def randomize(model: nn.Module) -> None:

@@ -56,7 +56,7 @@ def test_the_folder_says_it(name: str) -> None:
     """Settings lead back to the configuration, and the layout covers the model's tensors, each element once."""
     from pathlib import Path
 
-    from moekit.checkpoint.parts import check_cover
+    from moekit.checkpoint.views import check_cover
 
     config = PRESETS[name].config
     family, settings = describe(config)

@@ -17,7 +17,7 @@ from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, generate
 from moekit.inference import load_runner as load
 from moekit.inference.generation import Memory
-from moekit.inference.prompts import prompt_ids
+from moekit.inference.prompt_tokens import prompt_ids
 from moekit.inference.runner import Cache, OnTokens
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels.packed import Numbers

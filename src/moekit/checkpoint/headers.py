@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from moekit.checkpoint.tensors import DTYPES
+from moekit.checkpoint.stored_tensors import DTYPES
 from moekit.core.errors import MoekitError
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}

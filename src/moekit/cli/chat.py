@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.cli.generating import Bar, drawing_options, figures, generation_options, load_to_generate, starting
+from moekit.cli.generate_and_chat import Bar, drawing_options, figures, generation_options, load_to_generate, starting
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from moekit.cli.loading import check_there, load_with_progress
+    from moekit.cli.model_argument import check_there, load_with_progress
 
     console = Console(stderr=True, highlight=False)
     check_there(model)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.cli.generating import Bar, drawing_options, figures, generation_options, load_to_generate, starting
+from moekit.cli.generate_and_chat import Bar, drawing_options, figures, generation_options, load_to_generate, starting
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _run(
 
     from moekit.core.hardware import process_started
     from moekit.inference import generate as complete
-    from moekit.inference.prompts import prompt_ids
+    from moekit.inference.prompt_tokens import prompt_ids
 
     ids = [prompt_ids(prompt, loaded.tokenizer) for prompt in prompts]
     before = time.perf_counter() - process_started()

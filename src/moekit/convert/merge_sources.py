@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint.loading import check_weights, memory_of
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import check_weights, memory_of
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.lora import Adapter, open_adapter
 from moekit.convert.merge_config import Reference
@@ -17,7 +17,7 @@ from moekit.core.errors import MoekitError, UsageError
 from moekit.families import Family, Settings
 from moekit.models import build
 from moekit.models.folder import layout_of, own_tensors, read_config, read_settings
-from moekit.models.loading import find
+from moekit.models.load_model import find
 from moekit.nn.meta import on_meta
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")

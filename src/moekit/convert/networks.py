@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.parts import pairs
+from moekit.checkpoint.views import pairs
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
 from moekit.convert.stored_model import StoredModel, row_count, row_width, rows_of, shapes_of
 from moekit.convert.streaming import Copy, Made, OutputTensor, Piece

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moekit.checkpoint.gguf import OutputTensor, Written, check_free, gguf_bytes, write_gguf
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.parts import pairs, pieces, stored_shape
+from moekit.checkpoint.views import pairs, pieces, stored_shape
 from moekit.config import AttentionConfig
 from moekit.convert.stored_model import StoredModel, row_width
 from moekit.core.errors import MoekitError, UsageError

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.loading import check_weights, dtype_of, memory_of
-from moekit.checkpoint.parts import Pair, pairs, pieces
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import check_weights, dtype_of, memory_of
+from moekit.checkpoint.stored_tensors import StoredTensors
+from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import ModelConfig
 from moekit.convert.streaming import Copy, Made, Piece
 from moekit.core.errors import UsageError

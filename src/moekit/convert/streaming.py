@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
-from moekit.checkpoint.loading import memory_of
-from moekit.checkpoint.tensors import INDEX, StoredTensors
+from moekit.checkpoint.reading import memory_of
+from moekit.checkpoint.stored_tensors import INDEX, StoredTensors
 from moekit.convert.direct_file import DirectFile
 from moekit.convert.partial import Partial, Reached, already_finished, opened, partial_folder
 from moekit.core import files

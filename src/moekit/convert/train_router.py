@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint.loading import memory_of
-from moekit.checkpoint.parts import pairs
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import memory_of
+from moekit.checkpoint.stored_tensors import StoredTensors
+from moekit.checkpoint.views import pairs
 from moekit.config import never_learns
 from moekit.convert.merge_outputs import merged_layout
 from moekit.convert.merge_plan import Merge, materialized

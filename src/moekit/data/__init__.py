@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from moekit.data.corpus import Corpus, DomainText, build_corpus, load_corpus
     from moekit.data.documents import MAX_FILE_BYTES, Document, read_sources
     from moekit.data.embedded import embedded_documents
-    from moekit.data.split import HELD_OUT_SHARE, Split, split_documents
+    from moekit.data.held_out import HELD_OUT_SHARE, Split, split_documents
     from moekit.data.tokenizers import SEPARATOR
 
 __all__ = [
@@ -38,7 +38,7 @@ _HOMES = {
     "corpus": ("Corpus", "DomainText", "build_corpus", "load_corpus"),
     "documents": ("MAX_FILE_BYTES", "Document", "read_sources"),
     "embedded": ("embedded_documents",),
-    "split": ("HELD_OUT_SHARE", "Split", "split_documents"),
+    "held_out": ("HELD_OUT_SHARE", "Split", "split_documents"),
     "tokenizers": ("SEPARATOR",),
 }
 

@@ -16,7 +16,7 @@ from moekit.core import files
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data.documents import Document, ignore, read_sources
 from moekit.data.embedded import embedded_documents
-from moekit.data.split import split_documents
+from moekit.data.held_out import split_documents
 from moekit.data.tokenizers import SEPARATOR
 
 Bytes = npt.NDArray[np.uint8]

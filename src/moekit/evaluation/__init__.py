@@ -1,6 +1,6 @@
 """How well a model predicts a text: bits per byte and perplexity, the same way for every family."""
 
-from moekit.evaluation.of_model import scorer_of
+from moekit.evaluation.choose_scorer import scorer_of
 from moekit.evaluation.score import Evaluation, LineScorer, WindowScorer, evaluate
 
 __all__ = ["Evaluation", "LineScorer", "WindowScorer", "evaluate", "scorer_of"]

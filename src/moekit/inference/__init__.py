@@ -3,7 +3,8 @@
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.conversation import Conversation
 from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
-from moekit.inference.loading import LoadedModel, load_runner
+from moekit.inference.load import load_runner
+from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import Cache, Runner
 from moekit.inference.sampling import SamplingOptions
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from moekit.core.errors import MoekitError
 from moekit.data.tokenizers import Tokenizer
-from moekit.inference.prompts import PromptTokenizer
+from moekit.inference.prompt_tokens import PromptTokenizer
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, …) and `content`, as in OpenAI's API; further keys are the template's to use."""

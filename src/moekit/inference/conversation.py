@@ -5,7 +5,7 @@ from typing import Any
 
 from moekit.core.errors import UsageError
 from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
-from moekit.inference.loading import LoadedModel
+from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import OnTokens
 
 

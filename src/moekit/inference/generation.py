@@ -7,7 +7,7 @@ from typing import Literal
 
 from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer
-from moekit.inference.prompts import Prompt, prompt_ids
+from moekit.inference.prompt_tokens import Prompt, prompt_ids
 from moekit.inference.runner import Cache, OnTokens, Runner
 from moekit.inference.sampling import Sampler, SamplingOptions
 from moekit.inference.stop import StopStrings

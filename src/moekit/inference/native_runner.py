@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from moekit.config import ModelConfig
-from moekit.inference.limits import checked_context
+from moekit.inference.checks import checked_context
 from moekit.inference.runner import Cache, OnTokens
 from moekit.kernels.native.decoder import NativeCache, NativeDecoder
 from moekit.kernels.native.weights import DecoderWeights

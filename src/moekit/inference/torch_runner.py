@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from moekit.inference.limits import checked_context, decoder_config
+from moekit.inference.checks import checked_context, decoder_config
 from moekit.inference.runner import Cache, OnTokens
 from moekit.kernels.packed import Numbers
 from moekit.nn import KeyValueCache

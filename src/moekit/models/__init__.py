@@ -1,11 +1,11 @@
 """Whole models, each built from its configuration."""
 
 from moekit.models.attention_seq2seq import GRUSeq2Seq
-from moekit.models.base import LanguageModel
 from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
 from moekit.models.encoder_decoder import EncoderDecoder
-from moekit.models.loading import MODELS, build, find, load
+from moekit.models.language_model import LanguageModel
+from moekit.models.load_model import MODELS, build, find, load
 from moekit.models.ngram import NGram
 from moekit.models.recurrent import LSTMLanguageModel
 from moekit.models.seq2seq import LSTMSeq2Seq

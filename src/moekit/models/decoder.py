@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moekit.config import DenseConfig, ModelConfig
 from moekit.kernels.backends import Backend
-from moekit.models.base import LanguageModel, is_bias
+from moekit.models.language_model import LanguageModel, is_bias
 from moekit.moe import Decision, MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward, KeyValueCache, Turn, new_attention, new_norm, new_rotary
 

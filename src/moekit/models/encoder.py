@@ -15,7 +15,7 @@ from moekit.config.encoder import EncoderConfig
 from moekit.core.errors import MoekitError
 from moekit.kernels.backends import Backend
 from moekit.kernels.torch.activation import Activation
-from moekit.models.base import LanguageModel, is_bias
+from moekit.models.language_model import LanguageModel, is_bias
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward
 

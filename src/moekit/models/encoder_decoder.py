@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from moekit.config.encoder_decoder import EncoderDecoderConfig
 from moekit.kernels.backends import Backend
-from moekit.models.base import LanguageModel
 from moekit.models.encoder_decoder_parts import (
     CrossAttention,
     DecodingCache,
@@ -20,6 +19,7 @@ from moekit.models.encoder_decoder_parts import (
     Source,
     Stack,
 )
+from moekit.models.language_model import LanguageModel
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward
 from moekit.nn.relative_bias import RelativeBias

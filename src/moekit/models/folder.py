@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.checkpoint.loading import check_weights, dtype_of, read_weights
-from moekit.checkpoint.tensors import StoredTensors
+from moekit.checkpoint.reading import check_weights, dtype_of, read_weights
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.writing import write_folder as write_whole
 from moekit.checkpoint.writing import write_weights
 from moekit.config import Config

@@ -7,7 +7,7 @@ import torch
 
 from moekit.checkpoint.gguf import GGUFFile
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.parts import check_cover, pairs, stored_shape
+from moekit.checkpoint.views import check_cover, pairs, stored_shape
 from moekit.families.gguf import GGUFModel, wrong_shape
 from moekit.models.decoder import Decoder
 from moekit.models.folder import allocate, own_tensors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from moekit.config.recurrent import LSTMConfig
-from moekit.models.base import LanguageModel
+from moekit.models.language_model import LanguageModel
 from moekit.moe import Routing
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.config.seq2seq import LSTMSeq2SeqConfig, Seq2SeqConfig
-from moekit.models.base import LanguageModel
+from moekit.models.language_model import LanguageModel
 from moekit.models.recurrent import LSTM
 from moekit.moe import Routing
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from moekit.config.xlnet import XLNetConfig
 from moekit.kernels.backends import Backend
-from moekit.models.base import LanguageModel
 from moekit.models.encoder import PostNormFeedForward, initialize
+from moekit.models.language_model import LanguageModel
 from moekit.moe import MoELayer, RouterInput, Routing
 
 

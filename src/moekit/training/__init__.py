@@ -1,7 +1,6 @@
 """Training: one loop, one optimiser, a schedule, durable checkpoints."""
 
 from moekit.training.average import AVERAGE_TEXT, new_average
-from moekit.training.config import TrainingConfig
 from moekit.training.loop import (
     Interrupted,
     Progress,
@@ -10,7 +9,8 @@ from moekit.training.loop import (
 )
 from moekit.training.schedule import SCHEDULE_TEXT, learning_rate
 from moekit.training.step import StepResult, matrix_precision, new_optimizer, training_step
-from moekit.training.telemetry import CollapseWatch, StepLog, StepRecord, routing_by_layer
+from moekit.training.step_log import CollapseWatch, StepLog, StepRecord, routing_by_layer
+from moekit.training.training_config import TrainingConfig
 
 __all__ = [
     "AVERAGE_TEXT",

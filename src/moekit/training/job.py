@@ -29,11 +29,11 @@ from moekit.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from moekit.data.tokens import tokenized
 from moekit.families import preset
 from moekit.models import Decoder, LanguageModel, NGram, build, load
-from moekit.training.config import TrainingConfig
 from moekit.training.loop import StepReport, Trainer
 from moekit.training.objectives import Objective, PairObjective, read_pairs
 from moekit.training.step import held_out_bits
-from moekit.training.telemetry import StepLog
+from moekit.training.step_log import StepLog
+from moekit.training.training_config import TrainingConfig
 
 Say = Callable[[str], None]
 

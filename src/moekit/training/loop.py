@@ -17,11 +17,11 @@ from moekit.models import LanguageModel
 from moekit.moe import Sums
 from moekit.training.average import new_average
 from moekit.training.checkpoint import load_state, save_state
-from moekit.training.config import TrainingConfig
 from moekit.training.schedule import learning_rate
 from moekit.training.signals import stop_request
 from moekit.training.step import new_optimizer, training_step
-from moekit.training.telemetry import CollapseWatch, StepLog, StepRecord, routing_by_layer
+from moekit.training.step_log import CollapseWatch, StepLog, StepRecord, routing_by_layer
+from moekit.training.training_config import TrainingConfig
 
 # A spike: this many standard deviations above the mean of the losses in the window before it.
 SPIKE_DEVIATIONS = 5.0

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from moekit.models import LanguageModel
-from moekit.models.base import is_bias
 from moekit.models.encoder import NOT_PREDICTED
+from moekit.models.language_model import is_bias
 from moekit.moe import Decision, Routing, Sums, add_sums
-from moekit.training.config import TrainingConfig
+from moekit.training.training_config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

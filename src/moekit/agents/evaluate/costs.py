@@ -75,8 +75,8 @@ def _flops_per_token(path: str) -> Callable[[int], int]:
 
     from moekit.counting import inference_flops_per_token
     from moekit.families.gguf import GGUFModel
-    from moekit.inference.limits import decoder_config
-    from moekit.inference.loading import is_gguf
+    from moekit.inference.checks import decoder_config
+    from moekit.inference.load import is_gguf
     from moekit.models import find
     from moekit.models.folder import read_config
 

@@ -14,7 +14,7 @@ from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer
 from moekit.inference import Cache, LoadedModel, Runner
 from moekit.inference.probabilities import log_softmax
-from moekit.inference.prompts import PromptTokenizer
+from moekit.inference.prompt_tokens import PromptTokenizer
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
 

@@ -20,7 +20,7 @@ from moekit.agents.strategy_configs import EnsembleConfig
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions
 from moekit.inference import LoadedModel, Runner, load_runner
-from moekit.inference.loading import is_gguf
+from moekit.inference.load import is_gguf
 from moekit.inference.torch_runner import TorchRunner
 from moekit.models import Decoder, find, load
 from moekit.models.gguf import load_gguf

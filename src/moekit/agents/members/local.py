@@ -13,7 +13,7 @@ from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, generate
 from moekit.inference.generation import Memory
 from moekit.inference.probabilities import log_softmax
-from moekit.inference.prompts import PromptTokenizer
+from moekit.inference.prompt_tokens import PromptTokenizer
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
 

@@ -2,7 +2,7 @@
 
 from moekit.checkpoint.gguf.metadata import Metadata
 from moekit.checkpoint.gguf.reader import GGUFFile, GGUFTensor
-from moekit.checkpoint.gguf.types import PACKED_TYPES, STORED_TYPES, StoredType
+from moekit.checkpoint.gguf.tensor_types import PACKED_TYPES, STORED_TYPES, StoredType
 from moekit.checkpoint.gguf.values import Strings, Value
 from moekit.checkpoint.gguf.writer import OutputTensor, Written, check_free, gguf_bytes, write_gguf
 

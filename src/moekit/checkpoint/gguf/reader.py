@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from moekit.checkpoint.gguf.metadata import Metadata, printable
-from moekit.checkpoint.gguf.types import PACKED_TYPES, STORED_TYPES, StoredType
+from moekit.checkpoint.gguf.tensor_types import PACKED_TYPES, STORED_TYPES, StoredType
 from moekit.checkpoint.gguf.values import Cursor, Damaged, Value
 from moekit.core.errors import MoekitError
 from moekit.kernels.packed import Bytes, Numbers, PackedMatrix, dequantize

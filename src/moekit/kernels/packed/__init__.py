@@ -3,8 +3,7 @@
 The way to pack them, `quantize`, needs torch and is imported from its own module.
 """
 
-from moekit.kernels.packed.dequantize import dequantize
-from moekit.kernels.packed.types import (
+from moekit.kernels.packed.block_types import (
     BF16,
     BLOCK_TYPES,
     F16,
@@ -18,6 +17,7 @@ from moekit.kernels.packed.types import (
     Numbers,
     PackedMatrix,
 )
+from moekit.kernels.packed.dequantize import dequantize
 
 __all__ = [
     "BF16",

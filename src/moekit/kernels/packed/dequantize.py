@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moekit.kernels.packed.types import (
+from moekit.kernels.packed.block_types import (
     BF16,
     F16,
     F32,

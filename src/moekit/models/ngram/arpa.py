@@ -18,8 +18,8 @@ import numpy as np
 
 from moekit.core import files
 from moekit.core.errors import MoekitError
-from moekit.models.ngram.counting import MAX_ORDER, Packing
 from moekit.models.ngram.lines import Bytes, Words
+from moekit.models.ngram.ngram_counts import MAX_ORDER, Packing
 from moekit.models.ngram.smoothing import Floats, Tables
 from moekit.models.ngram.trie import Level, Places, words_of
 from moekit.models.ngram.vocabulary import SPECIAL_WORDS, Vocabulary, byte_vocabulary

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moekit.core.errors import MoekitError, UsageError
-from moekit.models.ngram.counting import Packing
+from moekit.models.ngram.ngram_counts import Packing
 from moekit.models.ngram.sorting import Run
 from moekit.models.ngram.trie import Level, Places
 from moekit.models.ngram.vocabulary import BEGIN, END, Ids

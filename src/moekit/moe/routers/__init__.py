@@ -11,10 +11,10 @@ from moekit.config import (
     SoftmaxTopKConfig,
     SwitchConfig,
 )
-from moekit.moe.routers.base import Router
 from moekit.moe.routers.expert_choice import ExpertChoice
 from moekit.moe.routers.hashed import HashRouter
 from moekit.moe.routers.noisy import NoisyTopK
+from moekit.moe.routers.router import Router
 from moekit.moe.routers.sigmoid import SigmoidBias
 from moekit.moe.routers.sinkhorn import Sinkhorn
 from moekit.moe.routers.softmax import GShard, SoftmaxTopK, Switch

@@ -6,7 +6,7 @@ from torch import Tensor
 from moekit.config import ExpertChoiceConfig
 from moekit.kernels.assignments import assign
 from moekit.moe.dispatch import expert_capacity
-from moekit.moe.routers.base import Router
+from moekit.moe.routers.router import Router
 from moekit.moe.routing import RouterInput, Routing
 
 

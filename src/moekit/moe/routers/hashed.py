@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moekit.config import HashConfig
-from moekit.moe.routers.base import Router
+from moekit.moe.routers.router import Router
 from moekit.moe.routing import RouterInput, Routing
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from moekit.config import NoisyTopKConfig
 from moekit.moe.balance import smooth_load, squared_variation
-from moekit.moe.routers.base import Router, over_tokens, project, weights_of
+from moekit.moe.routers.router import Router, over_tokens, project, weights_of
 from moekit.moe.routing import RouterInput, Routing, Sums
 
 

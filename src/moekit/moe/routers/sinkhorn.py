@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moekit.config import SinkhornConfig
-from moekit.moe.routers.base import Router, weights_of
+from moekit.moe.routers.router import Router, weights_of
 from moekit.moe.routing import RouterInput, Routing
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moekit.config import GShardConfig, SoftmaxTopKConfig, SwitchConfig
 from moekit.moe.dispatch import not_chosen
-from moekit.moe.routers.base import Router, count_choices, weights_of
+from moekit.moe.routers.router import Router, count_choices, weights_of
 from moekit.moe.routing import RouterInput, Routing
 
 

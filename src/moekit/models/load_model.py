@@ -19,11 +19,11 @@ from moekit.config import (
 from moekit.core.errors import MoekitError, UsageError
 from moekit.families import presets
 from moekit.models.attention_seq2seq import GRUSeq2Seq
-from moekit.models.base import LanguageModel
 from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
 from moekit.models.encoder_decoder import EncoderDecoder
 from moekit.models.folder import COMPANIONS, CONFIG, read_model
+from moekit.models.language_model import LanguageModel
 from moekit.models.ngram import NGram, load_arpa
 from moekit.models.recurrent import LSTMLanguageModel
 from moekit.models.seq2seq import LSTMSeq2Seq

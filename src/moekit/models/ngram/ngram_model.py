@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moekit.core.errors import UsageError
 from moekit.models.ngram.arpa import read_arpa, write_arpa
-from moekit.models.ngram.counting import DEFAULT_MEMORY, MAX_ORDER, Packing, count_ngrams, kept_on_disk
+from moekit.models.ngram.ngram_counts import DEFAULT_MEMORY, MAX_ORDER, Packing, count_ngrams, kept_on_disk
 from moekit.models.ngram.smoothing import Counted, Floats, Tables, collect, estimate
 from moekit.models.ngram.trie import Places, paths
 from moekit.models.ngram.vocabulary import (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.parts import Pair, check_cover, pairs, pieces, stored_shape
-from moekit.checkpoint.tensors import StoredTensors, TensorInfo
+from moekit.checkpoint.stored_tensors import StoredTensors, TensorInfo
+from moekit.checkpoint.views import Pair, check_cover, pairs, pieces, stored_shape
 from moekit.core.errors import MoekitError
 
 # Read at once, and the memory that a thread needs besides where layout or type have to change.

@@ -6,8 +6,8 @@ from moekit.config import ModelConfig
 from moekit.core.errors import UsageError, did_you_mean
 from moekit.data.tokenizers import ByteTokenizer, Tokenizer, tokenizer_of
 from moekit.inference.chat_template import folder_template
-from moekit.inference.limits import checked_context, decoder_config
-from moekit.inference.loading import LoadedModel, OnBytes, is_native, token_ids
+from moekit.inference.checks import checked_context, decoder_config
+from moekit.inference.loaded_model import LoadedModel, OnBytes, is_native, token_ids
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moekit.core.errors import UsageError
 from moekit.data import Document, split_documents
-from moekit.data.split import cut_tail, near_duplicate_groups
+from moekit.data.held_out import cut_tail, near_duplicate_groups
 
 Prose = Callable[..., bytes]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moekit.models.ngram import NGram
-from moekit.models.ngram.counting import LEAST_MEMORY, Packing, count_ngrams
+from moekit.models.ngram.ngram_counts import LEAST_MEMORY, Packing, count_ngrams
 from moekit.models.ngram.sorting import ExternalSorter, sorted_run
 from moekit.models.ngram.vocabulary import stream_of_sentences
 

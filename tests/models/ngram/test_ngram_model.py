@@ -176,7 +176,7 @@ def test_rows_and_blocks_do_not_touch(monkeypatch: pytest.MonkeyPatch, sentences
     assert torch.equal(whole, torch.cat([model.log_prob(row[None]) for row in rows]))
     assert torch.equal(model.log_prob(rows.int().numpy()), whole)
     for size in (1, 5, 64):
-        monkeypatch.setattr("moekit.models.ngram.model._BLOCK", size)
+        monkeypatch.setattr("moekit.models.ngram.ngram_model._BLOCK", size)
         assert torch.equal(model.log_prob(rows), whole)
     lines = [" ".join(s) for s in sentences("lines", 30)]
     scored = list(model.score_sentences(lines))

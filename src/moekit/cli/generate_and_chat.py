@@ -73,7 +73,7 @@ def starting() -> Iterator[None]:
 
 def load_to_generate(model: str, context: int | None, quantize: str | None) -> "LoadedModel":
     """What moekit.inference.load_runner gives, with a progress bar."""
-    from moekit.cli.loading import check_there
+    from moekit.cli.model_argument import check_there
     from moekit.inference import load_runner
 
     check_there(model)

@@ -25,7 +25,7 @@ def check_there(model: str) -> None:
     """Raise UsageError where there is no such file or folder, and it is no hub id either: before any other work."""
     if Path(model).exists():
         return
-    from moekit.models.loading import looks_like_hub_id, missing
+    from moekit.models.load_model import looks_like_hub_id, missing
 
     if not looks_like_hub_id(model):
         raise missing(model)

@@ -1,0 +1,42 @@
+"""From a GGUF file to what generates with it."""
+
+from pathlib import Path
+
+from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
+from moekit.families.gguf import GGUFModel
+from moekit.inference.chat_template import ChatTemplate
+from moekit.inference.checks import checked_context, decoder_config
+from moekit.inference.loaded_model import LoadedModel, OnBytes, is_native, token_ids
+from moekit.inference.native_runner import NativeRunner
+from moekit.inference.runner import Runner
+from moekit.kernels.packed import F32
+
+
+def load_gguf(path: Path, context: int | None, on_bytes: OnBytes | None) -> LoadedModel:
+    """The model in a GGUF file; `moekit.inference.load_runner` says what the arguments are and what is raised."""
+    stored = GGUFModel(path)
+    config = decoder_config(stored.config)
+    checked_context(context, config.context)
+    tokenizer = gguf_tokenizer(stored.file.metadata, config.vocab_size)
+    template, end_tokens = None, token_ids(tokenizer.start)
+    if isinstance(tokenizer, GGUFTokenizer):
+        end_tokens = tokenizer.end_tokens
+        if tokenizer.chat_template is not None:
+            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_texts)
+    runner = _runner(stored, path, context, on_bytes)
+    return LoadedModel(runner=runner, tokenizer=tokenizer, chat_template=template, end_tokens=end_tokens)
+
+
+def _runner(stored: GGUFModel, path: Path, context: int | None, on_bytes: OnBytes | None) -> Runner:
+    """In place where the native kernels serve. Else unpacked to bf16, which is nearest to what files mostly hold in
+    memory and speed, or to fp32 where they hold that.
+    """
+    if is_native(stored.config):
+        return NativeRunner(stored.config, stored.weights(), context)
+    import torch
+
+    from moekit.inference.torch_runner import TorchRunner
+    from moekit.models.gguf import load_gguf as load_unpacked
+
+    is_fp32 = stored.file["token_embd.weight"].code == F32.code
+    return TorchRunner(load_unpacked(path, torch.float32 if is_fp32 else torch.bfloat16, on_bytes), context)

@@ -1,0 +1,35 @@
+"""A model that is ready to generate, and what loading one from a folder and from a GGUF file share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from moekit.config import ModelConfig
+from moekit.data.tokenizers import Tokenizer
+from moekit.inference.chat_template import ChatTemplate
+from moekit.inference.runner import Runner
+from moekit.kernels import native
+from moekit.kernels.native.decoder import unsupported
+
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes of weights read so far and those there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model, ready to generate. end_tokens: the ids that end a text or an answer."""
+
+    runner: Runner
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    end_tokens: frozenset[int]
+
+
+def is_native(config: ModelConfig) -> bool:
+    """Whether the native kernels are there and compute such a model."""
+    return native.available() and unsupported(config) is None
+
+
+def token_ids(value: Any) -> frozenset[int]:
+    listed = value if isinstance(value, list) else [value]
+    return frozenset(id_ for id_ in listed if isinstance(id_, int) and not isinstance(id_, bool))
