@@ -1,0 +1,113 @@
+#include "decoder/decoder.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "decoder/scratch.h"
+#include "decoder/step.h"
+#include "kernels/worker.h"
+#include "kernels/pool.h"
+#include "decoder/prompt.h"
+
+namespace moekit {
+
+Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers) : shape_(std::move(shape)), layers_(std::move(layers)) {
+    // Routers decide: whatever the precision of the model, they are computed in fp32.
+    for (Layer& layer : layers_) {
+        Matrix& router = layer.router;
+        if (layer.experts == 0 || router.type == Type::F32) {
+            continue;
+        }
+        std::vector<float> numbers(router.rows * router.columns);
+        dequantize_rows(router, 0, router.rows, numbers.data());
+        routers_.push_back(std::move(numbers));
+        router = {reinterpret_cast<const uint8_t*>(routers_.back().data()), Type::F32, router.rows, router.columns};
+    }
+    scratch_ = std::make_unique<Scratch>(shape_, Sizes(layers_));
+    prompt_scratch_ = std::make_unique<PromptScratches>();
+}
+
+Decoder::~Decoder() = default;
+
+void Decoder::check(int64_t token) const {
+    if (token < 0 || token >= shape_.embedding.rows) {
+        throw std::out_of_range("token " + std::to_string(token) + " is not one of a vocabulary of " +
+                                std::to_string(shape_.embedding.rows));
+    }
+}
+
+void Decoder::check(const Cache& cache) const {
+    const CacheShape& shape = cache.shape();
+    if (shape.layers != static_cast<int64_t>(layers_.size()) || shape.kv_heads != shape_.kv_heads ||
+        shape.head_width != shape_.head_width) {
+        throw std::invalid_argument("the cache is that of another model");
+    }
+}
+
+void Decoder::decode(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
+    const std::lock_guard<std::mutex> lock(entry_);
+    for (int64_t b = 0; b < batch; ++b) {
+        check(tokens[b]);
+        check(*caches[b]);
+        if (std::find(caches, caches + b, caches[b]) != caches + b) {
+            throw std::invalid_argument("a step decodes one token of each sequence, and two have the same cache");
+        }
+        caches[b]->reserve(1);
+    }
+    for (int64_t begin = 0; begin < batch; begin += MAX_BATCH) {
+        const int64_t count = std::min(MAX_BATCH, batch - begin);
+        decode_together(caches + begin, tokens + begin, count, logits + begin * shape_.head.rows);
+    }
+}
+
+void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float* logits) {
+    const std::lock_guard<std::mutex> lock(entry_);
+    if (count < 1) {
+        throw std::invalid_argument("a prompt has a token or more");
+    }
+    check(cache);
+    std::for_each(tokens, tokens + count, [this](int64_t token) { check(token); });
+    cache.reserve(count);
+    const bool bf16 = multiplies_bf16() && !fp32();
+    for (; count > 0; tokens += MAX_TOGETHER, count -= MAX_TOGETHER) {
+        const int64_t together = std::min(count, MAX_TOGETHER);
+        float* wanted = together == count ? logits : nullptr;
+        if (bf16) {
+            prefill_together(prompt_scratch_->bf16, cache, tokens, together, wanted);
+        } else {
+            prefill_together(prompt_scratch_->fp32, cache, tokens, together, wanted);
+        }
+    }
+}
+
+template <typename Number>
+void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
+                               float* logits) {
+    const Prompt<Number> prompt(shape_, layers_, scratch, cache, tokens, count);
+    Pool& pool = Pool::shared();
+    pool.run([&](int threads) { prompt.reserve(threads); },
+             [&](int thread, int threads) {
+                 Worker worker(pool, scratch.counters, thread, threads);
+                 prompt.run(worker);
+                 if (logits) {
+                     prompt.norm_last(worker, scratch_->normed.numbers());
+                     multiply_head(worker, shape_, scratch_->normed, 1, logits);
+                 }
+             });
+    cache.extend(count);
+}
+
+void Decoder::decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
+    const Step step(shape_, layers_, *scratch_, caches, tokens, batch, logits);
+    Pool& pool = Pool::shared();
+    pool.run([&](int thread, int threads) {
+        Worker worker(pool, scratch_->counters, thread, threads);
+        step.run(worker);
+    });
+    for (int64_t b = 0; b < batch; ++b) {
+        caches[b]->extend(1);
+    }
+}
+
+}  // namespace moekit

@@ -1,0 +1,102 @@
+// Many tokens of one sequence at once, as a prompt brings them: what every thread of the parallel region runs.
+//
+// T tokens; the matrix products are those of many_rows.h, of bf16 or fp32 numbers, and so are those of attention. Tokens
+// see those in the cache, and those before themselves.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "decoder/decoder.h"
+#include "decoder/scratch.h"
+#include "kernels/worker.h"
+#include "decoder/heads.h"
+#include "kernels/many_rows.h"
+
+namespace moekit {
+
+// The memory of prompts; grows with the longest run of tokens.
+template <typename Number>
+struct PromptScratch {
+    TaskCounters counters;
+    std::vector<PieceSpace<Number>> spaces;  // of each thread
+    std::vector<float> cosine, sine;
+    Aligned<float> residual, normed, added, projected, attended;
+    Aligned<Number> tiles;   // of the rows that all products of a phase share
+    Aligned<Number> keys;    // of a layer, for each key head (positions, width)
+    Aligned<Number> values;  // the same turned round: (width, positions)
+    std::vector<Aligned<float>> attention;  // of each thread
+    std::vector<Aligned<Number>> queries;   // of each thread
+    Aligned<Number> routed, hidden, branch_hidden;
+    Aligned<float> expert_added, branch_added, router_logits, branch_gate;
+    Routes routes;
+    std::vector<int64_t> blocks;        // where the tiles of each expert that has any begin
+    std::vector<int64_t> places;        // of each token: where its experts' rows stand, top_k of them
+    std::vector<int64_t> placed;        // how many of them are known
+};
+
+template <typename Number>
+class Prompt {
+   public:
+    Prompt(const DecoderShape& shape, const std::vector<Layer>& layers, PromptScratch<Number>& scratch, Cache& cache,
+           const int64_t* tokens, int64_t count);
+
+    // Takes all memory, before the region.
+    void reserve(int threads) const;
+
+    // By every thread. Room in the cache is reserved for the tokens, which are not counted yet.
+    void run(Worker& worker) const;
+    // The residual stream of the last token after the model's last norm, `width` numbers. By every thread, after run.
+    void norm_last(Worker& worker, float* normed) const;
+
+   private:
+    // The residual stream, with what the block before added to it, normed.
+    Tiles<Number> norm(Worker& worker, const float* after_norm, const float* norm) const;
+
+    void reserve_attention(int threads) const;
+    void attention(Worker& worker, int64_t index, const Tiles<Number>& x) const;
+    void write_cache(int64_t index, int64_t token) const;
+    void gather_cache(Worker& worker, int64_t index) const;
+    // `group` is some tokens that look at the cache together.
+    void attend(int64_t index, int64_t head, int64_t group, int thread) const;
+    Tiles<Number> load_queries(const Layer& layer, int64_t head, int64_t first, int64_t count, int thread) const;
+
+    void dense(Worker& worker, const Network& network, const Tiles<Number>& x, Aligned<Number>& hidden,
+               float* added) const;
+    void mixture(Worker& worker, const Layer& layer, const Tiles<Number>& x) const;
+    void route(Worker& worker, const Layer& layer) const;
+    void place(const Layer& layer) const;
+    Tiles<Number> gather(Worker& worker) const;
+    void combine(const Layer& layer, int64_t token) const;
+    // Rows `from` to `to` of an expert's hidden numbers for its tokens, as tiles.
+    void activate(const Network& network, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to,
+                  Number* hidden, PieceSpace<Number>& space) const;
+    Tiles<Number> expert_tiles(const Number* data, int64_t columns, int64_t used) const;
+
+    int64_t pairs() const { return static_cast<int64_t>(shape_.frequencies.size()); }
+    int64_t query_rows() const { return shape_.heads * shape_.head_width; }
+    int64_t key_rows() const { return shape_.kv_heads * shape_.head_width; }
+    int64_t projected_rows() const { return query_rows() + 2 * key_rows(); }
+    int64_t seen() const { return start_ + count_; }
+    Angles angles(int64_t token) const {
+        return {scratch_.cosine.data() + token * pairs(), scratch_.sine.data() + token * pairs()};
+    }
+
+    const DecoderShape& shape_;
+    const std::vector<Layer>& layers_;
+    PromptScratch<Number>& scratch_;
+    Cache& cache_;
+    const int64_t* tokens_;
+    int64_t count_;
+    int64_t start_;  // of the tokens, in the cache
+    float *residual_, *normed_, *added_, *projected_, *attended_;
+    Number* tiles_;
+};
+
+// Both kinds' memory, of which a decoder fills what it uses.
+struct PromptScratches {
+    PromptScratch<float> fp32;
+    PromptScratch<uint16_t> bf16;
+};
+
+}  // namespace moekit

@@ -1,0 +1,188 @@
+// Attention of a prompt: the scores of many tokens are a product of keys with tiles of queries, what they mix one of
+// values, turned round, with tiles of their shares.
+#include <algorithm>
+
+#include "kernels/kernels.h"
+#include "decoder/prompt.h"
+
+namespace moekit {
+namespace {
+
+// Tokens that look at the cache together, and positions that they look at before they go on: scores, shares and what
+// is mixed stay in a core's own cache.
+constexpr int64_t GROUP = 4 * TILE_TOKENS;
+constexpr int64_t PANEL = 256;
+// Some more than the tokens of a group: see sums_stride.
+constexpr int64_t STRIDE = GROUP + TILE_TOKENS;
+
+// Numbers as the products take them, followed by zeros up to a multiple of 32.
+void convert(const float* x, int64_t count, uint16_t* out) { kernels().round(x, count, out); }
+void convert(const float* x, int64_t count, float* out) {
+    std::fill(std::copy_n(x, count, out), out + in_tiles(count), 0.0f);
+}
+
+}  // namespace
+
+template <typename Number>
+void Prompt<Number>::reserve_attention(int threads) const {
+    const int64_t width = in_tiles(shape_.head_width), positions = in_tiles(seen());
+    scratch_.keys.get(shape_.kv_heads * positions * width);
+    scratch_.values.get(shape_.kv_heads * positions * in_16s(shape_.head_width));
+    scratch_.queries.resize(threads);
+    scratch_.attention.resize(threads);
+    for (int thread = 0; thread < threads; ++thread) {
+        scratch_.queries[thread].get(tile_blocks(GROUP) * tile_stride(width) + GROUP * PANEL);
+        scratch_.attention[thread].get((PANEL + in_16s(shape_.head_width)) * STRIDE + 4 * GROUP);
+    }
+}
+
+template <typename Number>
+void Prompt<Number>::attention(Worker& worker, int64_t index, const Tiles<Number>& x) const {
+    const Layer& layer = layers_[index];
+    const int64_t stride = projected_rows();
+    PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
+    multiply_many(worker, space, x, count_,
+                  {{layer.query, projected_, stride, layer.query_bias},
+                   {layer.key, projected_ + query_rows(), stride, layer.key_bias},
+                   {layer.value, projected_ + query_rows() + key_rows(), stride, layer.value_bias}});
+    worker.each(count_, [&](int64_t token) { write_cache(index, token); });
+    gather_cache(worker, index);
+    const int64_t groups = (count_ + GROUP - 1) / GROUP;
+    // The last groups see most: they come first.
+    worker.each(groups * shape_.heads, [&](int64_t task) {
+        attend(index, task % shape_.heads, groups - 1 - task / shape_.heads, worker.thread());
+    });
+    const Tiles<Number> attended = pack_many(worker, attended_, count_, query_rows(), tiles_);
+    multiply_many(worker, space, attended, count_, {{layer.output, added_, shape_.width, layer.output_bias}});
+}
+
+template <typename Number>
+void Prompt<Number>::write_cache(int64_t index, int64_t token) const {
+    const Layer& layer = layers_[index];
+    const float* row = projected_ + token * projected_rows() + query_rows();
+    const Heads keys{row, shape_.kv_heads, layer.key_norm, true};
+    const Heads values{row + key_rows(), shape_.kv_heads, nullptr, false};
+    const int64_t position = start_ + token, page = position / Cache::PAGE, place = position % Cache::PAGE;
+    float entry[Cache::MAX_HEAD_WIDTH];
+    for (int64_t head = 0; head < shape_.kv_heads; ++head) {
+        load_heads(shape_, keys, head, 1, angles(token), cache_.shape().padded_width(), entry);
+        vector_ops().write_entry(cache_.keys(index, head, page), place, entry);
+        load_heads(shape_, values, head, 1, angles(token), cache_.shape().padded_width(), entry);
+        vector_ops().write_entry(cache_.values(index, head, page), place, entry);
+    }
+}
+
+// A task is some positions of a head.
+template <typename Number>
+void Prompt<Number>::gather_cache(Worker& worker, int64_t index) const {
+    const int64_t width = in_tiles(shape_.head_width), value_rows = in_16s(shape_.head_width);
+    const int64_t positions = in_tiles(seen()), first = first_seen(start_, layers_[index].window);
+    constexpr int64_t RUN = 2 * TILE_COLUMNS / sizeof(Number);
+    const int64_t begin_of_all = first / TILE_COLUMNS * TILE_COLUMNS, runs = (positions - begin_of_all) / RUN;
+    worker.each(runs * shape_.kv_heads, [&](int64_t task) {
+        const int64_t head = task % shape_.kv_heads, begin = begin_of_all + task / shape_.kv_heads * RUN;
+        Number* keys = scratch_.keys.get(0) + (head * positions + begin) * width;
+        Number* values = scratch_.values.get(0) + head * value_rows * positions + begin;
+        std::fill_n(keys, RUN * width, Number{0});
+        Number rows[RUN][Cache::MAX_HEAD_WIDTH + TILE_COLUMNS];
+        for (int64_t i = 0; i < RUN; ++i) {
+            if (begin + i >= seen()) {
+                std::fill_n(rows[i], value_rows, Number{0});
+                continue;
+            }
+            const int64_t page = (begin + i) / Cache::PAGE, place = (begin + i) % Cache::PAGE;
+            float entry[Cache::MAX_HEAD_WIDTH];
+            vector_ops().read_entry(cache_.keys(index, head, page), place, entry);
+            convert(entry, shape_.head_width, keys + i * width);
+            vector_ops().read_entry(cache_.values(index, head, page), place, entry);
+            convert(entry, shape_.head_width, rows[i]);
+        }
+        for (int64_t c = 0; c < value_rows; ++c) {
+            for (int64_t i = 0; i < RUN; ++i) {
+                values[c * positions + i] = rows[i][c];
+            }
+        }
+    });
+}
+
+template <typename Number>
+Tiles<Number> Prompt<Number>::load_queries(const Layer& layer, int64_t head, int64_t first, int64_t count,
+                                           int thread) const {
+    const int64_t width = in_tiles(shape_.head_width);
+    Number* tiles = scratch_.queries[thread].get(0);
+    const Tiles<Number> queries{tiles, width, tile_blocks(count)};
+    float loaded[TILE_TOKENS * (Cache::MAX_HEAD_WIDTH + TILE_COLUMNS)];
+    for (int64_t block = 0; block < queries.blocks; ++block) {
+        const float* rows[TILE_TOKENS];
+        const int64_t begin = first + block * TILE_TOKENS, inside = std::min(TILE_TOKENS, first + count - begin);
+        for (int64_t i = 0; i < inside; ++i) {
+            const Heads heads{projected_ + (begin + i) * projected_rows(), shape_.heads, layer.query_norm, true};
+            float* query = loaded + i * width;
+            load_heads(shape_, heads, head, 1, angles(begin + i), width, query);
+            for (int64_t c = 0; c < width; ++c) {
+                query[c] *= shape_.attention_scale;
+            }
+            rows[i] = query;
+        }
+        tile_kernels<Number>().pack(rows, inside, width, tiles + block * queries.block_stride());
+    }
+    return queries;
+}
+
+template <typename Number>
+void Prompt<Number>::attend(int64_t index, int64_t head, int64_t group, int thread) const {
+    const Layer& layer = layers_[index];
+    const TileKernels<Number>& kernel = tile_kernels<Number>();
+    const int64_t first = group * GROUP, count = std::min(GROUP, count_ - first);
+    const int64_t width = in_tiles(shape_.head_width), value_rows = in_16s(shape_.head_width);
+    const int64_t positions = in_tiles(seen()), kv_head = head / (shape_.heads / shape_.kv_heads);
+    const Number* keys = scratch_.keys.get(0) + kv_head * positions * width;
+    const Number* values = scratch_.values.get(0) + kv_head * value_rows * positions;
+
+    const Tiles<Number> queries = load_queries(layer, head, first, count, thread);
+    Number* shares = scratch_.queries[thread].get(0) + tile_blocks(GROUP) * tile_stride(width);
+    float* scores = scratch_.attention[thread].get(0);
+    float* mixed = scores + PANEL * STRIDE;
+    float* top = mixed + value_rows * STRIDE;
+    float *total = top + GROUP, *from = total + GROUP, *to = from + GROUP;
+    std::fill_n(mixed, value_rows * STRIDE, 0.0f);
+    for (int64_t i = 0; i < GROUP; ++i) {
+        const int64_t position = start_ + first + std::min(i, count - 1);
+        top[i] = NOT_SEEN;
+        total[i] = 0;
+        from[i] = static_cast<float>(first_seen(position, layer.window));
+        to[i] = static_cast<float>(position);
+    }
+    const int64_t begin = first_seen(start_ + first, layer.window) / TILE_COLUMNS * TILE_COLUMNS;
+    const int64_t end = in_tiles(start_ + first + count);
+    for (int64_t panel = begin; panel < end; panel += PANEL) {
+        const int64_t rows = std::min(PANEL, end - panel);
+        kernel.multiply(keys + panel * width, width, rows, queries.data, queries.block_stride(), queries.blocks, width,
+                        false, scores, STRIDE);
+        for (int64_t block = 0; block < queries.blocks; ++block) {
+            const int64_t at = block * TILE_TOKENS;
+            vector_ops().soften({scores + at, STRIDE, panel, rows, from + at, to + at, shape_.soft_cap, top + at,
+                                 total + at, mixed + at, value_rows});
+            kernel.pack_sums(scores + at, STRIDE, rows, shares + block * PANEL * TILE_TOKENS);
+        }
+        kernel.multiply(values + panel, positions, value_rows, shares, PANEL * TILE_TOKENS, queries.blocks, rows, true,
+                        mixed, STRIDE);
+    }
+    for (int64_t c = 0; c < shape_.head_width; ++c) {
+        for (int64_t i = 0; i < count; ++i) {
+            mixed[c * STRIDE + i] /= total[i];
+        }
+    }
+    for (int64_t block = 0; block < queries.blocks; ++block) {
+        const int64_t at = block * TILE_TOKENS;
+        kernel.unpack(mixed + at, STRIDE, shape_.head_width, std::min(TILE_TOKENS, count - at),
+                      attended_ + (first + at) * query_rows() + head * shape_.head_width, query_rows());
+    }
+}
+
+template void Prompt<float>::reserve_attention(int) const;
+template void Prompt<uint16_t>::reserve_attention(int) const;
+template void Prompt<float>::attention(Worker&, int64_t, const Tiles<float>&) const;
+template void Prompt<uint16_t>::attention(Worker&, int64_t, const Tiles<uint16_t>&) const;
+
+}  // namespace moekit
