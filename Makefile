@@ -17,6 +17,7 @@ test: lint  ## lint, type-check and test: make test ARGS=tests/nn
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find native -name '*.h' -o -name '*.inl' -o -name '*.cpp')
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 

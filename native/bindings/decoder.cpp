@@ -1,4 +1,5 @@
-// The decoder and its caches in Python. Tensors are addresses, checked where they come from (kernels/native/decoder.py).
+// The decoder and its caches in Python. Tensors are addresses, checked where they come from
+// (kernels/native/decoder.py).
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -109,25 +110,27 @@ void read(const Cache& cache, int64_t layer, bool values, int64_t tokens, uintpt
 void bind_decoder(nb::module_& module) {
     using released = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<Cache>(module, "Cache")
-        .def("__init__",
-             [](Cache* self, int kind, int64_t layers, int64_t kv_heads, int64_t head_width, int64_t context) {
-                 new (self) Cache({static_cast<CacheKind>(kind), layers, kv_heads, head_width}, context);
-             },
-             "kind"_a, "layers"_a, "kv_heads"_a, "head_width"_a, "context"_a)
+        .def(
+            "__init__",
+            [](Cache* self, int kind, int64_t layers, int64_t kv_heads, int64_t head_width, int64_t context) {
+                new (self) Cache({static_cast<CacheKind>(kind), layers, kv_heads, head_width}, context);
+            },
+            "kind"_a, "layers"_a, "kv_heads"_a, "head_width"_a, "context"_a)
         .def_prop_ro("length", &Cache::length)
         .def_prop_ro("bytes", &Cache::bytes)
         .def("truncate", &Cache::truncate, "length"_a, released())
         .def("read", &read, "layer"_a, "values"_a, "tokens"_a, "data"_a, released());
     nb::class_<Decoder>(module, "Decoder")
-        .def("__init__",
-             [](Decoder* self, const nb::dict& shape, const std::vector<nb::dict>& layers) {
-                 std::vector<Layer> made;
-                 for (const nb::dict& layer : layers) {
-                     made.push_back(make_layer(layer));
-                 }
-                 new (self) Decoder(make_shape(shape), std::move(made));
-             },
-             "shape"_a, "layers"_a)
+        .def(
+            "__init__",
+            [](Decoder* self, const nb::dict& shape, const std::vector<nb::dict>& layers) {
+                std::vector<Layer> made;
+                for (const nb::dict& layer : layers) {
+                    made.push_back(make_layer(layer));
+                }
+                new (self) Decoder(make_shape(shape), std::move(made));
+            },
+            "shape"_a, "layers"_a)
         .def("decode", &decode, "caches"_a, "tokens"_a, "logits"_a)
         .def("prefill", &prefill, "cache"_a, "tokens"_a, "logits"_a)
         .def_prop_ro("fp32", &Decoder::fp32);

@@ -10,11 +10,11 @@
 
 #include "kernels/activations.h"
 #include "kernels/bandwidth.h"
-#include "kernels/worker.h"
 #include "kernels/kernels.h"
 #include "kernels/many_rows.h"
 #include "kernels/matrix.h"
 #include "kernels/pool.h"
+#include "kernels/worker.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -127,8 +127,9 @@ NB_MODULE(_native, module) {
         .def_ro("rows", &Matrix::rows)
         .def_ro("columns", &Matrix::columns);
     module.def("threads", [] { return Pool::shared().threads(); });
-    module.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); },
-               nb::call_guard<nb::gil_scoped_release>());
+    module.def(
+        "set_threads", [](int threads) { Pool::shared().set_threads(threads); },
+        nb::call_guard<nb::gil_scoped_release>());
     module.def("instruction_set", [] { return std::string(kernels().name); });
     module.def("instruction_sets", &instruction_sets);
     module.def("select_instruction_set", &select, "name"_a);

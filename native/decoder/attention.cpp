@@ -82,8 +82,8 @@ Entries Cache::entries(int64_t row, int64_t head, int64_t page) const {
     return {data, scale, shape_.kind, width, shape_.scales()};
 }
 
-void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t begin, int64_t end,
-                      const float* queries, float soft_cap, const Mixture& mixture) {
+void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t begin, int64_t end, const float* queries,
+                      float soft_cap, const Mixture& mixture) {
     std::fill_n(mixture.top, mixture.heads, -std::numeric_limits<float>::infinity());
     std::fill_n(mixture.total, mixture.heads, 0.0f);
     std::fill_n(mixture.mixed, mixture.heads * cache.shape().padded_width(), 0.0f);
@@ -109,9 +109,13 @@ void combine(float* memory, int64_t parts, int64_t stride, int64_t heads, const 
             const float share = std::exp(mixture.top[head] - top);
             total += share * mixture.total[head];
             const float* mixed = mixture.mixed + head * width;
-            for (int64_t c = 0; c < shape.head_width; ++c) to[c] += share * mixed[c];
+            for (int64_t c = 0; c < shape.head_width; ++c) {
+                to[c] += share * mixed[c];
+            }
         }
-        for (int64_t c = 0; c < shape.head_width; ++c) to[c] /= total;
+        for (int64_t c = 0; c < shape.head_width; ++c) {
+            to[c] /= total;
+        }
     }
 }
 

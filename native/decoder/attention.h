@@ -71,11 +71,11 @@ inline int64_t mixture_floats(int64_t heads, int64_t width) { return heads * (2 
 inline Mixture mixture_at(float* memory, int64_t heads) { return {memory, memory + heads, memory + 2 * heads, heads}; }
 
 // What `heads` queries, which share key head `head`, see of the positions begin to end: see VectorOps::attend.
-void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t begin, int64_t end,
-                      const float* queries, float soft_cap, const Mixture& mixture);
+void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t begin, int64_t end, const float* queries,
+                      float soft_cap, const Mixture& mixture);
 
-// y = what `parts` mixtures, one after another in memory `stride` floats apart, have seen together: `head_width` numbers
-// for each head, without the padding.
+// y = what `parts` mixtures, one after another in memory `stride` floats apart, have seen together: `head_width`
+// numbers for each head, without the padding.
 void combine(float* memory, int64_t parts, int64_t stride, int64_t heads, const CacheShape& shape, float* y);
 
 }  // namespace moekit

@@ -4,11 +4,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "decoder/prompt.h"
 #include "decoder/scratch.h"
 #include "decoder/step.h"
-#include "kernels/worker.h"
 #include "kernels/pool.h"
-#include "decoder/prompt.h"
+#include "kernels/worker.h"
 
 namespace moekit {
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "decoder/attention.h"
-#include "kernels/vector_ops.h"
 #include "kernels/matrix.h"
+#include "kernels/vector_ops.h"
 
 namespace moekit {
 

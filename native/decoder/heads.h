@@ -1,4 +1,5 @@
-// What a step and a prompt do with one token: its residual stream, and its heads as attention wants them, normed and turned.
+// What a step and a prompt do with one token: its residual stream, and its heads as attention wants them, normed and
+// turned.
 #pragma once
 
 #include <cstdint>

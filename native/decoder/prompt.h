@@ -1,17 +1,17 @@
 // Many tokens of one sequence at once, as a prompt brings them: what every thread of the parallel region runs.
 //
-// T tokens; the matrix products are those of many_rows.h, of bf16 or fp32 numbers, and so are those of attention. Tokens
-// see those in the cache, and those before themselves.
+// T tokens; the matrix products are those of many_rows.h, of bf16 or fp32 numbers, and so are those of attention.
+// Tokens see those in the cache, and those before themselves.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "decoder/decoder.h"
-#include "decoder/scratch.h"
-#include "kernels/worker.h"
 #include "decoder/heads.h"
+#include "decoder/scratch.h"
 #include "kernels/many_rows.h"
+#include "kernels/worker.h"
 
 namespace moekit {
 
@@ -22,17 +22,17 @@ struct PromptScratch {
     std::vector<PieceSpace<Number>> spaces;  // of each thread
     std::vector<float> cosine, sine;
     Aligned<float> residual, normed, added, projected, attended;
-    Aligned<Number> tiles;   // of the rows that all products of a phase share
-    Aligned<Number> keys;    // of a layer, for each key head (positions, width)
-    Aligned<Number> values;  // the same turned round: (width, positions)
+    Aligned<Number> tiles;                  // of the rows that all products of a phase share
+    Aligned<Number> keys;                   // of a layer, for each key head (positions, width)
+    Aligned<Number> values;                 // the same turned round: (width, positions)
     std::vector<Aligned<float>> attention;  // of each thread
     std::vector<Aligned<Number>> queries;   // of each thread
     Aligned<Number> routed, hidden, branch_hidden;
     Aligned<float> expert_added, branch_added, router_logits, branch_gate;
     Routes routes;
-    std::vector<int64_t> blocks;        // where the tiles of each expert that has any begin
-    std::vector<int64_t> places;        // of each token: where its experts' rows stand, top_k of them
-    std::vector<int64_t> placed;        // how many of them are known
+    std::vector<int64_t> blocks;  // where the tiles of each expert that has any begin
+    std::vector<int64_t> places;  // of each token: where its experts' rows stand, top_k of them
+    std::vector<int64_t> placed;  // how many of them are known
 };
 
 template <typename Number>

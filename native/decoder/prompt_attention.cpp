@@ -2,8 +2,8 @@
 // values, turned round, with tiles of their shares.
 #include <algorithm>
 
-#include "kernels/kernels.h"
 #include "decoder/prompt.h"
+#include "kernels/kernels.h"
 
 namespace moekit {
 namespace {

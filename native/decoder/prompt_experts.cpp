@@ -1,9 +1,9 @@
 // The feed-forward part of a prompt: dense networks, and experts with the tokens that are theirs.
 #include <algorithm>
 
+#include "decoder/prompt.h"
 #include "decoder/step.h"
 #include "kernels/kernels.h"
-#include "decoder/prompt.h"
 
 namespace moekit {
 namespace {
@@ -165,7 +165,8 @@ void Prompt<Number>::combine(const Layer& layer, int64_t token) const {
         add(scratch_.routes.weight[place], scratch_.expert_added.get(0) + place * shape_.width);
     }
     if (layer.has_branch()) {
-        add(branch_share(layer, scratch_.branch_gate.get(0) + token), scratch_.branch_added.get(0) + token * shape_.width);
+        add(branch_share(layer, scratch_.branch_gate.get(0) + token),
+            scratch_.branch_added.get(0) + token * shape_.width);
     }
 }
 

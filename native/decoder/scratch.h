@@ -5,8 +5,8 @@
 #include <iterator>
 #include <vector>
 
-#include "kernels/activations.h"
 #include "decoder/decoder.h"
+#include "kernels/activations.h"
 #include "kernels/worker.h"
 
 namespace moekit {
@@ -30,9 +30,7 @@ struct Prepared {
 class Input {
    public:
     Input(int64_t max_rows, int64_t max_columns)
-        : numbers_(max_rows * max_columns),
-          bf16_(max_rows, max_columns),
-          bytes_(max_rows, max_columns) {}
+        : numbers_(max_rows * max_columns), bf16_(max_rows, max_columns), bytes_(max_rows, max_columns) {}
 
     float* numbers() { return numbers_.data(); }
 
@@ -77,7 +75,8 @@ struct Routes {
     std::vector<float> weight;
 
     void reserve(int64_t most_experts, int64_t assignments);
-    // The experts of each of `batch` sequences by their E router logits, which are overwritten: softmax, then the top k.
+    // The experts of each of `batch` sequences by their E router logits, which are overwritten: softmax, then the top
+    // k.
     void choose(float* logits, int64_t batch, const Layer& layer);
 
    private:
@@ -98,9 +97,9 @@ struct Scratch {
     TaskCounters counters;
     std::vector<float> cosine, sine;  // of each sequence's position, C/2 of them
     std::vector<float> residual;
-    std::vector<float> projected;  // queries, keys and values
-    std::vector<float> attention;  // the memory of attention's tasks; grows with the longest sequence
-    std::vector<float> added;      // what a block adds to the residual stream
+    std::vector<float> projected;     // queries, keys and values
+    std::vector<float> attention;     // the memory of attention's tasks; grows with the longest sequence
+    std::vector<float> added;         // what a block adds to the residual stream
     std::vector<float> expert_added;  // what the expert of each assignment adds
     std::vector<float> branch_added;
     std::vector<float> router_logits, branch_gate;

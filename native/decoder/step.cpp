@@ -61,11 +61,10 @@ void Step::run(Worker& worker) const {
     const float* after_norm = nullptr;
     for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
         const Layer& layer = layers_[index];
-        const Forms forms =
-            forms_of(layer.query) | forms_of(layer.key) | forms_of(layer.value);
+        const Forms forms = forms_of(layer.query) | forms_of(layer.key) | forms_of(layer.value);
         attention(worker, index, norm(worker, after_norm, layer.attention_norm, forms));
-        const Prepared x = norm(worker, layer.attention_after_norm, layer.feed_forward_norm,
-                                forms_of_feed_forward(layer));
+        const Prepared x =
+            norm(worker, layer.attention_after_norm, layer.feed_forward_norm, forms_of_feed_forward(layer));
         layer.experts ? mixture(worker, layer, x) : dense(worker, layer, x);
         after_norm = layer.feed_forward_after_norm;
     }
@@ -164,8 +163,7 @@ void Step::attention(Worker& worker, int64_t index, const Prepared& x) const {
         join(worker, layer);
     }
     const Prepared y =
-        scratch_.attended.prepare(batch_, query_rows, forms_of(layer.output), worker.thread(),
-                                  worker.threads());
+        scratch_.attended.prepare(batch_, query_rows, forms_of(layer.output), worker.thread(), worker.threads());
     worker.barrier();
     multiply(worker, {{layer.output, y.of(layer.output), scratch_.added.data(), shape_.width, layer.output_bias}});
 }

@@ -48,8 +48,7 @@ Forms Step::forms_of_feed_forward(const Layer& layer) const {
         return network;
     }
     // Of several sequences, each expert has its own choice side by side.
-    const Forms beside =
-        forms_of(layer.router) | forms_of(layer.branch.gate) | forms_of(layer.branch.up);
+    const Forms beside = forms_of(layer.router) | forms_of(layer.branch.gate) | forms_of(layer.branch.up);
     return alone() ? beside | network : beside;
 }
 
@@ -60,8 +59,8 @@ void Step::dense(Worker& worker, const Layer& layer, const Prepared& x) const {
         const NetworkTask task{network, 0, x, 0, batch_};
         activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.hidden.numbers());
     });
-    const Prepared hidden = scratch_.hidden.prepare(batch_, network.hidden(), forms_of(network.down),
-                                                    worker.thread(), worker.threads());
+    const Prepared hidden =
+        scratch_.hidden.prepare(batch_, network.hidden(), forms_of(network.down), worker.thread(), worker.threads());
     worker.barrier();
     multiply(worker, {{network.down, hidden.of(network.down), scratch_.added.data(), shape_.width}});
 }
@@ -70,9 +69,8 @@ void Step::mixture(Worker& worker, const Layer& layer, const Prepared& x) const 
     route(worker, layer, x);
     activate_experts(worker, layer, alone() ? x : gather(worker, layer));
     const auto assignments = static_cast<int64_t>(scratch_.routes.sequence.size());
-    const Prepared hidden =
-        scratch_.hidden.prepare(assignments, layer.network.hidden(), forms_of(layer.network.down),
-                                worker.thread(), worker.threads());
+    const Prepared hidden = scratch_.hidden.prepare(assignments, layer.network.hidden(), forms_of(layer.network.down),
+                                                    worker.thread(), worker.threads());
     Prepared branch;
     if (layer.has_branch()) {
         branch = scratch_.branch_hidden.prepare(batch_, layer.branch.hidden(), forms_of(layer.branch.down),
@@ -106,9 +104,8 @@ Prepared Step::gather(Worker& worker, const Layer& layer) const {
     worker.each(assignments, [&](int64_t i) {
         std::copy_n(scratch_.normed.numbers() + sequence[i] * width, width, scratch_.routed.numbers() + i * width);
     });
-    const Prepared prepared =
-        scratch_.routed.prepare(assignments, width, forms_of(network.gate) | forms_of(network.up),
-                                worker.thread(), worker.threads());
+    const Prepared prepared = scratch_.routed.prepare(assignments, width, forms_of(network.gate) | forms_of(network.up),
+                                                      worker.thread(), worker.threads());
     worker.barrier();
     return prepared;
 }
@@ -134,8 +131,8 @@ void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidde
     const int64_t width = shape_.width;
     const auto used = static_cast<int64_t>(experts.size());
     const Chunks chunks(width, down.row_bytes(), worker.threads());
-    const Chunks of_branch = layer.has_branch() ? Chunks(width, layer.branch.down.row_bytes(), worker.threads())
-                                                : Chunks(0, 1, 1);
+    const Chunks of_branch =
+        layer.has_branch() ? Chunks(width, layer.branch.down.row_bytes(), worker.threads()) : Chunks(0, 1, 1);
     worker.each(of_branch.count() + used * chunks.count(), [&](int64_t task) {
         if (task < of_branch.count()) {
             const Product product{layer.branch.down, branch.of(layer.branch.down), scratch_.branch_added.data(), width};
@@ -149,9 +146,8 @@ void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidde
                       scratch_.expert_added.data() + expert.begin * width, width);
     });
     constexpr int64_t RUN = 256;
-    worker.each((width + RUN - 1) / RUN, [&](int64_t run) {
-        sum_experts(layer, run * RUN, std::min(width, (run + 1) * RUN));
-    });
+    worker.each((width + RUN - 1) / RUN,
+                [&](int64_t run) { sum_experts(layer, run * RUN, std::min(width, (run + 1) * RUN)); });
 }
 
 void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {

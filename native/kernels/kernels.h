@@ -4,9 +4,9 @@
 #include <cstdint>
 
 #include "kernels/activations.h"
-#include "kernels/vector_ops.h"
 #include "kernels/matrix.h"
 #include "kernels/tiles.h"
+#include "kernels/vector_ops.h"
 
 namespace moekit {
 
@@ -64,7 +64,7 @@ void dequantize_fp32(const Matrix&, int64_t begin, int64_t end, int64_t column, 
 void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
 void round_to_bf16(const float* x, int64_t count, uint16_t* out);
 extern const TileKernels<float> FP32_TILES;
-}
+}  // namespace avx512
 namespace avx512_bf16 {
 extern const Kernels KERNELS;
 }

@@ -1,11 +1,20 @@
-// The kernels of one instruction set, from the vectors that the file which includes this one has defined.
+// The kernels of one instruction set. A source file defines MOEKIT_ISA and MOEKIT_VECTORS and includes this.
 
-#include "kernels/formats.inl"
-// what formats.inl unpacks
-#include "kernels/dequantize.inl"
-#include "kernels/products.inl"
-#include "kernels/rounding.inl"
-#include "kernels/tiles_fp32.inl"
+#include <cstdint>
+
+#include "kernels/activations.h"
+#include "kernels/dequantize.h"
+#include "kernels/kernels.h"
+#include "kernels/matrix.h"
+#include "kernels/products.h"
+#include "kernels/rounding.h"
+#include "kernels/tiles_fp32.h"
+#include "simd/isa.h"
+
+#define MOEKIT_QUOTED(name) #name
+#define MOEKIT_NAME_OF(name) MOEKIT_QUOTED(name)
+
+namespace moekit::MOEKIT_ISA {
 
 void multiply_rows(const Matrix& matrix, const Activations& x, int64_t begin, int64_t end, float* y, int64_t y_stride) {
     multiply_matrix(matrix, x, begin, end, y, y_stride);
@@ -21,5 +30,14 @@ void dequantize_bf16(const Matrix& matrix, int64_t begin, int64_t end, int64_t c
     dequantize(matrix, begin, end, column, columns, out, stride);
 }
 
-const Kernels KERNELS = {MOEKIT_KERNELS_NAME, multiply_rows, dequantize_fp32, dequantize_bf16,
-                         quantize,            round_to_bf16, &FP32_TILES,     nullptr,         &OPS};
+const Kernels KERNELS = {MOEKIT_NAME_OF(MOEKIT_ISA),
+                         multiply_rows,
+                         dequantize_fp32,
+                         dequantize_bf16,
+                         quantize,
+                         round_to_bf16,
+                         &FP32_TILES,
+                         nullptr,
+                         &OPS};
+
+}  // namespace moekit::MOEKIT_ISA

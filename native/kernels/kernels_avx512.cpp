@@ -1,16 +1,4 @@
-#include <immintrin.h>
-
-#include <cstdint>
-#include <cstring>
-
-#include "kernels/kernels.h"
-
-#define MOEKIT_KERNELS_NAME "avx512"
-
-namespace moekit::avx512 {
-#include "simd/x86.h"
-
-#include "simd/avx512.h"
+#define MOEKIT_ISA avx512
+#define MOEKIT_VECTORS "simd/avx512.h"
 
 #include "kernels/kernels.inl"
-}  // namespace moekit::avx512

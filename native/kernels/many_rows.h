@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "kernels/worker.h"
 #include "kernels/matrix.h"
 #include "kernels/tiles.h"
+#include "kernels/worker.h"
 
 namespace moekit {
 

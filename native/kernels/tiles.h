@@ -30,8 +30,8 @@ struct TileKernels {
     void (*pack)(const float* const* rows, int64_t count, int64_t columns, Number* tiles);
     // The same from sums: `columns` (a multiple of 32) rows, `stride` apart, of 16 tokens.
     void (*pack_sums)(const float* sums, int64_t stride, int64_t columns, Number* tiles);
-    // sums (rows, 16 tokens for each of `blocks` blocks) = or += weights (rows, columns) . tiles. Whole numbers of 16 rows
-    // and 32 columns. block_stride: numbers from a block of tiles to the next.
+    // sums (rows, 16 tokens for each of `blocks` blocks) = or += weights (rows, columns) . tiles. Whole numbers of 16
+    // rows and 32 columns. block_stride: numbers from a block of tiles to the next.
     void (*multiply)(const Number* weights, int64_t stride, int64_t rows, const Number* tiles, int64_t block_stride,
                      int64_t blocks, int64_t columns, bool add, float* sums, int64_t sums_stride);
     // out[token * out_stride + row] = sums[row * stride + token] for up to 16 tokens and any number of rows.

@@ -1,13 +1,20 @@
-// The functions of VectorOps, included into the namespace of each instruction set by the file compiled for it.
+// The functions of VectorOps for one instruction set. A source file defines MOEKIT_ISA and includes this.
 
+#include <cstdint>
+
+#include "kernels/vector_ops.h"
+#include "simd/isa.h"
 #include "simd/lanes.h"
+
+namespace moekit::MOEKIT_ISA {
+namespace lanes {
 
 // Positions that are scored before any is mixed: their keys and values stay in the first cache.
 constexpr int64_t TILE = 64;
 
 // Calls `apply` on whole lanes, the last of which may stand beyond the end: it works on copies then.
 template <typename Apply>
-MOEKIT_INLINE void for_lanes(int64_t count, const float* first, const float* second, float* out, Apply apply) {
+static MOEKIT_INLINE void for_lanes(int64_t count, const float* first, const float* second, float* out, Apply apply) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         store(apply(load(first + i), second ? load(second + i) : Lanes{}), out + i);
@@ -42,11 +49,12 @@ static float rms_scale(const float* x, int64_t count, float eps) {
 }
 
 static void multiply(const float* x, const float* weight, float scale, int64_t count, float* y) {
-    for_lanes(count, x, weight, y, [scale](Lanes value, Lanes factor) MOEKIT_INLINED { return value * scale * factor; });
+    for_lanes(count, x, weight, y,
+              [scale](Lanes value, Lanes factor) MOEKIT_INLINED { return value * scale * factor; });
 }
 
 template <typename Act>
-MOEKIT_INLINE void gated(const float* gate, const float* up, int64_t count, float* out, Act act) {
+static MOEKIT_INLINE void gated(const float* gate, const float* up, int64_t count, float* out, Act act) {
     if (up) {
         for_lanes(count, gate, up, out, [act](Lanes x, Lanes y) MOEKIT_INLINED { return act(x) * y; });
     } else {
@@ -72,13 +80,13 @@ static void activate(Function function, const float* gate, const float* up, int6
 }
 
 template <typename Number>
-MOEKIT_INLINE Number* entry(const Entries& entries, int64_t position) {
+static MOEKIT_INLINE Number* entry(const Entries& entries, int64_t position) {
     return reinterpret_cast<Number*>(entries.data) + position * entries.width;
 }
 
 // Sixteen numbers of an entry: half a block of scale, so that one scale is theirs.
 template <CacheKind kind>
-MOEKIT_INLINE Lanes entry_lanes(const Entries& entries, int64_t position, int64_t column) {
+static MOEKIT_INLINE Lanes entry_lanes(const Entries& entries, int64_t position, int64_t column) {
     if constexpr (kind == CacheKind::F32) {
         return load(entry<float>(entries, position) + column);
     } else if constexpr (kind == CacheKind::Bf16) {
@@ -89,7 +97,7 @@ MOEKIT_INLINE Lanes entry_lanes(const Entries& entries, int64_t position, int64_
     }
 }
 
-MOEKIT_INLINE void write_bytes(const Entries& entries, int64_t position, const float* x) {
+static MOEKIT_INLINE void write_bytes(const Entries& entries, int64_t position, const float* x) {
     int8_t* to = entry<int8_t>(entries, position);
     for (int64_t begin = 0; begin < entries.width; begin += SCALE_BLOCK) {
         const int64_t end = begin + SCALE_BLOCK < entries.width ? begin + SCALE_BLOCK : entries.width;
@@ -139,7 +147,8 @@ static void read_entry(const Entries& entries, int64_t position, float* x) {
 
 // scores[head * TILE + i] = query of that head . key of position begin + i, for several heads at each reading of a key.
 template <CacheKind kind, int heads>
-MOEKIT_INLINE void score_tile(const float* queries, const Entries& keys, int64_t begin, int64_t end, float* scores) {
+static MOEKIT_INLINE void score_tile(const float* queries, const Entries& keys, int64_t begin, int64_t end,
+                                     float* scores) {
     const int64_t width = keys.width;
     for (int64_t position = begin; position < end; ++position) {
         Lanes dot[heads] = {};
@@ -157,8 +166,8 @@ MOEKIT_INLINE void score_tile(const float* queries, const Entries& keys, int64_t
 
 // mixed += share . values, for several heads and several lanes of each at each reading of a value.
 template <CacheKind kind, int heads, int lanes>
-MOEKIT_INLINE void mix_columns(const float* shares, const Entries& values, int64_t begin, int64_t end, int64_t column,
-                               float* mixed) {
+static MOEKIT_INLINE void mix_columns(const float* shares, const Entries& values, int64_t begin, int64_t end,
+                                      int64_t column, float* mixed) {
     Lanes y[heads][lanes];
     for (int head = 0; head < heads; ++head) {
         for (int i = 0; i < lanes; ++i) {
@@ -181,7 +190,8 @@ MOEKIT_INLINE void mix_columns(const float* shares, const Entries& values, int64
 }
 
 template <CacheKind kind, int heads>
-MOEKIT_INLINE void mix_tile(const float* shares, const Entries& values, int64_t begin, int64_t end, float* mixed) {
+static MOEKIT_INLINE void mix_tile(const float* shares, const Entries& values, int64_t begin, int64_t end,
+                                   float* mixed) {
     int64_t column = 0;
     for (; column + 4 * LANES <= values.width; column += 4 * LANES) {
         mix_columns<kind, heads, 4>(shares, values, begin, end, column, mixed);
@@ -192,8 +202,8 @@ MOEKIT_INLINE void mix_tile(const float* shares, const Entries& values, int64_t 
 }
 
 // Turns `count` scores of a tile into exponentials against the new top, to which what was mixed is scaled down.
-MOEKIT_INLINE void soften(float* scores, int64_t count, float soft_cap, float* top, float* total, float* mixed,
-                          int64_t width) {
+static MOEKIT_INLINE void soften(float* scores, int64_t count, float soft_cap, float* top, float* total, float* mixed,
+                                 int64_t width) {
     const float old_top = *top;
     Lanes most = splat(old_top);
     for (int64_t i = 0; i < count; i += LANES) {
@@ -224,7 +234,7 @@ MOEKIT_INLINE void soften(float* scores, int64_t count, float soft_cap, float* t
 
 template <CacheKind kind, int heads>
 static void attend_heads(const float* queries, const Entries& keys, const Entries& values, int64_t begin, int64_t end,
-                  float soft_cap, const Mixture& mixture, int64_t first) {
+                         float soft_cap, const Mixture& mixture, int64_t first) {
     alignas(64) float scores[heads * TILE];
     const int64_t width = keys.width;
     float* mixed = mixture.mixed + first * width;
@@ -232,8 +242,8 @@ static void attend_heads(const float* queries, const Entries& keys, const Entrie
         const int64_t to = from + TILE < end ? from + TILE : end;
         score_tile<kind, heads>(queries + first * width, keys, from, to, scores);
         for (int head = 0; head < heads; ++head) {
-            soften(scores + head * TILE, to - from, soft_cap, mixture.top + first + head,
-                   mixture.total + first + head, mixed + head * width, width);
+            soften(scores + head * TILE, to - from, soft_cap, mixture.top + first + head, mixture.total + first + head,
+                   mixed + head * width, width);
         }
         mix_tile<kind, heads>(scores, values, from, to, mixed);
     }
@@ -241,7 +251,7 @@ static void attend_heads(const float* queries, const Entries& keys, const Entrie
 
 template <CacheKind kind>
 static void attend_of(const float* queries, const Entries& keys, const Entries& values, int64_t begin, int64_t end,
-               float soft_cap, const Mixture& mixture) {
+                      float soft_cap, const Mixture& mixture) {
     int64_t head = 0;
     for (; head + 4 <= mixture.heads; head += 4) {
         attend_heads<kind, 4>(queries, keys, values, begin, end, soft_cap, mixture, head);
@@ -294,4 +304,9 @@ static void soften_tokens(const TokenScores& tokens) {
     }
 }
 
-const VectorOps OPS = {rms_scale, multiply, activate, write_entry, read_entry, attend, soften_tokens};
+}  // namespace lanes
+
+const VectorOps OPS = {lanes::rms_scale,  lanes::multiply, lanes::activate,     lanes::write_entry,
+                       lanes::read_entry, lanes::attend,   lanes::soften_tokens};
+
+}  // namespace moekit::MOEKIT_ISA

@@ -1,8 +1,4 @@
-#include <cstdint>
-#include <cstring>
+#define MOEKIT_ISA avx2
+#define MOEKIT_VECTORS "simd/avx2.h"
 
-#include "kernels/vector_ops.h"
-
-namespace moekit::avx2 {
 #include "kernels/vector_ops.inl"
-}  // namespace moekit::avx2

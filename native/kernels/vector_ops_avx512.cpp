@@ -1,8 +1,4 @@
-#include <cstdint>
-#include <cstring>
+#define MOEKIT_ISA avx512
+#define MOEKIT_VECTORS "simd/avx512.h"
 
-#include "kernels/vector_ops.h"
-
-namespace moekit::avx512 {
 #include "kernels/vector_ops.inl"
-}  // namespace moekit::avx512

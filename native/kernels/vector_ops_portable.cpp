@@ -1,8 +1,4 @@
-#include <cstdint>
-#include <cstring>
+#define MOEKIT_ISA portable
+#define MOEKIT_VECTORS "simd/portable.h"
 
-#include "kernels/vector_ops.h"
-
-namespace moekit::portable {
 #include "kernels/vector_ops.inl"
-}  // namespace moekit::portable

@@ -1,5 +1,16 @@
-// The vectors of kernels.inl in AVX2 with FMA and F16C, two registers each: see simd_portable.h for what each operation
+// The vectors of AVX2 with FMA and F16C, two registers each: see portable_numbers.h for what each operation
 // means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "simd/isa.h"
+#include "simd/x86.h"
+
+namespace moekit::MOEKIT_ISA {
 
 constexpr int TILE_BATCH = 2;
 constexpr int FP32_ROWS = 6, FP32_BLOCKS = 1;
@@ -120,7 +131,8 @@ inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256
 
 inline __m256i pair_sums(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 
-// The instruction for bytes makes 16-bit sums of two products. Of nibbles, eight such sums on end fit: 8 * 2 * 15 * 127.
+// The instruction for bytes makes 16-bit sums of two products. Of nibbles, eight such sums on end fit: 8 * 2 * 15 *
+// 127.
 template <int MOST>
 struct Dot {
     static_assert(MOST <= 15);
@@ -211,7 +223,6 @@ inline float greatest(Floats v) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
-
 
 inline Floats load_halves(const uint8_t* memory) {
     return {_mm256_cvtph_ps(load_16(memory)), _mm256_cvtph_ps(load_16(memory + 16))};
@@ -366,3 +377,5 @@ inline void transpose(Floats (&rows)[16]) {
 }
 
 inline Bytes spread_6_bits(Bytes heads) { return {spread_6_bits(heads.low), spread_6_bits(heads.high)}; }
+
+}  // namespace moekit::MOEKIT_ISA

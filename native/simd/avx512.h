@@ -1,4 +1,15 @@
-// The vectors of kernels.inl in AVX-512 (F, BW, VL, DQ, VNNI): see simd_portable.h for what each operation means.
+// The vectors of AVX-512 (F, BW, VL, DQ, VNNI): see portable_numbers.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "simd/isa.h"
+#include "simd/x86.h"
+
+namespace moekit::MOEKIT_ISA {
 
 constexpr int TILE_BATCH = 8;
 constexpr int FP32_ROWS = 8, FP32_BLOCKS = 3;
@@ -18,12 +29,8 @@ inline Bytes quarters(const uint8_t* a, const uint8_t* b, const uint8_t* c, cons
     return _mm512_mask_broadcast_i32x4(_mm512_mask_broadcast_i32x4(ab, 0x0f00, load_16(c)), 0xf000, load_16(d));
 }
 
-inline Bytes even_quarters(const uint8_t* p) {
-    return _mm512_shuffle_i32x4(load_bytes(p), load_bytes(p + 64), 0x88);
-}
-inline Bytes odd_quarters(const uint8_t* p) {
-    return _mm512_shuffle_i32x4(load_bytes(p), load_bytes(p + 64), 0xdd);
-}
+inline Bytes even_quarters(const uint8_t* p) { return _mm512_shuffle_i32x4(load_bytes(p), load_bytes(p + 64), 0x88); }
+inline Bytes odd_quarters(const uint8_t* p) { return _mm512_shuffle_i32x4(load_bytes(p), load_bytes(p + 64), 0xdd); }
 inline Bytes doubled_quarters(const uint8_t* a, const uint8_t* b) {
     const __m512i low = _mm512_castsi256_si512(_mm256_broadcastsi128_si256(load_16(a)));
     return _mm512_inserti64x4(low, _mm256_broadcastsi128_si256(load_16(b)), 1);
@@ -190,8 +197,8 @@ inline void store_normal_bf16(uint16_t* memory, Floats v) { store_bf16(memory, v
 // Even and odd numbers each make a sum of their own: a word's high half is one as it is, its low half after a shift.
 inline Floats dot_bf16(Floats to, Bytes p, Bytes q) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    const Floats low = multiply_add(_mm512_castsi512_ps(_mm512_slli_epi32(p, 16)),
-                                    _mm512_castsi512_ps(_mm512_slli_epi32(q, 16)), to);
+    const Floats low =
+        multiply_add(_mm512_castsi512_ps(_mm512_slli_epi32(p, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(q, 16)), to);
     return multiply_add(_mm512_castsi512_ps(_mm512_and_si512(p, high)), _mm512_castsi512_ps(_mm512_and_si512(q, high)),
                         low);
 }
@@ -209,8 +216,9 @@ inline __m512i words_at(__m512i v, const uint8_t* memory) {
     return _mm512_mask_loadu_epi16(v, WANTED, memory);
 }
 
-// Scales lie at every 9th or 17th word: whole vectors hold several of them, at places that do not meet, so that they are
-// laid on top of each other and put in order once. Nothing behind the blocks is read: what is not wanted is not loaded.
+// Scales lie at every 9th or 17th word: whole vectors hold several of them, at places that do not meet, so that they
+// are laid on top of each other and put in order once. Nothing behind the blocks is read: what is not wanted is not
+// loaded.
 template <int STRIDE>
 inline Floats halves_twice(const uint8_t* memory) {
     static_assert(STRIDE == 18);
@@ -232,7 +240,8 @@ inline Floats two_halves(const uint8_t* memory) {
     return _mm512_cvtph_ps(_mm256_set1_epi32(halves));
 }
 
-// Two rows share a vector of words: those of the first lie where the masks say, those of the second one word on or back.
+// Two rows share a vector of words: those of the first lie where the masks say, those of the second one word on or
+// back.
 template <int STRIDE>
 inline __m512i words_of_two(const uint8_t* a, const uint8_t* b) {
     if constexpr (STRIDE == 18) {
@@ -260,12 +269,14 @@ inline void strided_halves(const uint8_t* memory, int64_t distance, Floats (&out
     // Of the first row and the second, even and odd blocks; the other two rows' words go to the other halves of these.
     const __m256i even = STRIDE == 18 ? _mm256_setr_epi16(0, 18, 4, 22, 1, 19, 3, 21, 0, 18, 4, 22, 1, 19, 3, 21)
                                       : _mm256_setr_epi16(0, 2, 4, 6, 1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7);
-    const __m256i odd = STRIDE == 18 ? _mm256_setr_epi16(9, 27, 13, 31, 10, 28, 12, 30, 9, 27, 13, 31, 10, 28, 12, 30)
-                                     : _mm256_setr_epi16(17, 19, 21, 23, 18, 20, 22, 24, 17, 19, 21, 23, 18, 20, 22, 24);
+    const __m256i odd = STRIDE == 18
+                            ? _mm256_setr_epi16(9, 27, 13, 31, 10, 28, 12, 30, 9, 27, 13, 31, 10, 28, 12, 30)
+                            : _mm256_setr_epi16(17, 19, 21, 23, 18, 20, 22, 24, 17, 19, 21, 23, 18, 20, 22, 24);
     const __m512i order = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
     const __m512i first = words_of_two<STRIDE>(memory, memory + distance);
     const __m512i second = words_of_two<STRIDE>(memory + 2 * distance, memory + 3 * distance);
-    const __m512i words = _mm512_mask_permutexvar_epi16(_mm512_permutexvar_epi16(order, first), 0xff00ff00, order, second);
+    const __m512i words =
+        _mm512_mask_permutexvar_epi16(_mm512_permutexvar_epi16(order, first), 0xff00ff00, order, second);
     out[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
     out[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
 }
@@ -329,3 +340,5 @@ inline void transpose(Floats (&rows)[16]) {
         rows[i] = _mm512_castsi512_ps(words[i]);
     }
 }
+
+}  // namespace moekit::MOEKIT_ISA

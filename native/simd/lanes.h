@@ -1,11 +1,14 @@
 // Sixteen floats at once, in the compiler's own vector types: one source for every instruction set.
 //
-// Included into the namespace of each instruction set. Everything is inlined and has internal linkage: what is compiled
-// for one processor must not run on another.
+// Everything is inlined and has internal linkage: what is compiled for one processor must not run on another.
+#pragma once
 
-// Vectors never cross a call that is not inlined: how they would be passed differs between instruction sets.
-#define MOEKIT_INLINED __attribute__((always_inline))
-#define MOEKIT_INLINE static inline MOEKIT_INLINED
+#include <cstdint>
+#include <cstring>
+
+#include "simd/isa.h"
+
+namespace moekit::MOEKIT_ISA::lanes {
 
 constexpr int64_t LANES = 16;
 
@@ -17,30 +20,30 @@ typedef uint32_t UnsignedLanes __attribute__((vector_size(64)));
 typedef uint16_t ShortLanes __attribute__((vector_size(32)));
 typedef int8_t ByteLanes __attribute__((vector_size(16)));
 
-MOEKIT_INLINE Lanes splat(float value) { return Lanes{} + value; }
+static MOEKIT_INLINE Lanes splat(float value) { return Lanes{} + value; }
 
-MOEKIT_INLINE Lanes load(const float* from) {
+static MOEKIT_INLINE Lanes load(const float* from) {
     Lanes x;
     memcpy(&x, from, sizeof x);
     return x;
 }
 
-MOEKIT_INLINE void store(Lanes x, float* to) { memcpy(to, &x, sizeof x); }
+static MOEKIT_INLINE void store(Lanes x, float* to) { memcpy(to, &x, sizeof x); }
 
-MOEKIT_INLINE Lanes load_bf16(const uint16_t* from) {
+static MOEKIT_INLINE Lanes load_bf16(const uint16_t* from) {
     ShortLanes x;
     memcpy(&x, from, sizeof x);
     return (Lanes)(__builtin_convertvector(x, UnsignedLanes) << 16);
 }
 
-MOEKIT_INLINE Lanes load_int8(const int8_t* from) {
+static MOEKIT_INLINE Lanes load_int8(const int8_t* from) {
     ByteLanes x;
     memcpy(&x, from, sizeof x);
     return __builtin_convertvector(x, Lanes);
 }
 
 // Rounded to nearest, ties to even; NaN stays one.
-MOEKIT_INLINE void store_bf16(Lanes x, uint16_t* to) {
+static MOEKIT_INLINE void store_bf16(Lanes x, uint16_t* to) {
     const UnsignedLanes bits = (UnsignedLanes)x;
     const UnsignedLanes rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const UnsignedLanes kept = (x == x) ? rounded : (bits >> 16) | 0x40;
@@ -49,18 +52,18 @@ MOEKIT_INLINE void store_bf16(Lanes x, uint16_t* to) {
 }
 
 // To the nearest whole number, ties to even; all must lie within a byte. NaN becomes any byte.
-MOEKIT_INLINE void store_int8(Lanes x, int8_t* to) {
+static MOEKIT_INLINE void store_int8(Lanes x, int8_t* to) {
     // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
     const UnsignedLanes bits = (UnsignedLanes)(x + 12582912.0f);
     const ByteLanes narrow = __builtin_convertvector((IntLanes)bits, ByteLanes);
     memcpy(to, &narrow, sizeof narrow);
 }
 
-MOEKIT_INLINE Lanes largest(Lanes x, Lanes y) { return x > y ? x : y; }
-MOEKIT_INLINE Lanes magnitude(Lanes x) { return (Lanes)((UnsignedLanes)x & 0x7fffffff); }
+static MOEKIT_INLINE Lanes largest(Lanes x, Lanes y) { return x > y ? x : y; }
+static MOEKIT_INLINE Lanes magnitude(Lanes x) { return (Lanes)((UnsignedLanes)x & 0x7fffffff); }
 
 // The lanes added up, in the same order on every processor.
-MOEKIT_INLINE float sum(Lanes x) {
+static MOEKIT_INLINE float sum(Lanes x) {
     HalfLanes halves[2];
     memcpy(halves, &x, sizeof halves);
     const HalfLanes eight = halves[0] + halves[1];
@@ -70,7 +73,7 @@ MOEKIT_INLINE float sum(Lanes x) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-MOEKIT_INLINE float largest(Lanes x) {
+static MOEKIT_INLINE float largest(Lanes x) {
     float most = x[0];
     for (int64_t lane = 1; lane < LANES; ++lane) {
         most = x[lane] > most ? x[lane] : most;
@@ -80,7 +83,7 @@ MOEKIT_INLINE float largest(Lanes x) {
 
 // e^x with a relative error under 2e-7 for -87 < x < 88, and the value at the nearer end beyond: no infinity comes out
 // of it. e^x = 2^n e^r, and the polynomial for e^r is that of Cephes' expf.
-MOEKIT_INLINE Lanes exponential(Lanes x) {
+static MOEKIT_INLINE Lanes exponential(Lanes x) {
     const Lanes low = splat(-87.3f), high = splat(88.0f);
     x = x < low ? low : x;  // written so that NaN goes through
     x = x > high ? high : x;
@@ -101,14 +104,14 @@ MOEKIT_INLINE Lanes exponential(Lanes x) {
 }
 
 // tanh(x) with an absolute error under 2e-7.
-MOEKIT_INLINE Lanes hyperbolic_tangent(Lanes x) {
+static MOEKIT_INLINE Lanes hyperbolic_tangent(Lanes x) {
     const Lanes e = exponential(x + x);
     return 1.0f - 2.0f / (e + 1.0f);
 }
 
 // The error function with an absolute error under 3e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions,
 // formula 7.1.26, in fp32).
-MOEKIT_INLINE Lanes error_function(Lanes x) {
+static MOEKIT_INLINE Lanes error_function(Lanes x) {
     const Lanes size = magnitude(x);
     const Lanes t = 1.0f / (1.0f + 0.3275911f * size);
     Lanes p = splat(1.061405429f);
@@ -119,3 +122,5 @@ MOEKIT_INLINE Lanes error_function(Lanes x) {
     const Lanes value = 1.0f - p * t * exponential(-size * size);
     return (Lanes)((UnsignedLanes)value | ((UnsignedLanes)x & 0x80000000));
 }
+
+}  // namespace moekit::MOEKIT_ISA::lanes

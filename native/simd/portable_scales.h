@@ -1,4 +1,12 @@
-// The scales of blocks as they lie in files, in plain C++: the last part of simd_portable.h.
+// The scales of blocks as they lie in files, in plain C++.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/isa.h"
+#include "simd/portable_numbers.h"
+
+namespace moekit::MOEKIT_ISA {
 
 // The eight fp16 numbers at distance STRIDE, each twice.
 template <int STRIDE>
@@ -31,8 +39,8 @@ inline Floats two_halves(const uint8_t* memory) {
 // An fp16 number, sixteen times.
 inline Floats set_half(const uint8_t* memory) { return set(load_half(memory)); }
 
-// The eight fp16 numbers at distance STRIDE of each of four rows, `distance` bytes apart, a quarter a row: first numbers
-// 0, 2, 4, 6, then the others.
+// The eight fp16 numbers at distance STRIDE of each of four rows, `distance` bytes apart, a quarter a row: first
+// numbers 0, 2, 4, 6, then the others.
 template <int STRIDE>
 inline void strided_halves(const uint8_t* memory, int64_t distance, Floats (&out)[2]) {
     for (int i = 0; i < 16; ++i) {
@@ -79,3 +87,5 @@ inline Bytes spread_6_bits(const Bytes& heads) {
     }
     return out;
 }
+
+}  // namespace moekit::MOEKIT_ISA

@@ -1,4 +1,14 @@
 // What AVX2 and AVX-512 have in common: 128-bit pieces.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "simd/isa.h"
+
+namespace moekit::MOEKIT_ISA {
 
 inline __m128i load_16(const void* memory) { return _mm_loadu_si128(static_cast<const __m128i*>(memory)); }
 
@@ -19,3 +29,5 @@ inline __m128i gather_halves(const uint8_t* p) {
                          half_at(p + 4 * STRIDE), half_at(p + 3 * STRIDE), half_at(p + 2 * STRIDE), half_at(p + STRIDE),
                          half_at(p));
 }
+
+}  // namespace moekit::MOEKIT_ISA

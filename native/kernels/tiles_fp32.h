@@ -1,5 +1,16 @@
 // The functions of TileKernels for fp32 numbers, from the vectors that the file which includes this one has defined.
 // See tiles.h for the layout.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/tiles.h"
+#include "simd/isa.h"
+
+#include MOEKIT_VECTORS
+
+namespace moekit::MOEKIT_ISA {
 
 // Up to 16 numbers, and zeros behind them.
 inline Floats load_some(const float* from, int64_t count) {
@@ -117,3 +128,5 @@ static void multiply_fp32(const float* weights, int64_t stride, int64_t rows, co
 }
 
 const TileKernels<float> FP32_TILES = {pack_fp32, pack_sums_fp32, multiply_fp32, unpack_fp32};
+
+}  // namespace moekit::MOEKIT_ISA

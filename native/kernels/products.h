@@ -1,12 +1,26 @@
 // Products of a few rows of weights with a few rows of activations: a tile keeps its sums in registers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/activations.h"
+#include "kernels/dequantize.h"
+#include "kernels/formats.h"
+#include "kernels/matrix.h"
+#include "simd/isa.h"
+
+#include MOEKIT_VECTORS
+
+namespace moekit::MOEKIT_ISA {
 
 // Products of bits with 8-bit numbers are whole numbers, summed up exactly for every block: only what scales do to them
 // is rounded, in the same order for any number of rows, in every instruction set. Of 256 columns the even blocks come
 // first; blocks 2 q and 2 q + 1 go to lane q of their row's four, which `row_sum` adds.
 
 #if defined(MOEKIT_ROW_RUNS)
-// The even or the odd blocks of 256 columns of four rows, times one row of activations: sorting the bits by blocks costs
-// more than sorting their sums.
+// The even or the odd blocks of 256 columns of four rows, times one row of activations: sorting the bits by blocks
+// costs more than sorting their sums.
 template <typename Format, int ODD>
 MOEKIT_INLINE Ints sums_of_one(const Rows& rows, const ActivationBlock& x) {
     Ints sums[4];
@@ -35,7 +49,7 @@ inline Floats add_scaled(Ints sum, const Scales& scales, int part, const Activat
 // The even or the odd blocks of 256 columns of four rows, times B rows of activations.
 template <typename Format, int ODD, int B>
 MOEKIT_INLINE void add_blocks(const Rows& rows, const Scales& scales, const ActivationBlock* x, int64_t x_stride,
-                       Floats (&sums)[B]) {
+                              Floats (&sums)[B]) {
 #if defined(MOEKIT_ROW_RUNS)
     if constexpr (B == 1 && Format::RUNS) {
         sums[0] = add_scaled<Format, ODD>(sums_of_one<Format, ODD>(rows, *x), scales, 0, *x, sums[0]);
@@ -190,8 +204,7 @@ struct Plain {
     static constexpr int STEP = 16;
 
     template <int R, int B>
-    static inline void add(const uint8_t* p, int64_t distance, const float* x, int64_t x_stride,
-                           Floats (&sums)[R][B]) {
+    static inline void add(const uint8_t* p, int64_t distance, const float* x, int64_t x_stride, Floats (&sums)[R][B]) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const Floats w = Weights::numbers(p + r * distance);
@@ -328,3 +341,5 @@ inline void multiply_matrix(const Matrix& matrix, const Activations& x, int64_t 
             return multiply_kind<Quantized<Q6_K>>(matrix, x, begin, end, y, y_stride);
     }
 }
+
+}  // namespace moekit::MOEKIT_ISA

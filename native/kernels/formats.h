@@ -2,7 +2,19 @@
 //
 // number = scale of its half block (16 numbers) * (its unsigned bits - ZERO), or scale of its block * bits - minimum.
 // For products, 256 numbers of each of four rows: vector i of eight has bits 4 i to 4 i + 3 of the even or of the odd
-// blocks of all rows, 32 bits a block, a quarter of the vector a row; scales lie accordingly. MOST is the bits' greatest.
+// blocks of all rows, 32 bits a block, a quarter of the vector a row; scales lie accordingly. MOST is the bits'
+// greatest.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/activations.h"
+#include "simd/isa.h"
+
+#include MOEKIT_VECTORS
+
+namespace moekit::MOEKIT_ISA {
 
 struct Unpacked {
     // First halves of the even blocks of 32, their second halves, the odd blocks.
@@ -10,9 +22,6 @@ struct Unpacked {
     // Of each half block; or, where the format has minimums, of each block its scale before its minimum.
     Floats scales;
 };
-
-// Compilers leave what is as long as these to a call, by which all registers go to memory.
-#define MOEKIT_INLINE [[gnu::always_inline]] inline
 
 // 256 numbers of four rows of weights, `distance` bytes apart.
 struct Rows {
@@ -126,8 +135,8 @@ struct Q4_K {
         memcpy(&b, p + 8, 4);
         memcpy(&c, p + 12, 4);
         // Blocks 0 to 3 have their 6 bits in a and b; 4 to 7 four bits in c, and two at the top of a's and b's bytes.
-        const uint64_t scales =
-            (a & 0x3f3f3f3f) | static_cast<uint64_t>((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32;
+        const uint64_t scales = (a & 0x3f3f3f3f) | static_cast<uint64_t>((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030))
+                                                       << 32;
         const uint64_t minimums =
             (b & 0x3f3f3f3f) | static_cast<uint64_t>((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32;
         return multiply(two_halves(p), bytes_in_turn(scales, minimums));
@@ -235,3 +244,5 @@ struct Q6_K {
         return repeat(x.minus_32[half] + 4 * odd);
     }
 };
+
+}  // namespace moekit::MOEKIT_ISA

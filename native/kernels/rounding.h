@@ -1,4 +1,15 @@
 // Activations to 8-bit blocks and to bf16.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/activations.h"
+#include "simd/isa.h"
+
+#include MOEKIT_VECTORS
+
+namespace moekit::MOEKIT_ISA {
 
 struct QuantizedBlock {
     Floats first, second;  // whole numbers up to 127
@@ -72,3 +83,5 @@ void round_to_bf16(const float* x, int64_t count, uint16_t* out) {
         store_bf16(out + at, set(0.0f));
     }
 }
+
+}  // namespace moekit::MOEKIT_ISA

@@ -1,4 +1,16 @@
 // The functions of TileKernels for bf16 numbers, on processors that multiply bf16 vectors. See tiles.h for the layout.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/tiles.h"
+#include "simd/avx512.h"
+#include "simd/isa.h"
+
+namespace moekit::MOEKIT_ISA {
 
 // Two vectors as 32 bf16 numbers, those of the first before those of the second.
 inline __m512i bf16_pair(__m512 first, __m512 second) {
@@ -25,8 +37,8 @@ static void pack(const float* const* rows, int64_t count, int64_t columns, uint1
 
 static void pack_sums(const float* sums, int64_t stride, int64_t columns, uint16_t* tiles) {
     // Number i of the first beside number i of the second.
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int64_t column = 0; column < columns; column += 2, sums += 2 * stride, tiles += 2 * TILE_TOKENS) {
         const __m512i pair = bf16_pair(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + stride));
         _mm512_storeu_si512(tiles, _mm512_permutexvar_epi16(order, pair));
@@ -108,3 +120,5 @@ static void multiply_tiles(const uint16_t* weights, int64_t stride, int64_t rows
 }
 
 static const TileKernels<uint16_t> TILES = {pack, pack_sums, multiply_tiles, unpack};
+
+}  // namespace moekit::MOEKIT_ISA

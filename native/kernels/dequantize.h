@@ -1,4 +1,16 @@
 // Packed numbers to fp32 or bf16, bit for bit what the format says in fp32, rounded to nearest even for bf16.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/formats.h"
+#include "kernels/matrix.h"
+#include "simd/isa.h"
+
+#include MOEKIT_VECTORS
+
+namespace moekit::MOEKIT_ISA {
 
 inline void put(float* out, const Floats& v) { store(out, v); }
 inline void put(uint16_t* out, const Floats& v) { store_bf16(out, v); }
@@ -141,8 +153,8 @@ inline void dequantize(const Matrix& matrix, int64_t begin, int64_t end, int64_t
                        int64_t stride) {
     const int64_t row_bytes = matrix.row_bytes();
     const uint8_t* p = matrix.data + begin * row_bytes + column / block_numbers(matrix.type) * block_bytes(matrix.type);
-    // Pieces of rows lie far apart: the processor does not guess where the next begins. What lies behind the last is asked
-    // for in vain, unless it is the next that is wanted.
+    // Pieces of rows lie far apart: the processor does not guess where the next begins. What lies behind the last is
+    // asked for in vain, unless it is the next that is wanted.
     constexpr int64_t AHEAD = 4, LINE = 64;
     const int64_t piece_bytes = columns / block_numbers(matrix.type) * block_bytes(matrix.type);
     for (int64_t row = begin; row < end; ++row, p += row_bytes, out += stride) {
@@ -180,3 +192,5 @@ inline void dequantize(const Matrix& matrix, int64_t begin, int64_t end, int64_t
         }
     }
 }
+
+}  // namespace moekit::MOEKIT_ISA
