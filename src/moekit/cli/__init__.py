@@ -16,6 +16,7 @@ from moekit.cli.doctor import doctor
 from moekit.cli.evaluate import evaluate
 from moekit.cli.generate import generate
 from moekit.cli.merge import merge
+from moekit.cli.message_log import show_messages
 from moekit.cli.plan import plan
 from moekit.cli.quantize import quantize
 from moekit.cli.split import split
@@ -33,6 +34,7 @@ def moekit() -> None:
 
     Start with `moekit compare`: it needs no data of yours and takes about ten minutes.
     """
+    show_messages()
 
 
 for verb in (compare, train, evaluate, plan, upcycle, split, merge, quantize, generate, chat, agents, doctor):

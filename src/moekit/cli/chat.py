@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.cli.generate_and_chat import Bar, drawing_options, figures, generation_options, load_to_generate, starting
+from moekit.cli.generate_and_chat import drawing_options, figures, generation_options, load_to_generate, starting
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,12 +105,15 @@ def _turn(conversation: "Conversation", message: str, *, as_json: bool) -> None:
 
 
 def _answer(conversation: "Conversation", message: str, *, stream: bool) -> "Completion":
-    with Bar("Prompt") as bar:
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.progress import Task
+
+    with Task(ProgressDisplay(), "Prompt", unit="tokens") as task:
 
         def say(piece: str) -> None:
-            bar.stop()
+            task.finish()
             if stream:
                 click.echo(piece, nl=False)
                 sys.stdout.flush()
 
-        return conversation.answer(message, say, bar.advance)
+        return conversation.answer(message, say, task.advance)

@@ -7,8 +7,6 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.console import Console
-
     from moekit.data import Document
     from moekit.evaluation import Evaluation
     from moekit.models import LanguageModel, NGram
@@ -54,15 +52,12 @@ def evaluate(
     MODEL is a folder, a hub id (owner/name), or an n-gram model's .arpa file. For a masked model they are those of the
     pseudo-log-likelihood, which is no probability of the text.
     """
-    from rich.console import Console
-
     from moekit.cli.model_argument import check_there, load_with_progress
 
-    console = Console(stderr=True, highlight=False)
     check_there(model)
-    documents = _documents(data, text_column, domain_column, console.print)
+    documents = _documents(data, text_column, domain_column, lambda text: click.echo(text, err=True))
     loaded = load_with_progress(model)
-    result = _score(loaded, documents, context, console)
+    result = _score(loaded, documents, context)
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
@@ -79,19 +74,15 @@ def _documents(
     return read_sources(data, text_column=text_column, domain_column=domain_column, say=say)
 
 
-def _score(
-    loaded: "LanguageModel | NGram", documents: "list[Document]", context: int | None, console: "Console"
-) -> "Evaluation":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _score(loaded: "LanguageModel | NGram", documents: "list[Document]", context: int | None) -> "Evaluation":
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.progress import Task
     from moekit.evaluation import evaluate as evaluate_documents
     from moekit.evaluation import scorer_of
 
     score = scorer_of(loaded, context)
-    columns = (TextColumn("Documents"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(documents))
-        return evaluate_documents(score, documents, lambda done: progress.update(task, completed=done))
+    with Task(ProgressDisplay(), "Documents", total=len(documents), unit="documents") as task:
+        return evaluate_documents(score, documents, task.set)
 
 
 def _print(result: "Evaluation") -> None:

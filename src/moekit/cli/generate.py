@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.cli.generate_and_chat import Bar, drawing_options, figures, generation_options, load_to_generate, starting
+from moekit.cli.generate_and_chat import drawing_options, figures, generation_options, load_to_generate, starting
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,28 +76,24 @@ def _run(
     import time
     from dataclasses import replace
 
+    from moekit.cli.progress_display import ProgressDisplay
     from moekit.core.hardware import process_started
+    from moekit.core.progress import Task
     from moekit.inference import generate as complete
     from moekit.inference.prompt_tokens import prompt_ids
 
     ids = [prompt_ids(prompt, loaded.tokenizer) for prompt in prompts]
     before = time.perf_counter() - process_started()
-    total, done = sum(map(len, ids)), 0
-    with Bar("Prompt") as bar:
-
-        def computed(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.set(done, total)
+    with Task(ProgressDisplay(), "Prompt", total=sum(map(len, ids)), unit="tokens") as task:
 
         def say(_: int, piece: str) -> None:
-            bar.stop()
+            task.finish()
             if stream:
                 click.echo(piece, nl=False)
                 sys.stdout.flush()
 
         options = replace(options, end_tokens=loaded.end_tokens)
-        return complete(loaded.runner, loaded.tokenizer, ids, options, say, on_tokens=computed), before
+        return complete(loaded.runner, loaded.tokenizer, ids, options, say, on_tokens=task.advance), before
 
 
 def _print_json(completions: "list[Completion]", before: float) -> None:

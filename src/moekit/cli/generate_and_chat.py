@@ -1,19 +1,15 @@
 """What `moekit generate` and `moekit chat` share: options of the draw, loading, progress, and figures at the end."""
 
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from moekit.inference import Completion, GenerationOptions, LoadedModel
 
 # moekit.kernels.packed.BLOCK_TYPES by their names; `--help` does not wait for torch.
@@ -74,11 +70,13 @@ def starting() -> Iterator[None]:
 def load_to_generate(model: str, context: int | None, quantize: str | None) -> "LoadedModel":
     """What moekit.inference.load_runner gives, with a progress bar."""
     from moekit.cli.model_argument import check_there
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.progress import Task
     from moekit.inference import load_runner
 
     check_there(model)
-    with Bar("Loading", bytes_=True) as bar:
-        return load_runner(model, context=context, quantize=quantize, on_bytes=bar.set)
+    with Task(ProgressDisplay(), "Loading", unit="bytes") as task:
+        return load_runner(model, context=context, quantize=quantize, on_bytes=task.set)
 
 
 def generation_options(
@@ -100,52 +98,6 @@ def figures(completion: "Completion", waited: float) -> str:
     speed = completion.decode_tokens_per_second
     parts.append(f"{completion.completion_tokens} tokens" + ("" if speed is None else f" at {speed:.1f}/s"))
     return " · ".join([*parts, f"first after {duration_text(waited)}"])
-
-
-class Bar:
-    """Progress on standard error, of which nothing stays; nothing is shown, nor is rich imported, where that is no
-    terminal.
-    """
-
-    def __init__(self, title: str, *, bytes_: bool = False) -> None:
-        self._progress = _progress(title, bytes_=bytes_) if sys.stderr.isatty() else None
-
-    def set(self, done: int, total: int) -> None:
-        """So much of so much."""
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=done, total=total)
-
-    def advance(self, count: int) -> None:
-        """So much more."""
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0], count)
-
-    def stop(self) -> None:
-        """Take it away: something else is to be seen."""
-        if self._progress is not None:
-            self._progress.stop()
-
-    def __enter__(self) -> Self:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-def _progress(title: str, *, bytes_: bool) -> "Progress":
-    """A bar with one task."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
-
-    count = DownloadColumn() if bytes_ else MofNCompleteColumn()
-    console = Console(stderr=True, highlight=False)
-    progress = Progress(TextColumn(title), BarColumn(bar_width=24), count, console=console, transient=True)
-    progress.add_task("", total=None)
-    return progress
 
 
 def _bias(text: str) -> tuple[int, float]:

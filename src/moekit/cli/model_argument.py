@@ -9,16 +9,12 @@ if TYPE_CHECKING:
 
 def load_with_progress(model: str) -> "LanguageModel | NGram":
     """What moekit.load gives."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.progress import Task
     from moekit.models import load
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("Loading"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        return load(model, on_bytes=lambda done, total: progress.update(task, completed=done, total=total))
+    with Task(ProgressDisplay(), "Loading", unit="bytes") as task:
+        return load(model, on_bytes=task.set)
 
 
 def check_there(model: str) -> None:

@@ -46,29 +46,32 @@ def train(config: Path, out: Path | None, as_json: bool, debug: bool) -> None:
 
 
 def _run(job: Any, folder: Path) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.progress import Task
     from moekit.training import Interrupted
     from moekit.training.job import run_job
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("Training"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[figures]}"), console=console, transient=True) as progress:
-        task = progress.add_task("", total=None, figures="")
-        measured = ""
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    with Task(ProgressDisplay(), "Training", unit="steps") as task:
+        total, measured = 0, ""
+
+        def on_start(steps: int) -> None:
+            nonlocal total
+            total = steps
 
         def on_step(report: "StepReport") -> None:
             nonlocal measured
             if report.bits_per_byte is not None:
                 measured = f" · held out {report.bits_per_byte:.3f}"
-                console.print(f"  step {report.step}: loss {report.loss:.3f}{measured}", markup=False)
+                say(f"  step {report.step}: loss {report.loss:.3f}{measured}")
             for warning in report.warnings:
-                console.print(f"  {warning}", markup=False)
-            progress.update(task, completed=report.step, figures=f"loss {report.loss:.3f}{measured}")
+                say(f"  {warning}")
+            task.set(report.step, total, f"loss {report.loss:.3f}{measured}")
 
         try:
-            return run_job(job, folder, lambda steps: progress.update(task, total=steps), on_step, console.print)
+            return run_job(job, folder, on_start, on_step, say)
         except Interrupted:
-            console.print(f"What was done is kept; the same command with --out {folder} goes on.", markup=False)
+            say(f"What was done is kept; the same command with --out {folder} goes on.")
             raise
