@@ -230,12 +230,12 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compared(shape: str, kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """All engines on one model."""
-    from moekit.kernels.packed import BLOCK_TYPES
+    from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
     engines: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        read = write_model(shapes()[shape], {of.name: of for of in BLOCK_TYPES}[kind], path)
+        read = write_model(shapes()[shape], BLOCK_TYPES_BY_NAME[kind], path)
         repack = "llama-repacked"
         for _ in range(options.rounds):
             todo = [("moekit", sys.executable, str(path))]

@@ -101,14 +101,14 @@ def compared(theirs_NTV: Any, ours_NTV: Any) -> dict[str, float]:
 
 def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A model in every type."""
-    from moekit.convert.quantize import TYPES as KINDS
     from moekit.convert.quantize import plan_quantization
+    from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
     rows, exact_NTV = [], None
     with tempfile.TemporaryDirectory() as temporary:
         for kind in TYPES:
             path = Path(temporary) / f"{kind}.gguf"
-            plan_quantization(folder, KINDS[kind]).run(path)
+            plan_quantization(folder, BLOCK_TYPES_BY_NAME[kind]).run(path)
             steps_NTV, prompts_NPV = own_logits(path, tokens_NT)
             exact_NTV = steps_NTV if exact_NTV is None else exact_NTV
             theirs_NTV, version = llama_logits(path, tokens_NT, options)

@@ -28,12 +28,13 @@ from moekit.compare.run.measurements import mean_bits_per_byte
 from moekit.compare.spec.comparison_plan import learning_rate_for
 from moekit.compare.spec.model_costs import costs_of
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.convert.quantize import TYPES, plan_quantization
+from moekit.convert.quantize import plan_quantization
 from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, is_scored, load_corpus, training_batch
 from moekit.families.gguf import GGUFModel
 from moekit.inference.native_runner import NativeRunner
 from moekit.kernels.native import instruction_set
+from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 from moekit.models import build
 from moekit.models.gguf import load_gguf
 from moekit.training import Trainer, TrainingConfig
@@ -117,7 +118,7 @@ def rows_of(name: str, seed: int, model: Path, windows: Windows) -> Iterator[dic
     for kind in KINDS:
         path = model.parent / f"{kind}.gguf"
         path.unlink(missing_ok=True)
-        plan = plan_quantization(model, TYPES[kind]).run(path)
+        plan = plan_quantization(model, BLOCK_TYPES_BY_NAME[kind]).run(path)
         row = {"model": name, "seed": seed, "type": kind, "bits_per_weight": plan.bits_per_weight}
         row |= {"tensors": plan.tensors, "as_computed": computed_bits(path, windows)}
         row |= weight_bits(exact, path, windows)

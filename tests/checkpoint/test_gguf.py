@@ -14,7 +14,7 @@ from tests.checkpoint.gguf_samples import TYPES, file_of, key, sample, tensor, t
 from moekit.checkpoint.gguf import STORED_TYPES, GGUFFile, OutputTensor, Strings, gguf_bytes, write_gguf
 from moekit.core.errors import MoekitError, UsageError
 from moekit.kernels.packed import F32, Q4_K, Q8_0, dequantize
-from moekit.kernels.packed.quantize import quantize
+from moekit.kernels.packed.quantize_blocks import quantize
 
 U32, F32_VALUE, STRING, ARRAY = 4, 6, 8, 9
 

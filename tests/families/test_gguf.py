@@ -13,13 +13,13 @@ from torch import Tensor
 
 from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Strings, write_gguf
 from moekit.config import AttentionConfig, DenseConfig, LinearScaling, ModelConfig, YarnScaling
-from moekit.convert.quantize import TYPES, plan_quantization
+from moekit.convert.quantize import plan_quantization
 from moekit.core.errors import MoekitError
 from moekit.families import same_function
 from moekit.families.gguf import ARCHITECTURES, GGUFModel, describe, layout
 from moekit.kernels.native.weights import LayerWeights, MoEWeights, NetworkWeights
-from moekit.kernels.packed import F32, PackedMatrix, dequantize
-from moekit.kernels.packed.quantize import quantize
+from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, F32, PackedMatrix, dequantize
+from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder, load
 from moekit.models.gguf import load_gguf
 
@@ -79,7 +79,7 @@ def folder_of(config: Any, folder: Path) -> tuple[Any, Path]:
 
 def file_of(folder: Path, kind: str = "f32") -> Path:
     out = folder.with_suffix(f".{kind}.gguf")
-    plan_quantization(folder, TYPES[kind]).run(out)
+    plan_quantization(folder, BLOCK_TYPES_BY_NAME[kind]).run(out)
     return out
 
 

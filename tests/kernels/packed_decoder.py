@@ -11,7 +11,7 @@ from torch import Tensor
 from moekit.inference.packed_weights import packed_weights
 from moekit.kernels.native.weights import DecoderWeights
 from moekit.kernels.packed import F32, BlockType, PackedMatrix, dequantize
-from moekit.kernels.packed.quantize import quantize
+from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 from moekit.nn import Attention
 

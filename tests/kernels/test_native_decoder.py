@@ -21,7 +21,7 @@ from moekit.kernels.native.weights import (
     DecoderWeights,
 )
 from moekit.kernels.packed import BF16, F16, F32, Q4_K, Q6_K, Q8_0, BlockType, dequantize
-from moekit.kernels.packed.quantize import quantize
+from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 from moekit.nn import KeyValueCache
 

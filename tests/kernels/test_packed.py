@@ -24,7 +24,7 @@ from moekit.kernels.packed import (
 )
 from moekit.kernels.packed import dequantize as numbers_of
 from moekit.kernels.packed.k_quants import q4_k
-from moekit.kernels.packed.quantize import quantize
+from moekit.kernels.packed.quantize_blocks import quantize
 
 NAMES = [kind.name for kind in BLOCK_TYPES]
 

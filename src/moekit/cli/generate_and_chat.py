@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.core.errors import UsageError
+from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
 if TYPE_CHECKING:
     from moekit.inference import Completion, GenerationOptions, LoadedModel
-
-# moekit.kernels.packed.BLOCK_TYPES by their names; `--help` does not wait for torch.
-_TYPES = ("q4_0", "q4_k", "q6_k", "q8_0", "bf16", "f16", "f32")
 
 
 def drawing_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,7 +39,9 @@ def drawing_options(temperature: float) -> Callable[[Callable[..., None]], Calla
             "--stop", multiple=True, metavar="TEXT", help="Ends an answer, and is not part of it; repeatable."
         ),
         click.option("--context", type=click.IntRange(2), help="Tokens of a sequence.  [default: the model's]"),
-        click.option("--quantize", type=click.Choice(_TYPES), help="Pack the matrices of a folder into this type."),
+        click.option(
+            "--quantize", type=click.Choice(BLOCK_TYPES_BY_NAME), help="Pack the matrices of a folder into this type."
+        ),
     )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,11 +9,11 @@ import click
 
 from moekit.cli.converting import WritingBar
 from moekit.core.errors import MoekitError
+from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
 if TYPE_CHECKING:
     from moekit.convert.quantize import QuantizationPlan
 
-_TYPES = ("q4_0", "q4_k", "q6_k", "q8_0", "bf16", "f16", "f32")
 _FAILED_BEFORE_WORK = 2
 
 
@@ -25,7 +25,9 @@ Examples:
 )
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new GGUF file.")
-@click.option("--type", "kind", type=click.Choice(_TYPES), default="q4_k", show_default=True, help="Of the matrices.")
+@click.option(
+    "--type", "kind", type=click.Choice(BLOCK_TYPES_BY_NAME), default="q4_k", show_default=True, help="Of the matrices."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and what stands in the way; read no weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -35,11 +37,11 @@ def quantize(model: str, out: Path, kind: str, dry_run: bool, as_json: bool, deb
     MODEL is a folder with a decoder, or a hub id (owner/name). Norms, biases and routers stay f32; the head of a 4-bit
     model is q6_k. Memory does not grow with the model.
     """
-    from moekit.convert.quantize import TYPES, plan_quantization
+    from moekit.convert.quantize import plan_quantization
     from moekit.models import find
 
     try:
-        quantization = plan_quantization(find(model), TYPES[kind])
+        quantization = plan_quantization(find(model), BLOCK_TYPES_BY_NAME[kind])
     except MoekitError as error:
         if not (dry_run and as_json):
             raise

@@ -6,7 +6,7 @@ become q8_0, or f16 where not even that fits.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,8 @@ from moekit.data.gguf_vocabulary import tokenizer_metadata
 from moekit.data.tokenizers import TOKENIZER
 from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
-from moekit.kernels.packed import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes
-from moekit.kernels.packed.quantize import quantize
-
-TYPES: Mapping[str, BlockType] = {kind.name: kind for kind in BLOCK_TYPES}
-"""What a model can be quantised to, by the names that users know."""
+from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes
+from moekit.kernels.packed.quantize_blocks import quantize
 
 # llama.h's llama_ftype, by which other programs name the whole file.
 _FILE_TYPES = {F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K: 14, Q6_K: 18, BF16: 32}

@@ -14,7 +14,7 @@ from moekit.inference.runner import Runner
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels import native
 from moekit.kernels.native.decoder import unsupported
-from moekit.kernels.packed import BLOCK_TYPES, BlockType
+from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType
 from moekit.models import Decoder, load
 from moekit.models.folder import read_config
 from moekit.models.special_tokens import read_object
@@ -34,14 +34,13 @@ def load_folder(folder: Path, context: int | None, quantize: str | None, on_byte
 
 def _checked_type(name: str, config: ModelConfig) -> BlockType:
     """The type of that name, if the native kernels compute such a model in it."""
-    types = {kind.name: kind for kind in BLOCK_TYPES}
-    if name not in types:
-        raise UsageError(f"There is no type {name!r} to quantise to: {did_you_mean(name, types)}")
+    if name not in BLOCK_TYPES_BY_NAME:
+        raise UsageError(f"There is no type {name!r} to quantise to: {did_you_mean(name, BLOCK_TYPES_BY_NAME)}")
     if not native.available():
         raise UsageError("--quantize needs the native kernels, and they are not built here; `moekit doctor` says why.")
     if reason := unsupported(config):
         raise UsageError(f"--quantize needs the native kernels, and they do not compute this model, because {reason}.")
-    return types[name]
+    return BLOCK_TYPES_BY_NAME[name]
 
 
 def _runner(folder: Path, context: int | None, kind: BlockType | None, on_bytes: OnBytes | None) -> Runner:

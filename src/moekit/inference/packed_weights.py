@@ -12,7 +12,7 @@ from moekit.config import AttentionConfig
 from moekit.core.errors import MoekitError
 from moekit.kernels.native.weights import AttentionWeights, DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
 from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Numbers, PackedMatrix
-from moekit.kernels.packed.quantize import quantize
+from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
 from moekit.moe import MoELayer

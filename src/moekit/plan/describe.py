@@ -7,19 +7,15 @@ from torch import nn
 
 from moekit.config import Config, ModelConfig
 from moekit.counting import ParameterCount, cached_values_per_token, count_parameters
+from moekit.kernels.packed import Q4_0, Q4_K, Q6_K, Q8_0
 from moekit.models import build
 from moekit.moe import MoELayer
 from moekit.nn.meta import on_meta
 
-# Bytes of a weight. The quantised types come in blocks with their scales: 32 weights in 34 and 18 bytes, 256 in 210 and
-# 144 (ggml-quants). Norms and other vectors stay wider there, which is less than a thousandth of a model.
-BYTES_PER_WEIGHT = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "q8_0": 34 / 32,
-    "q6_k": 210 / 256,
-    "q4_k": 144 / 256,
-    "q4_0": 18 / 32,
+# Blocks of the quantised types include their scales. Norms and other vectors stay wider in such a file, which is less
+# than a thousandth of a model.
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0} | {
+    block_type.name: block_type.bits / 8 for block_type in (Q8_0, Q6_K, Q4_K, Q4_0)
 }
 
 

@@ -11,27 +11,24 @@ from moekit.kernels.packed import BLOCK_TYPES, BlockType
 
 @dataclass(frozen=True)
 class StoredType:
-    """`numbers` numbers a block, in `size` bytes."""
+    """A type that packs `numbers` numbers into a block of `size` bytes."""
 
     name: str
     numbers: int
     size: int
 
 
-STORED_TYPES = {
-    0: StoredType("F32", 1, 4),
-    1: StoredType("F16", 1, 2),
-    2: StoredType("Q4_0", 32, 18),
+PACKED_TYPES: dict[int, BlockType] = {block_type.code: block_type for block_type in BLOCK_TYPES}
+"""The types that moekit computes with, by code."""
+
+_OTHER_TYPES = {
     3: StoredType("Q4_1", 32, 20),
     6: StoredType("Q5_0", 32, 22),
     7: StoredType("Q5_1", 32, 24),
-    8: StoredType("Q8_0", 32, 34),
     9: StoredType("Q8_1", 32, 40),
     10: StoredType("Q2_K", 256, 84),
     11: StoredType("Q3_K", 256, 110),
-    12: StoredType("Q4_K", 256, 144),
     13: StoredType("Q5_K", 256, 176),
-    14: StoredType("Q6_K", 256, 210),
     15: StoredType("Q8_K", 256, 292),
     16: StoredType("IQ2_XXS", 256, 66),
     17: StoredType("IQ2_XS", 256, 74),
@@ -47,7 +44,6 @@ STORED_TYPES = {
     27: StoredType("I64", 1, 8),
     28: StoredType("F64", 1, 8),
     29: StoredType("IQ1_M", 256, 56),
-    30: StoredType("BF16", 1, 2),
     34: StoredType("TQ1_0", 256, 54),
     35: StoredType("TQ2_0", 256, 66),
     39: StoredType("MXFP4", 32, 17),
@@ -55,5 +51,8 @@ STORED_TYPES = {
     41: StoredType("Q1_0", 128, 18),
 }
 
-PACKED_TYPES: dict[int, BlockType] = {block.code: block for block in BLOCK_TYPES}
-"""Those that PackedMatrix knows."""
+STORED_TYPES = {
+    code: StoredType(block_type.name.upper(), block_type.numbers, block_type.size)
+    for code, block_type in PACKED_TYPES.items()
+} | _OTHER_TYPES
+"""All types that a GGUF file may hold, by code."""

@@ -176,7 +176,7 @@ def _as_bf16(numbers_RC: Numbers) -> PackedMatrix:
     """Rounded. By torch, which files of nothing but types that are computed with never wait for."""
     import torch
 
-    from moekit.kernels.packed.quantize import quantize
+    from moekit.kernels.packed.quantize_blocks import quantize
 
     return quantize(torch.from_numpy(numbers_RC), BF16)
 

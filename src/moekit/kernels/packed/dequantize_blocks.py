@@ -16,10 +16,8 @@ from moekit.kernels.packed.block_types import (
     Q6_K,
     Q8_0,
     BlockType,
-    Bytes,
-    Numbers,
-    PackedMatrix,
 )
+from moekit.kernels.packed.packed_matrix import Bytes, Numbers, PackedMatrix
 
 
 def dequantize(matrix: PackedMatrix) -> Numbers:

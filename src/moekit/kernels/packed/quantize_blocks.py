@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moekit.kernels.packed.block_types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, PackedMatrix
+from moekit.kernels.packed.block_types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType
 from moekit.kernels.packed.k_quants import q4_k, q6_k
+from moekit.kernels.packed.packed_matrix import PackedMatrix
 from moekit.kernels.torch.workers import workers
 
 # Numbers at once, on one core: the passes of the search over them stay in its cache.
