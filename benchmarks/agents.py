@@ -32,7 +32,7 @@ from moekit.agents.members.load_local import ensemble_member, load_local_members
 from moekit.agents.members.local import LocalMember
 from moekit.agents.strategy_configs import EnsembleConfig
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig
-from moekit.convert.train_router import loaded
+from moekit.convert.merging.router_training import loaded
 from moekit.core.messages import ChatOptions, Message
 from moekit.counting import count_parameters, inference_flops_per_token, training_flops_per_token
 from moekit.data import Corpus, load_corpus

@@ -101,7 +101,7 @@ def compared(theirs_NTV: Any, ours_NTV: Any) -> dict[str, float]:
 
 def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A model in every type."""
-    from moekit.convert.quantize import plan_quantization
+    from moekit.convert.export.gguf_export import plan_quantization
     from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
     rows, exact_NTV = [], None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.convert.merging import CASES, case_recipe, make_models, planned, write_recipe
+from tests.convert.merging.merge_recipes import CASES, case_recipe, make_models, planned, write_recipe
 
 SEED = 7
 MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")

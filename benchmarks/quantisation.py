@@ -28,7 +28,7 @@ from moekit.compare.run.measurements import mean_bits_per_byte
 from moekit.compare.spec.comparison_plan import learning_rate_for
 from moekit.compare.spec.model_costs import costs_of
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.convert.quantize import plan_quantization
+from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, is_scored, load_corpus, training_batch
 from moekit.families.gguf import GGUFModel

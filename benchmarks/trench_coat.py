@@ -26,10 +26,10 @@ from environment import environment
 from moekit.compare.run.measurements import measure_domains
 from moekit.compare.spec.contestants import SIZES
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig
-from moekit.convert.merge import plan_merge
-from moekit.convert.merge_config import PROMPT_MODES, MergeConfig
-from moekit.convert.merge_plan import Merge
-from moekit.convert.train_router import RouterTraining, loaded, train_routers
+from moekit.convert.merging.merge_checks import plan_merge
+from moekit.convert.merging.merge_config import PROMPT_MODES, MergeConfig
+from moekit.convert.merging.merge_plan import Merge
+from moekit.convert.merging.router_training import RouterTraining, loaded, train_routers
 from moekit.data import Corpus, Document, held_out_windows, load_corpus, training_batch
 from moekit.models import Decoder
 from moekit.training import TrainingConfig, learning_rate, new_optimizer, training_step

@@ -26,7 +26,7 @@ from moekit.compare.spec.comparison_plan import learning_rate_for
 from moekit.compare.spec.contestants import SIZES, default_contestants
 from moekit.compare.spec.model_costs import costs_of
 from moekit.config import ModelConfig
-from moekit.convert.upcycle import Upcycling, plan_upcycling
+from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
 from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, load_corpus, training_batch
 from moekit.models import LanguageModel, build, load

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.convert.merging import make_models, recipe, write_recipe
+from tests.convert.merging.merge_recipes import make_models, recipe, write_recipe
 
 from moekit.cli.merge import merge
 from moekit.core.errors import MoekitError
@@ -60,7 +60,7 @@ def test_a_dry_run_as_a_process(folder: Path) -> None:
 
 
 def test_a_dry_run_counts_the_routers_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moekit.convert.merge.training_memory_bytes", lambda merge: 10**12)
+    monkeypatch.setattr("moekit.convert.merging.merge_checks.training_memory_bytes", lambda merge: 10**12)
     file, needed = write_recipe(folder, recipe(folder)), []
     for more in ([], ["--train-router", "text.txt"]):
         found = json.loads(run(file, "--out", folder / "out", "--dry-run", "--json", *more).stdout)

@@ -13,7 +13,7 @@ from tests.inference.folders import byte_level, llama, save_tokenizer
 import moekit.data
 import moekit.families
 from moekit.cli.generate_and_chat import starting
-from moekit.convert.quantize import plan_quantization
+from moekit.convert.export.gguf_export import plan_quantization
 from moekit.kernels.native import available
 from moekit.kernels.packed import Q8_0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.convert.models import save
+from tests.convert.dense_models import save
 
 from moekit.cli.split import split
 from moekit.cli.upcycle import upcycle

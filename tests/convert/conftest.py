@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.convert.models import MODELS, save
+from tests.convert.dense_models import MODELS, save
 
 
 @pytest.fixture

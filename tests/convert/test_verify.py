@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import MOE, PLANS, SHARED, model_config
-from tests.convert.models import MODELS
+from tests.convert.dense_models import MODELS
 
 from moekit.config import ModelConfig
 from moekit.convert.stored_model import StoredModel

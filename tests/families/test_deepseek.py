@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.convert.merging import CASES as MERGES
-from tests.convert.merging import case_recipe, make_models, planned
+from tests.convert.merging.merge_recipes import CASES as MERGES
+from tests.convert.merging.merge_recipes import case_recipe, make_models, planned
 from tests.families.folders import check_logits, stored_tensors
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from moekit.config import (
     MoEConfig,
     SoftmaxTopKConfig,
 )
-from moekit.convert.merge_run import Options, write_merge
+from moekit.convert.merging.write_merge import Options, write_merge
 from moekit.core.errors import MoekitError
 from moekit.families import describe
 from moekit.families.deepseek import write

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.convert.merging import CASES, case_recipe, make_models, planned
+from tests.convert.merging.merge_recipes import CASES, case_recipe, make_models, planned
 from tests.families.folders import check_logits, save_theirs, stored_tensors
 from tests.families.test_decoders import VOCAB, build_theirs
 from torch import Tensor
 
-from moekit.convert.merge_run import Options, write_merge
+from moekit.convert.merging.write_merge import Options, write_merge
 from moekit.core.errors import MoekitError
 from moekit.models import LanguageModel, load
 from moekit.models.folder import own_tensors

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Strings, write_gguf
 from moekit.config import AttentionConfig, DenseConfig, LinearScaling, ModelConfig, YarnScaling
-from moekit.convert.quantize import plan_quantization
+from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError
 from moekit.families import same_function
 from moekit.families.gguf import ARCHITECTURES, GGUFModel, describe, layout

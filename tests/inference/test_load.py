@@ -9,7 +9,7 @@ from tests.conftest import DENSE, model_config
 from tests.inference.folders import END, START, TOKENIZERS, llama, save_tokenizer
 
 from moekit.config import EncoderConfig
-from moekit.convert.quantize import plan_quantization
+from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import GenerationOptions, generate, load_runner

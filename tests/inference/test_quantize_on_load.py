@@ -10,7 +10,7 @@ import torch
 from tests.inference.tensors import decode, prefill
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.convert.quantize import plan_quantization
+from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
 from moekit.families.gguf import GGUFModel
 from moekit.inference import load_runner

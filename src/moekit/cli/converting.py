@@ -11,7 +11,7 @@ import click
 from moekit.core.errors import MoekitError
 
 if TYPE_CHECKING:
-    from moekit.convert.result import Conversion, ConversionPlan, ConversionReport
+    from moekit.convert.dense_to_moe.dense_conversion import Conversion, ConversionPlan, ConversionReport
 
 _FAILED_BEFORE_WORK = 2
 

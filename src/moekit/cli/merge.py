@@ -15,9 +15,9 @@ from moekit.core.errors import MoekitError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moekit.convert.merge import Problems
-    from moekit.convert.merge_plan import Merge
-    from moekit.convert.report import RoutingReport, Text
+    from moekit.convert.merging.merge_checks import Problems
+    from moekit.convert.merging.merge_plan import Merge
+    from moekit.convert.merging.routing_report import RoutingReport, Text
 
 
 @click.command(
@@ -93,8 +93,8 @@ def merge(
 def _plan(config: Path, out: Path, seed: int, fused: bool) -> "tuple[Merge | None, Problems]":
     """The plan, and what is wrong with it and with where it shall go."""
     from moekit.checkpoint.writing import check_replaceable
-    from moekit.convert.merge import Problems, plan_merge
-    from moekit.convert.merge_config import read_merge_config
+    from moekit.convert.merging.merge_checks import Problems, plan_merge
+    from moekit.convert.merging.merge_config import read_merge_config
 
     try:
         planned, problems = plan_merge(read_merge_config(config), seed=seed, fused=fused)
@@ -108,7 +108,7 @@ def _plan(config: Path, out: Path, seed: int, fused: bool) -> "tuple[Merge | Non
 
 
 def _dry_run(config: Path, out: Path, seed: int, fused: bool, train: bool, as_json: bool, console: "Console") -> None:
-    from moekit.convert.merge import forecast
+    from moekit.convert.merging.merge_checks import forecast
     from moekit.core.formatting import bytes_text
 
     planned, problems = _plan(config, out, seed, fused)
@@ -130,7 +130,7 @@ def _dry_run(config: Path, out: Path, seed: int, fused: bool, train: bool, as_js
 
 def _texts(sources: tuple[str, ...], console: "Console") -> "list[Text]":
     """Held-out text for the report, a piece a document."""
-    from moekit.convert.report import Text
+    from moekit.convert.merging.routing_report import Text
 
     if not sources:
         return []
@@ -146,7 +146,7 @@ def _train(
     """The merge with trained routers, and what to say of the training."""
     if not sources:
         return planned, None
-    from moekit.convert.train_router import RouterTraining, train_routers
+    from moekit.convert.merging.router_training import RouterTraining, train_routers
     from moekit.data import read_sources
 
     documents = read_sources(sources, say=console.print)
@@ -166,8 +166,8 @@ def _write(
     trained: dict[str, Any] | None,
     console: "Console",
 ) -> "RoutingReport | None":
-    from moekit.convert.merge import forecast
-    from moekit.convert.merge_run import Options, write_merge
+    from moekit.convert.merging.merge_checks import forecast
+    from moekit.convert.merging.write_merge import Options, write_merge
 
     said = None
     if trained is not None:
@@ -202,7 +202,7 @@ def _progress(console: "Console", what: str, total: int) -> Iterator[Callable[[i
 
 def _prove(planned: "Merge", out: Path) -> int:
     """How many written tensors beside routers are the untrained merge's, bit for bit; all, or it is an error."""
-    from moekit.convert.train_router import check_only_routers
+    from moekit.convert.merging.router_training import check_only_routers
 
     return check_only_routers(planned, out)
 

@@ -12,7 +12,7 @@ from moekit.core.errors import MoekitError
 from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
 if TYPE_CHECKING:
-    from moekit.convert.quantize import QuantizationPlan
+    from moekit.convert.export.gguf_export import QuantizationPlan
 
 _FAILED_BEFORE_WORK = 2
 
@@ -37,7 +37,7 @@ def quantize(model: str, out: Path, kind: str, dry_run: bool, as_json: bool, deb
     MODEL is a folder with a decoder, or a hub id (owner/name). Norms, biases and routers stay f32; the head of a 4-bit
     model is q6_k. Memory does not grow with the model.
     """
-    from moekit.convert.quantize import plan_quantization
+    from moekit.convert.export.gguf_export import plan_quantization
     from moekit.models import find
 
     try:

@@ -10,7 +10,7 @@ from moekit.cli.converting import LAYERS, run_conversion
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moekit.convert.result import Conversion
+    from moekit.convert.dense_to_moe.dense_conversion import Conversion
 
 _ROWS, _LENGTH = 16, 128
 
@@ -58,7 +58,7 @@ def split(
     """
 
     def plan() -> "Conversion":
-        from moekit.convert.split import Splitting, plan_splitting
+        from moekit.convert.dense_to_moe.splitting import Splitting, plan_splitting
         from moekit.core.validation import validate
         from moekit.models import find
 

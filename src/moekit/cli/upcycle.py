@@ -8,7 +8,7 @@ import click
 from moekit.cli.converting import LAYERS, run_conversion
 
 if TYPE_CHECKING:
-    from moekit.convert.result import Conversion
+    from moekit.convert.dense_to_moe.dense_conversion import Conversion
 
 
 @click.command(
@@ -57,7 +57,7 @@ def upcycle(dense: str, out: Path, dry_run: bool, as_json: bool, debug: bool, **
     """
 
     def plan() -> "Conversion":
-        from moekit.convert.upcycle import Upcycling, plan_upcycling
+        from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
         from moekit.core.validation import validate
         from moekit.models import find
 

@@ -16,7 +16,7 @@ from moekit.checkpoint.reading import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import ModelConfig
-from moekit.convert.streaming import Copy, Made, Piece
+from moekit.convert.storage.streaming_writer import Copy, Made, Piece
 from moekit.core.errors import UsageError
 from moekit.families import Family
 from moekit.models import Decoder

@@ -26,7 +26,7 @@ from moekit.compare.spec.contestants import SIZES, Contestant, Size, default_con
 from moekit.compare.spec.model_costs import costs_of
 from moekit.compare.spec.upcycling_phases import Upcycle, Upcycled
 from moekit.config import DenseConfig, MoEConfig
-from moekit.convert.upcycle import plan_upcycling
+from moekit.convert.dense_to_moe.upcycling import plan_upcycling
 from moekit.data import Corpus, Document, build_corpus
 from moekit.models import Decoder, LanguageModel, load
 from moekit.training import StepReport, TrainingConfig

@@ -18,7 +18,7 @@ from moekit.compare.run.training_task import TrainingTask
 from moekit.compare.spec.comparison_plan import Folder
 from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.compare.spec.upcycling_phases import Upcycled
-from moekit.convert.upcycle import plan_upcycling
+from moekit.convert.dense_to_moe.upcycling import plan_upcycling
 from moekit.models import LanguageModel, load
 from moekit.training import Progress, StepLog, StepRecord, StepReport, Trainer
 from moekit.training.loop import Point

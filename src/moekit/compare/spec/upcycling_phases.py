@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 
 from moekit.compare.spec.model_costs import costs_of
 from moekit.config import Config, ModelConfig
-from moekit.convert.upcycle import Upcycling, plan_upcycling
+from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
 from moekit.core.errors import UsageError
 from moekit.models import build
 from moekit.training import TrainingConfig

@@ -1,0 +1,1 @@
+"""One dense model to a mixture of experts: upcycled, or split."""

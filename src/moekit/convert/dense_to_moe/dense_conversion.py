@@ -1,0 +1,233 @@
+"""A conversion from one folder to another: what it will write, the writing, and the proof before it has its name."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from moekit.checkpoint.writing import check_replaceable
+from moekit.config import ModelConfig
+from moekit.convert.dense_to_moe.expert_channels import Mixture, dense_of, output_tensors
+from moekit.convert.storage.partial_folder import checksums_text, discard, partial_folder
+from moekit.convert.storage.streaming_writer import OutputTensor, file_bytes, peak_memory_bytes, write_tensors
+from moekit.convert.stored_model import StoredModel, shapes_of
+from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
+from moekit.core import files
+from moekit.core.errors import MoekitError, UsageError
+from moekit.core.formatting import bytes_text
+from moekit.counting import count_parameters
+from moekit.families import Family, describe
+from moekit.models.folder import COMPANIONS, CONFIG, read_settings
+
+RECORD = "conversion.json"
+
+
+class ConversionPlan(BaseModel):
+    """What a conversion will write and need, found without reading a weight.
+
+    output_bytes: of all files of the result. peak_memory_bytes: beside the interpreter and its libraries. tensors: how
+    many are written.
+    exact: whether the result is the same function; inexact_because says what makes it another. scale: of the experts'
+    down projections. problems: what stands in the way, a sentence each.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    model_type: str
+    params_total: int
+    params_active: int
+    output_bytes: int
+    peak_memory_bytes: int
+    tensors: int
+    exact: bool
+    inexact_because: str | None
+    scale: float
+    problems: list[str]
+
+
+class ConversionReport(BaseModel):
+    """What was written, and how far its logits are from the dense model's on `probe_tokens` tokens.
+
+    max_logit_difference is relative to logit_std, the standard deviation of the dense model's logits.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    out: str
+    model_type: str
+    params_total: int
+    params_active: int
+    output_bytes: int
+    exact: bool
+    inexact_because: str | None
+    max_logit_difference: float
+    tolerance: float | None
+    logit_std: float
+    probe_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A dense model, and the configuration and mixtures that it is to have.
+
+    inexact: why the result computes something else; None where it has to be the same function, which is then proved.
+    settings: what the user asked for, as JSON; a run that was stopped goes on only with the same.
+    """
+
+    verb: str
+    source: StoredModel
+    config: ModelConfig
+    family: Family
+    mixtures: dict[int, Mixture]
+    inexact: str | None
+    scale: float
+    settings: str
+
+    @cached_property
+    def tensors(self) -> list[OutputTensor]:
+        """What is written."""
+        return output_tensors(self.source, self.config, self.family, self.mixtures)
+
+    def plan(self, out: Path) -> ConversionPlan:
+        """What writing it to `out` takes, and what stands in the way."""
+        count, needed = count_parameters(self.config), self._output_bytes()
+        shapes, _ = shapes_of(self.family, self.config)
+        return ConversionPlan(
+            source=str(self.source.folder),
+            model_type=self.family.model_type,
+            params_total=count.total,
+            params_active=count.active,
+            output_bytes=needed,
+            peak_memory_bytes=max(
+                peak_memory_bytes(self.tensors), memory_bytes(self.source.shapes, shapes) + (32 << 20)
+            ),
+            tensors=len(self.tensors),
+            exact=self.inexact is None,
+            inexact_because=self.inexact,
+            scale=self.scale,
+            problems=_problems(out, needed),
+        )
+
+    def run(self, out: Path, on_bytes: Callable[[int], None] | None = None) -> ConversionReport:
+        """Write it to the new folder `out`, prove it, and only then give it that name.
+
+        A run that was stopped goes on with the same call. Raises UsageError where `out` is taken, MoekitError where the
+        disk is full, and where the result is not the same function though it has to be: then nothing is left of it.
+        """
+        found: list[Difference] = []
+
+        def fill(folder: Path) -> None:
+            for name, text in self._texts().items():
+                (folder / name).write_text(text, encoding="utf-8")
+            for name in self._companions():
+                shutil.copyfile(self.source.folder / name, folder / name)
+            found.append(self._proved(folder, out))
+
+        write_tensors(out, self.tensors, on_bytes=on_bytes, settings=self.settings, fill=fill)
+        if not found:  # a run before did all but say so
+            found.append(self._proved(out, out))
+        return self._report(out, found[0])
+
+    def _proved(self, folder: Path, out: Path) -> Difference:
+        try:
+            result = StoredModel(folder)
+            check_copied(self.source, result)
+            difference = compare(self.source, result, probe_of(self.config.vocab_size, self.config.context))
+            if self.inexact is None and not difference.relative <= self.tolerance:
+                raise MoekitError(
+                    f"The result is not the same function as {self.source.folder}: its logits differ by "
+                    f"{difference.relative:.1e} of their standard deviation (at most {self.tolerance:.0e}), "
+                    "so it was removed."
+                )
+        except MoekitError:
+            discard(out)
+            raise
+        return difference
+
+    @property
+    def tolerance(self) -> float:
+        """What logits may differ by, in their standard deviations."""
+        scales: set[float] = set()
+        for layer, mixture in self.mixtures.items():
+            dense = dense_of(self.source.config, layer)
+            for slot in (*mixture.experts, *([mixture.branch] if mixture.branch else [])):
+                scales.update(slot.scales)
+                if dense.bias:
+                    scales.add(slot.bias_scale(dense.width))
+        return tolerance(sorted(scales), self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of most of the source's weights."""
+        sizes: dict[torch.dtype, int] = {}
+        for name, dtype in self.source.dtypes.items():
+            sizes[dtype] = sizes.get(dtype, 0) + self.source.shapes[name].numel()
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+    def _report(self, out: Path, difference: Difference) -> ConversionReport:
+        count = count_parameters(self.config)
+        return ConversionReport(
+            out=str(out),
+            model_type=self.family.model_type,
+            params_total=count.total,
+            params_active=count.active,
+            output_bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+            exact=self.inexact is None,
+            inexact_because=self.inexact,
+            max_logit_difference=difference.relative,
+            tolerance=self.tolerance if self.inexact is None else None,
+            logit_std=difference.logit_std,
+            probe_tokens=difference.tokens,
+        )
+
+    def _texts(self) -> dict[str, str]:
+        # Not what the source's family says of it: it knew no mixture.
+        given = read_settings(self.source.folder).values
+        kept = {key: value for key, value in given.items() if key.endswith("_token_id")}
+        _, settings = describe(self.config, self.family.model_type)
+        settings |= {"dtype": str(self.dtype).removeprefix("torch.")}
+        record = {"verb": self.verb, "source": self.source.folder.name, "options": json.loads(self.settings)}
+        return {CONFIG: _json(kept | settings), RECORD: _json(record)}
+
+    def _companions(self) -> list[str]:
+        return [name for name in COMPANIONS if (self.source.folder / name).is_file()]
+
+    def _output_bytes(self) -> int:
+        """All files, the checksums included, whose length does not depend on what is in the files."""
+        sizes = {name: len(text.encode()) for name, text in self._texts().items()}
+        sizes |= {name: (self.source.folder / name).stat().st_size for name in self._companions()}
+        sizes |= file_bytes(self.tensors)
+        checksums = checksums_text({name: (size, 0) for name, size in sizes.items()})
+        return sum(sizes.values()) + len(checksums.encode())
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def choose_family(candidates: Sequence[ModelConfig]) -> tuple[ModelConfig, Family]:
+    """The first configuration that a family known to other tools can say; where there is none, the last, as our own."""
+    for config in candidates:
+        family, _ = describe(config)
+        if family.layout is not None:
+            break
+    return config, family
+
+
+def _problems(out: Path, needed: int) -> list[str]:
+    try:
+        check_replaceable(out)
+    except UsageError as error:
+        return [str(error)]
+    held = sum(path.stat().st_size for path in partial_folder(out).glob("*") if path.is_file())
+    free = files.free_bytes(out)
+    if needed - held > free:
+        return [f"{out} needs {bytes_text(needed - held)} more and the disk has {bytes_text(free)} free."]
+    return []

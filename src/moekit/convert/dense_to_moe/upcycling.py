@@ -1,0 +1,283 @@
+"""Sparse upcycling: a dense model's feed-forward networks become the experts of a mixture (Komatsuzaki et al., arXiv
+2212.05055), whole or cut into G parts each (He et al., arXiv 2410.07524), as copies or changed.
+
+N = E · G experts, K of them for a token. Copies whose weights sum to one are the dense network: their down projection
+times G with a softmax over the chosen experts, whose groups are chosen whole where K is a multiple of G; times E G² / K
+with one over all experts, which is exact only while the router is uniform. Biases go with the channels: see
+`expert_channels.Slot.bias_scale`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from moekit.config import (
+    AttentionConfig,
+    Config,
+    DenseConfig,
+    LatentAttentionConfig,
+    ModelConfig,
+    MoEConfig,
+    SigmoidBiasConfig,
+    SoftmaxTopKConfig,
+)
+from moekit.convert.dense_to_moe.dense_conversion import Conversion, choose_family
+from moekit.convert.dense_to_moe.expert_channels import Matrix, Mixture, Slot, dense_of, moe_of
+from moekit.convert.stored_model import StoredModel
+from moekit.core.errors import UsageError
+
+_Branch = Literal["none", "shared", "gated_shared"]
+
+
+class Upcycling(Config):
+    """How to upcycle.
+
+    experts: copies of each network (E). granularity: parts that a network is cut into (G), so E · G experts are stored.
+    top_k: of those, how many a token gets. layers: which become mixtures; `alternate` is every second one, from the
+    second on. shared: experts that every token gets beside the routed ones.
+    method: `copy`; `noise` adds normal noise of `noise` times a matrix's standard deviation; `drop` draws a share of
+    `drop` of each expert's channels anew (Drop-Upcycling, arXiv 2502.19261, section 3.2). Both treat a channel's biases
+    as they do its weights; the bias of down, which is no channel's, stays.
+    renormalize: whether the weights of the chosen experts sum to one; None: wherever a router can learn so (K > 1).
+    router_std: of the normal distribution that routers are drawn from; 0 is uniform.
+    """
+
+    experts: Annotated[int, Field(ge=1, le=100_000)] = 8
+    top_k: PositiveInt = 2
+    granularity: PositiveInt = 1
+    layers: Literal["every", "alternate"] | tuple[Annotated[int, Field(ge=0)], ...] = "every"
+    shared: Annotated[int, Field(ge=0)] = 0
+    method: Literal["copy", "noise", "drop"] = "copy"
+    noise: Annotated[float, Field(gt=0)] = 0.01
+    drop: Annotated[float, Field(gt=0, le=1)] = 0.5
+    renormalize: bool | None = None
+    router_std: Annotated[float, Field(ge=0)] = 0.02
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_k > self.stored_experts:
+            raise ValueError(f"top_k ({self.top_k}) is larger than the {self.stored_experts} experts there are")
+        if self.renormalize and self.top_k == 1:
+            raise ValueError("a renormalised top-1 router never learns; leave renormalize out, or take top_k 2 or more")
+        if isinstance(self.layers, tuple) and not self.layers:
+            raise ValueError("layers names no layer")
+        return self
+
+    @property
+    def stored_experts(self) -> int:
+        """N = E · G."""
+        return self.experts * self.granularity
+
+    @property
+    def renormalized(self) -> bool:
+        """Whether the weights of the chosen experts sum to one."""
+        return self.top_k > 1 if self.renormalize is None else self.renormalize
+
+    @property
+    def scale(self) -> float:
+        """Of the experts' down projections, where no shared expert takes a part."""
+        if self.renormalized:
+            return float(self.granularity)
+        return self.experts * self.granularity**2 / self.top_k
+
+    def inexact(self) -> str | None:
+        """Why the result is not the same function as the dense model; None where it is."""
+        if self.method != "copy":
+            return f"method {self.method} changes the experts"
+        if self.top_k == self.stored_experts:
+            return None  # the weights of all experts sum to one
+        if self.granularity > 1 and self.top_k % self.granularity:
+            return f"top_k ({self.top_k}) is no multiple of granularity ({self.granularity}), so networks lack parts"
+        if self.granularity > 1 and not self.router_std:
+            return "a uniform router leaves open which parts of a network are chosen together"
+        if not self.renormalized and self.router_std:
+            return "weights that are not renormalised sum to K / N only while the router is uniform (router_std 0)"
+        return None
+
+
+def plan_upcycling(folder: Path, options: Upcycling) -> Conversion:
+    """What upcycling the model in `folder` makes, with every error that can be known before a weight is read.
+
+    Raises UsageError where the options do not fit the model, MoekitError where the folder is damaged.
+    """
+    source = StoredModel(folder)
+    layers = chosen_layers(source, options.layers)
+    for layer in layers:
+        width = dense_of(source.config, layer).width
+        if width % options.granularity:
+            raise UsageError(
+                f"Layer {layer} has {width} channels, which granularity {options.granularity} does not divide."
+            )
+    config, family = choose_family(candidates(source.config, layers, options))
+    mixtures = {layer: _mixture(config, layer, source, options) for layer in layers}
+    return Conversion(
+        verb="upcycle",
+        source=source,
+        config=config,
+        family=family,
+        mixtures=mixtures,
+        inexact=options.inexact(),
+        scale=options.scale,
+        settings=json.dumps(options.model_dump(mode="json"), sort_keys=True),
+    )
+
+
+def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> list[int]:
+    """The layers that become mixtures; UsageError where one is not there or is a mixture already."""
+    count = len(source.config.layers)
+    chosen: list[int]
+    if isinstance(layers, tuple):
+        chosen = sorted(set(layers))
+    else:
+        chosen = list(range(count)) if layers == "every" else list(range(1, count, 2))
+    if not chosen:
+        raise UsageError(f"{source.folder} has {count} layer, and 'alternate' begins with the second; name layers.")
+    for layer in chosen:
+        if layer >= count:
+            raise UsageError(f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}.")
+        if isinstance(source.config.layers[layer], MoEConfig):
+            raise UsageError(
+                f"Layer {layer} of {source.folder} is a mixture already; give a dense model or other layers."
+            )
+    return chosen
+
+
+def candidates(config: ModelConfig, layers: list[int], options: Upcycling) -> list[ModelConfig]:
+    """Configurations that compute what is asked for, the best first; they differ in how a shared expert is added."""
+    latent = isinstance(config.attention, LatentAttentionConfig)
+    branches: tuple[_Branch, ...] = ("none",)
+    if options.shared:
+        branches = ("shared",) if latent else ("gated_shared", "shared")
+    found = [_with_layers(config, layers, branch, options, latent=latent) for branch in branches]
+    # Where no family has a gated one, a plain one is simpler. Some families say a window only layer by layer.
+    return [*found, *map(window_by_layer, found), found[-1]]
+
+
+def window_by_layer(config: ModelConfig) -> ModelConfig:
+    """The same model, its attention's windows written out for every layer."""
+    if not isinstance(config.attention, AttentionConfig):
+        return config
+    windows = tuple(config.window(layer) for layer in range(len(config.layers)))
+    return config.model_copy(update={"attention": config.attention.model_copy(update={"windows": windows})})
+
+
+def _with_layers(
+    config: ModelConfig, layers: list[int], branch: _Branch, options: Upcycling, *, latent: bool
+) -> ModelConfig:
+    changed = list(config.layers)
+    for layer in layers:
+        changed[layer] = _layer(dense_of(config, layer), branch, options, latent=latent)
+    return config.model_copy(update={"layers": tuple(changed)})
+
+
+def _layer(dense: DenseConfig, branch: _Branch, options: Upcycling, *, latent: bool) -> MoEConfig:
+    width = dense.width // options.granularity
+    router: SoftmaxTopKConfig | SigmoidBiasConfig = SoftmaxTopKConfig(
+        top_k=options.top_k, renormalize=options.renormalized
+    )
+    if latent and options.renormalized:
+        router = SigmoidBiasConfig(top_k=options.top_k)
+    return MoEConfig(
+        experts=options.stored_experts,
+        expert_width=width,
+        router=router,
+        branch=branch,
+        branch_width=options.shared * width,
+        activation=dense.activation,
+        gated=dense.gated,
+        bias=dense.bias,
+    )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a shared branch and the routed experts divide the dense network's parts between them.
+
+    slots: the part that each shared expert holds, and what its down projection is multiplied by. routed: by part, what
+    the routed experts' is multiplied by, beside `Upcycling.scale`.
+    """
+
+    slots: tuple[tuple[int, float], ...]
+    routed: tuple[float, ...]
+
+
+def shares(shared: int, granularity: int, *, gated: bool, alpha: float = 0.5) -> Shares:
+    """alpha of a part to its shared experts, evenly, the rest to the routed ones; all of it where none holds it.
+
+    gated: the branch is multiplied by sigmoid(0) = 1/2 at first.
+    """
+    parts = [slot % granularity for slot in range(shared)]
+    gate = 2.0 if gated else 1.0
+    return Shares(
+        tuple((part, gate * alpha / parts.count(part)) for part in parts),
+        tuple(1 - alpha if part in parts else 1.0 for part in range(granularity)),
+    )
+
+
+def _mixture(config: ModelConfig, layer: int, source: StoredModel, options: Upcycling) -> Mixture:
+    moe, dense = moe_of(config, layer), dense_of(source.config, layer)
+    width, parts = moe.expert_width, options.granularity
+    divided = shares(options.shared, parts, gated=moe.branch == "gated_shared")
+    experts = []
+    for expert in range(moe.experts):
+        part = expert % parts
+        change = _change(options, layer, expert, width)
+        key = f"{options.method} {options.noise} {options.drop} {options.seed} {layer} {expert}" if change else ""
+        channels = range(part * width, (part + 1) * width)
+        experts.append(Slot(channels=channels, scale=options.scale * divided.routed[part], change=change, key=key))
+    branch = None
+    if options.shared:
+        held = [channel for part, _ in divided.slots for channel in range(part * width, (part + 1) * width)]
+        scale = torch.tensor([scale for _, scale in divided.slots]).repeat_interleave(width)
+        whole = held == list(range(dense.width)) and len(set(scale.tolist())) == 1
+        branch = Slot(channels=range(dense.width) if whole else tuple(held), scale=float(scale[0]) if whole else scale)
+    return Mixture(
+        experts=tuple(experts),
+        router=lambda: _router(options, layer, config.width),
+        router_key=f"{options.seed} {layer} {options.router_std} {parts}",
+        branch=branch,
+    )
+
+
+def _router(options: Upcycling, layer: int, width: int) -> Tensor:
+    """(N, D): a row for each copy of the network, the same one for its G parts, which so are chosen together."""
+    weight = torch.randn(options.experts, width, generator=generator(options.seed, layer, "router"))
+    return (weight * options.router_std).repeat_interleave(options.granularity, 0)
+
+
+def _change(options: Upcycling, layer: int, expert: int, width: int) -> Callable[[Matrix, Tensor], Tensor] | None:
+    """What the method does to an expert's matrices, (channels, D) each, and biases of gate and up, (channels, 1)."""
+    if options.method == "copy":
+        return None
+
+    def noise(matrix: Matrix, values: Tensor) -> Tensor:
+        draw = torch.randn(values.shape, generator=generator(options.seed, layer, expert, matrix))
+        return values + draw * (options.noise * _std(values))
+
+    def drop(matrix: Matrix, values: Tensor) -> Tensor:
+        order = torch.randperm(width, generator=generator(options.seed, layer, expert, "channels"))
+        dropped = order[: round(options.drop * width)]
+        old = values[dropped]
+        draw = torch.randn(old.shape, generator=generator(options.seed, layer, expert, matrix))
+        return values.index_copy(0, dropped, draw * _std(old) + old.mean())
+
+    return noise if options.method == "noise" else drop
+
+
+def _std(values: Tensor) -> Tensor:
+    """Their standard deviation; that of a single one, as the bias of a narrow expert may be, is 0."""
+    return values.std() if values.numel() > 1 else torch.zeros(())
+
+
+def generator(*seeds: int | str) -> torch.Generator:
+    """One for each use, so that no draw depends on which came before."""
+    digest = hashlib.sha256(json.dumps(seeds).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,1 @@
+"""Several dense models of one shape to one mixture of experts."""

@@ -1,0 +1,126 @@
+"""`moekit quantize`: what is written is what the plan says, tensor by tensor, and what is wrong is one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile
+from moekit.cli.quantize import quantize as verb
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.convert.export.gguf_export import plan_quantization
+from moekit.core.errors import MoekitError, UsageError
+from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType, dequantize
+from moekit.kernels.packed.quantize_blocks import quantize
+from moekit.models import Decoder
+from moekit.models.gguf import load_gguf
+
+MOE = MoEConfig(experts=3, expert_width=256, router=SoftmaxTopKConfig(top_k=2))
+
+
+def saved(folder: Path, layer: DenseConfig | MoEConfig = MOE, *, tied: bool = False, **attention: object) -> Path:
+    config = ModelConfig(
+        vocab_size=256,
+        width=256,
+        context=16,
+        attention=AttentionConfig(heads=4, kv_heads=2, head_width=64, **attention),
+        layers=(layer,),
+        tie_embeddings=tied,
+    )
+    Decoder(config).to(torch.bfloat16).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = saved(tmp_path_factory.mktemp("quantize") / "model")
+    plan_quantization(folder, BLOCK_TYPES_BY_NAME["f32"]).run(folder.with_suffix(".f32.gguf"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", BLOCK_TYPES_BY_NAME.values(), ids=BLOCK_TYPES_BY_NAME)
+def test_every_type_holds_what_its_blocks_can(kind: BlockType, folder: Path, tmp_path: Path) -> None:
+    out, written = tmp_path / "m.gguf", []
+    quantization = plan_quantization(folder, kind)
+    plan = quantization.run(out, written.append)
+    assert out.stat().st_size == plan.output_bytes
+    assert sum(written) == sum(tensor.size for tensor in quantization.tensors)
+    file = GGUFFile(out)
+    reference = GGUFFile(folder.with_suffix(".f32.gguf"))
+    for tensor in file.tensors.values():
+        found, numbers = PACKED_TYPES[tensor.code], reference.rows(tensor.name)
+        expected = dequantize(quantize(torch.from_numpy(numbers), found))
+        assert np.array_equal(file.rows(tensor.name), expected), tensor.name
+    assert sum(plan.tensors.values()) == len(file.tensors)
+
+
+def test_norms_and_routers_stay_fine_and_the_head_of_few_bits_finer(folder: Path, tmp_path: Path) -> None:
+    types = {tensor.name: tensor.type.name for tensor in plan_quantization(folder, BLOCK_TYPES_BY_NAME["q4_k"]).tensors}
+    assert types["blk.0.attn_norm.weight"] == types["blk.0.ffn_gate_inp.weight"] == "f32"
+    assert types["blk.0.ffn_down_exps.weight"] == types["token_embd.weight"] == "q4_k"
+    assert types["output.weight"] == "q6_k"
+    tied = plan_quantization(saved(tmp_path / "tied", tied=True), BLOCK_TYPES_BY_NAME["q4_0"]).tensors
+    assert {tensor.name: tensor.type.name for tensor in tied}["token_embd.weight"] == "q6_k"
+    fine = {tensor.name: tensor.type.name for tensor in plan_quantization(folder, BLOCK_TYPES_BY_NAME["q8_0"]).tensors}
+    assert fine["output.weight"] == "q8_0"
+
+
+@pytest.mark.parametrize(("width", "instead"), [(96, "q8_0"), (40, "f16")])
+def test_rows_that_are_no_whole_blocks_fall_back_and_that_is_said(width: int, instead: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "m", DenseConfig(width=width))
+    quantization = plan_quantization(source, BLOCK_TYPES_BY_NAME["q4_k"])
+    assert {tensor.name: tensor.type.name for tensor in quantization.tensors}["blk.0.ffn_down.weight"] == instead
+    assert any(f"({width} numbers) are not whole blocks of q4_k" in note for note in quantization.notes)
+    quantization.run(tmp_path / "m.gguf")
+    assert load_gguf(tmp_path / "m.gguf").config.layers == (DenseConfig(width=width),)
+
+
+def test_what_stands_in_the_way_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    quantization = plan_quantization(folder, BLOCK_TYPES_BY_NAME["q8_0"])
+    assert quantization.plan(taken).problems == [f"{taken} exists already; name another file."]
+    with pytest.raises(UsageError, match="exists already"):
+        quantization.run(taken)
+    assert taken.read_text() == "mine"
+    windows = saved(tmp_path / "windows", windows=(4, None))
+    with pytest.raises(UsageError, match="cannot become a GGUF file: none of the architectures"):
+        plan_quantization(windows, BLOCK_TYPES_BY_NAME["q8_0"])
+
+
+def test_a_weight_that_is_no_number_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    source = saved(tmp_path / "model")
+    model = load_gguf_of(source)
+    with torch.no_grad():
+        model.layers[0].feed_forward.experts.down_EDF[1, 2, 3] = torch.nan
+    model.save(tmp_path / "broken")
+    with pytest.raises(MoekitError, match=r"'blk.0.ffn_down_exps.weight' holds numbers that are not finite"):
+        plan_quantization(tmp_path / "broken", BLOCK_TYPES_BY_NAME["q4_0"]).run(tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("*out.gguf*"))
+
+
+def load_gguf_of(folder: Path) -> Decoder:
+    out = folder.with_suffix(".gguf")
+    plan_quantization(folder, BLOCK_TYPES_BY_NAME["f32"]).run(out)
+    return load_gguf(out)
+
+
+def test_the_verb(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    arguments = [str(folder), "--type", "q6_k", "--out", str(out), "--json"]
+    dry = CliRunner().invoke(verb, [*arguments, "--dry-run"])
+    assert dry.exit_code == 0
+    assert not out.exists()
+    done = CliRunner().invoke(verb, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(dry.stdout)
+    assert json.loads(done.stdout)["output_bytes"] == out.stat().st_size
+    again = CliRunner().invoke(verb, [*arguments, "--dry-run"])
+    assert again.exit_code == 2
+    assert json.loads(again.stdout)["problems"]
+    plain = CliRunner().invoke(verb, [str(folder), "--out", str(tmp_path / "n.gguf"), "--dry-run"])
+    assert "bits per weight" in plain.stdout
