@@ -34,9 +34,9 @@ const float* floats(const nb::dict& parts, const char* name) {
 
 Matrix matrix(const nb::dict& parts, const char* name) { return get(parts, name, Matrix{}); }
 
-Network network(const nb::dict& parts, const std::string& prefix, int function) {
+Ffn ffn(const nb::dict& parts, const std::string& prefix, int function) {
     return {matrix(parts, (prefix + "gate").c_str()), matrix(parts, (prefix + "up").c_str()),
-            matrix(parts, (prefix + "down").c_str()), static_cast<Function>(function)};
+            matrix(parts, (prefix + "down").c_str()), static_cast<ActivationFunction>(function)};
 }
 
 Layer make_layer(const nb::dict& parts) {
@@ -52,18 +52,18 @@ Layer make_layer(const nb::dict& parts) {
     layer.output_bias = floats(parts, "output_bias");
     layer.query_norm = floats(parts, "query_norm");
     layer.key_norm = floats(parts, "key_norm");
-    layer.attention_after_norm = floats(parts, "attention_after_norm");
+    layer.attention_post_norm = floats(parts, "attention_post_norm");
     layer.window = get<int64_t>(parts, "window", 0);
-    layer.feed_forward_norm = floats(parts, "feed_forward_norm");
-    layer.feed_forward_after_norm = floats(parts, "feed_forward_after_norm");
+    layer.ffn_norm = floats(parts, "ffn_norm");
+    layer.ffn_post_norm = floats(parts, "ffn_post_norm");
     const int function = get<int>(parts, "function", 0);
-    layer.network = network(parts, "", function);
+    layer.ffn = ffn(parts, "", function);
     layer.experts = get<int64_t>(parts, "experts", 0);
     layer.top_k = get<int64_t>(parts, "top_k", 0);
     layer.renormalize = get<bool>(parts, "renormalize", false);
     layer.router = matrix(parts, "router");
-    layer.branch = network(parts, "branch_", function);
-    layer.branch_gate = floats(parts, "branch_share");
+    layer.shared_expert = ffn(parts, "shared_expert_", function);
+    layer.shared_expert_gate = floats(parts, "gate_of_shared_expert");
     return layer;
 }
 
@@ -77,9 +77,9 @@ DecoderShape make_shape(const nb::dict& parts) {
     shape.attention_scale = nb::cast<float>(parts["attention_scale"]);
     shape.soft_cap = get<float>(parts, "soft_cap", 0);
     shape.norm_all_heads = get<bool>(parts, "norm_all_heads", false);
-    shape.interleaved = get<bool>(parts, "interleaved", false);
-    shape.rotary_magnitude = get<double>(parts, "rotary_magnitude", 1);
-    shape.frequencies = get(parts, "frequencies", std::vector<double>{});
+    shape.rope_interleaved = get<bool>(parts, "rope_interleaved", false);
+    shape.rope_magnitude = get<double>(parts, "rope_magnitude", 1);
+    shape.rope_frequencies = get(parts, "rope_frequencies", std::vector<double>{});
     shape.embedding_scale = nb::cast<float>(parts["embedding_scale"]);
     shape.logit_scale = nb::cast<float>(parts["logit_scale"]);
     shape.embedding = matrix(parts, "embedding");

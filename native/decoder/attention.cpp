@@ -75,7 +75,7 @@ void Cache::truncate(int64_t length) {
     pages_.resize(round_up(length_, PAGE) / PAGE);
 }
 
-Entries Cache::entries(int64_t row, int64_t head, int64_t page) const {
+CacheEntries Cache::entries(int64_t row, int64_t head, int64_t page) const {
     uint8_t* data = pages_[page].get() + (row * shape_.kv_heads + head) * shape_.run_bytes();
     const int64_t width = shape_.padded_width();
     float* scale = shape_.kind == CacheKind::Q8 ? reinterpret_cast<float*>(data + PAGE * width) : nullptr;
@@ -83,15 +83,15 @@ Entries Cache::entries(int64_t row, int64_t head, int64_t page) const {
 }
 
 void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t begin, int64_t end, const float* queries,
-                      float soft_cap, const Mixture& mixture) {
-    std::fill_n(mixture.top, mixture.heads, -std::numeric_limits<float>::infinity());
-    std::fill_n(mixture.total, mixture.heads, 0.0f);
-    std::fill_n(mixture.mixed, mixture.heads * cache.shape().padded_width(), 0.0f);
+                      float soft_cap, const OnlineSoftmax& softmax) {
+    std::fill_n(softmax.running_max, softmax.heads, -std::numeric_limits<float>::infinity());
+    std::fill_n(softmax.running_sum, softmax.heads, 0.0f);
+    std::fill_n(softmax.weighted, softmax.heads * cache.shape().padded_width(), 0.0f);
     while (begin < end) {
         const int64_t page = begin / Cache::PAGE, start = page * Cache::PAGE;
         const int64_t stop = std::min(end, start + Cache::PAGE);
         vector_ops().attend(queries, cache.keys(layer, head, page), cache.values(layer, head, page), begin - start,
-                            stop - start, soft_cap, mixture);
+                            stop - start, soft_cap, softmax);
         begin = stop;
     }
 }
@@ -99,22 +99,22 @@ void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t b
 void combine(float* memory, int64_t parts, int64_t stride, int64_t heads, const CacheShape& shape, float* y) {
     const int64_t width = shape.padded_width();
     for (int64_t head = 0; head < heads; ++head) {
-        float top = -std::numeric_limits<float>::infinity(), total = 0;
+        float running_max = -std::numeric_limits<float>::infinity(), running_sum = 0;
         for (int64_t part = 0; part < parts; ++part)
-            top = std::max(top, mixture_at(memory + part * stride, heads).top[head]);
+            running_max = std::max(running_max, softmax_at(memory + part * stride, heads).running_max[head]);
         float* to = y + head * shape.head_width;
         std::fill_n(to, shape.head_width, 0.0f);
         for (int64_t part = 0; part < parts; ++part) {
-            const Mixture mixture = mixture_at(memory + part * stride, heads);
-            const float share = std::exp(mixture.top[head] - top);
-            total += share * mixture.total[head];
-            const float* mixed = mixture.mixed + head * width;
+            const OnlineSoftmax softmax = softmax_at(memory + part * stride, heads);
+            const float share = std::exp(softmax.running_max[head] - running_max);
+            running_sum += share * softmax.running_sum[head];
+            const float* weighted = softmax.weighted + head * width;
             for (int64_t c = 0; c < shape.head_width; ++c) {
-                to[c] += share * mixed[c];
+                to[c] += share * weighted[c];
             }
         }
         for (int64_t c = 0; c < shape.head_width; ++c) {
-            to[c] /= total;
+            to[c] /= running_sum;
         }
     }
 }

@@ -49,8 +49,8 @@ class Cache {
     void truncate(int64_t length);
 
     // Where the entries of a page lie; positions count from its beginning.
-    Entries keys(int64_t layer, int64_t head, int64_t page) const { return entries(2 * layer, head, page); }
-    Entries values(int64_t layer, int64_t head, int64_t page) const { return entries(2 * layer + 1, head, page); }
+    CacheEntries keys(int64_t layer, int64_t head, int64_t page) const { return entries(2 * layer, head, page); }
+    CacheEntries values(int64_t layer, int64_t head, int64_t page) const { return entries(2 * layer + 1, head, page); }
 
    private:
     struct Free {
@@ -58,7 +58,7 @@ class Cache {
     };
     using Page = std::unique_ptr<uint8_t[], Free>;
 
-    Entries entries(int64_t row, int64_t head, int64_t page) const;
+    CacheEntries entries(int64_t row, int64_t head, int64_t page) const;
 
     CacheShape shape_;
     int64_t context_;
@@ -66,15 +66,17 @@ class Cache {
     std::vector<Page> pages_;
 };
 
-// The mixture of `heads` heads of `width` in one run of floats, of which it takes mixture_floats.
-inline int64_t mixture_floats(int64_t heads, int64_t width) { return heads * (2 + width); }
-inline Mixture mixture_at(float* memory, int64_t heads) { return {memory, memory + heads, memory + 2 * heads, heads}; }
+// The online softmax of `heads` heads of `width` in one run of floats, of which it takes softmax_floats.
+inline int64_t softmax_floats(int64_t heads, int64_t width) { return heads * (2 + width); }
+inline OnlineSoftmax softmax_at(float* memory, int64_t heads) {
+    return {memory, memory + heads, memory + 2 * heads, heads};
+}
 
 // What `heads` queries, which share key head `head`, see of the positions begin to end: see VectorOps::attend.
 void attend_positions(const Cache& cache, int64_t layer, int64_t head, int64_t begin, int64_t end, const float* queries,
-                      float soft_cap, const Mixture& mixture);
+                      float soft_cap, const OnlineSoftmax& softmax);
 
-// y = what `parts` mixtures, one after another in memory `stride` floats apart, have seen together: `head_width`
+// y = what the states of `parts` online softmaxes, `stride` floats apart in memory, have seen together: `head_width`
 // numbers for each head, without the padding.
 void combine(float* memory, int64_t parts, int64_t stride, int64_t heads, const CacheShape& shape, float* y);
 

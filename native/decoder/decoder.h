@@ -16,11 +16,11 @@
 namespace moekit {
 
 // down(act(gate(x)) * up(x)), or down(act(up(x))) where there is no gate; of several experts with their rows on end.
-struct Network {
+struct Ffn {
     Matrix gate;
     Matrix up;
     Matrix down;
-    Function function = Function::Silu;
+    ActivationFunction function = ActivationFunction::Silu;
 
     bool gated() const { return gate.data != nullptr; }
     int64_t hidden() const { return down.columns; }
@@ -36,20 +36,20 @@ struct Layer {
     const float* output_bias = nullptr;
     const float* query_norm = nullptr;
     const float* key_norm = nullptr;
-    const float* attention_after_norm = nullptr;
+    const float* attention_post_norm = nullptr;
     int64_t window = 0;  // positions that a token sees, itself included; 0: all
 
-    const float* feed_forward_norm = nullptr;
-    const float* feed_forward_after_norm = nullptr;
-    Network network;  // of the layer, or of its experts
+    const float* ffn_norm = nullptr;
+    const float* ffn_post_norm = nullptr;
+    Ffn ffn;  // of the layer, or of its experts
     int64_t experts = 0;
     int64_t top_k = 0;
     bool renormalize = false;
     Matrix router;
-    Network branch;  // beside the experts; its down is empty where there is none
-    const float* branch_gate = nullptr;
+    Ffn shared_expert;  // beside the experts; its down is empty where there is none
+    const float* shared_expert_gate = nullptr;
 
-    bool has_branch() const { return branch.down.data != nullptr; }
+    bool has_shared_expert() const { return shared_expert.down.data != nullptr; }
 };
 
 struct DecoderShape {
@@ -59,13 +59,13 @@ struct DecoderShape {
     int64_t head_width = 0;
     float norm_eps = 0;
     float attention_scale = 0;
-    float soft_cap = 0;           // 0: none
-    bool norm_all_heads = false;  // query and key norms see all heads at once
-    bool interleaved = false;     // rotary positions turn (2i, 2i + 1) and not (i, i + C/2)
-    float rotary_magnitude = 1;
+    float soft_cap = 0;             // 0: none
+    bool norm_all_heads = false;    // query and key norms see all heads at once
+    bool rope_interleaved = false;  // rope rotates the pairs (2i, 2i + 1) and not (i, i + C/2)
+    float rope_magnitude = 1;
     float embedding_scale = 1;
     float logit_scale = 1;
-    std::vector<double> frequencies;  // C/2 of them, in radians a position; none: no rotary positions
+    std::vector<double> rope_frequencies;  // C/2 of them, in radians a position; none: no rope
     Matrix embedding;
     Matrix head;
     const float* norm = nullptr;

@@ -8,15 +8,15 @@
 namespace moekit {
 namespace {
 
-void turn(const DecoderShape& shape, const Angles& angles, float* head) {
-    const auto pairs = static_cast<int64_t>(shape.frequencies.size());
-    const int64_t step = shape.interleaved ? 2 : 1, apart = shape.interleaved ? 1 : pairs;
+void apply_rope(const DecoderShape& shape, const RopeAngles& angles, float* head) {
+    const auto pairs = static_cast<int64_t>(shape.rope_frequencies.size());
+    const int64_t step = shape.rope_interleaved ? 2 : 1, apart = shape.rope_interleaved ? 1 : pairs;
     for (int64_t i = 0; i < pairs; ++i) {
         float& x = head[i * step];
         float& y = head[i * step + apart];
-        const float turned = x * angles.cosine[i] - y * angles.sine[i];
+        const float rotated = x * angles.cosine[i] - y * angles.sine[i];
         y = y * angles.cosine[i] + x * angles.sine[i];
-        x = turned;
+        x = rotated;
     }
 }
 
@@ -35,24 +35,24 @@ void embed(const DecoderShape& shape, int64_t token, float* residual, float* add
     std::fill_n(added, shape.width, 0.0f);
 }
 
-void add_block(const DecoderShape& shape, const float* after_norm, float* added, float* residual) {
-    if (after_norm) {
-        rms_norm(added, after_norm, shape.width, shape.norm_eps, added);
+void add_block(const DecoderShape& shape, const float* post_norm, float* added, float* residual) {
+    if (post_norm) {
+        rms_norm(added, post_norm, shape.width, shape.norm_eps, added);
     }
     for (int64_t i = 0; i < shape.width; ++i) {
         residual[i] += added[i];
     }
 }
 
-void set_angles(const DecoderShape& shape, int64_t position, float* cosine, float* sine) {
-    for (size_t i = 0; i < shape.frequencies.size(); ++i) {
-        const double angle = static_cast<double>(position) * shape.frequencies[i];
-        cosine[i] = static_cast<float>(std::cos(angle) * shape.rotary_magnitude);
-        sine[i] = static_cast<float>(std::sin(angle) * shape.rotary_magnitude);
+void set_rope_angles(const DecoderShape& shape, int64_t position, float* cosine, float* sine) {
+    for (size_t i = 0; i < shape.rope_frequencies.size(); ++i) {
+        const double angle = static_cast<double>(position) * shape.rope_frequencies[i];
+        cosine[i] = static_cast<float>(std::cos(angle) * shape.rope_magnitude);
+        sine[i] = static_cast<float>(std::sin(angle) * shape.rope_magnitude);
     }
 }
 
-void load_heads(const DecoderShape& shape, const Heads& heads, int64_t first, int64_t count, const Angles& angles,
+void load_heads(const DecoderShape& shape, const Heads& heads, int64_t first, int64_t count, const RopeAngles& angles,
                 int64_t width, float* out) {
     const VectorOps& ops = vector_ops();
     const int64_t head_width = shape.head_width;
@@ -70,8 +70,8 @@ void load_heads(const DecoderShape& shape, const Heads& heads, int64_t first, in
             rms_norm(x, heads.norm, head_width, shape.norm_eps, out);
         }
         std::fill(out + head_width, out + width, 0.0f);
-        if (heads.turned) {
-            turn(shape, angles, out);
+        if (heads.rotated) {
+            apply_rope(shape, angles, out);
         }
     }
 }

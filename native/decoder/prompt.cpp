@@ -37,7 +37,7 @@ void Prompt<Number>::reserve(int threads) const {
     for (const Layer& layer : layers_) {
         // Every expert's last block may hold a single token.
         const int64_t used = layer.experts ? tile_blocks(count_ * layer.top_k) + layer.experts : blocks;
-        scratch_.hidden.get(used * tile_stride(layer.network.hidden()));
+        scratch_.hidden.get(used * tile_stride(layer.ffn.hidden()));
         if (layer.experts) {
             scratch_.routed.get(used * tile_stride(shape_.width));
             scratch_.expert_added.get(count_ * layer.top_k * shape_.width);
@@ -47,10 +47,10 @@ void Prompt<Number>::reserve(int threads) const {
             scratch_.blocks.reserve(layer.experts);
             scratch_.routes.reserve(layer.experts, count_ * layer.top_k);
         }
-        if (layer.has_branch()) {
-            scratch_.branch_hidden.get(blocks * tile_stride(layer.branch.hidden()));
-            scratch_.branch_added.get(count_ * shape_.width);
-            scratch_.branch_gate.get(count_);
+        if (layer.has_shared_expert()) {
+            scratch_.shared_hidden.get(blocks * tile_stride(layer.shared_expert.hidden()));
+            scratch_.shared_added.get(count_ * shape_.width);
+            scratch_.shared_expert_gate.get(count_);
         }
     }
 }
@@ -59,20 +59,20 @@ template <typename Number>
 void Prompt<Number>::run(Worker& worker) const {
     worker.each(count_, [&](int64_t token) {
         embed(shape_, tokens_[token], residual_ + token * shape_.width, added_ + token * shape_.width);
-        set_angles(shape_, start_ + token, scratch_.cosine.data() + token * pairs(),
-                   scratch_.sine.data() + token * pairs());
+        set_rope_angles(shape_, start_ + token, scratch_.cosine.data() + token * pairs(),
+                        scratch_.sine.data() + token * pairs());
     });
-    const float* after_norm = nullptr;
+    const float* post_norm = nullptr;
     for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
         const Layer& layer = layers_[index];
-        attention(worker, index, norm(worker, after_norm, layer.attention_norm));
-        const Tiles<Number> x = norm(worker, layer.attention_after_norm, layer.feed_forward_norm);
+        attention(worker, index, norm(worker, post_norm, layer.attention_norm));
+        const Tiles<Number> x = norm(worker, layer.attention_post_norm, layer.ffn_norm);
         if (layer.experts) {
-            mixture(worker, layer, x);
+            moe_ffn(worker, layer, x);
         } else {
-            dense(worker, layer.network, x, scratch_.hidden, added_);
+            dense_ffn(worker, layer.ffn, x, scratch_.hidden, added_);
         }
-        after_norm = layer.feed_forward_after_norm;
+        post_norm = layer.ffn_post_norm;
     }
 }
 
@@ -80,21 +80,21 @@ template <typename Number>
 void Prompt<Number>::norm_last(Worker& worker, float* normed) const {
     if (worker.thread() == 0) {
         const int64_t at = (count_ - 1) * shape_.width;
-        add_block(shape_, layers_.back().feed_forward_after_norm, added_ + at, residual_ + at);
+        add_block(shape_, layers_.back().ffn_post_norm, added_ + at, residual_ + at);
         rms_norm(residual_ + at, shape_.norm, shape_.width, shape_.norm_eps, normed);
     }
     worker.barrier();
 }
 
 template <typename Number>
-Tiles<Number> Prompt<Number>::norm(Worker& worker, const float* after_norm, const float* norm) const {
+Tiles<Number> Prompt<Number>::norm(Worker& worker, const float* post_norm, const float* norm) const {
     const Tiles<Number> x{tiles_, shape_.width, tile_blocks(count_)};
     worker.each(x.blocks, [&](int64_t block) {
         const float* rows[TILE_TOKENS];
         const int64_t begin = block * TILE_TOKENS, count = std::min(TILE_TOKENS, count_ - begin);
         for (int64_t i = 0; i < count; ++i) {
             const int64_t at = (begin + i) * shape_.width;
-            add_block(shape_, after_norm, added_ + at, residual_ + at);
+            add_block(shape_, post_norm, added_ + at, residual_ + at);
             float* normed = normed_ + at;
             rms_norm(residual_ + at, norm, shape_.width, shape_.norm_eps, normed);
             rows[i] = normed;

@@ -24,11 +24,11 @@ struct PromptScratch {
     Aligned<float> residual, normed, added, projected, attended;
     Aligned<Number> tiles;                  // of the rows that all products of a phase share
     Aligned<Number> keys;                   // of a layer, for each key head (positions, width)
-    Aligned<Number> values;                 // the same turned round: (width, positions)
+    Aligned<Number> values;                 // the same transposed: (width, positions)
     std::vector<Aligned<float>> attention;  // of each thread
     std::vector<Aligned<Number>> queries;   // of each thread
-    Aligned<Number> routed, hidden, branch_hidden;
-    Aligned<float> expert_added, branch_added, router_logits, branch_gate;
+    Aligned<Number> routed, hidden, shared_hidden;
+    Aligned<float> expert_added, shared_added, router_logits, shared_expert_gate;
     Routes routes;
     std::vector<int64_t> blocks;  // where the tiles of each expert that has any begin
     std::vector<int64_t> places;  // of each token: where its experts' rows stand, top_k of them
@@ -51,7 +51,7 @@ class Prompt {
 
    private:
     // The residual stream, with what the block before added to it, normed.
-    Tiles<Number> norm(Worker& worker, const float* after_norm, const float* norm) const;
+    Tiles<Number> norm(Worker& worker, const float* post_norm, const float* norm) const;
 
     void reserve_attention(int threads) const;
     void attention(Worker& worker, int64_t index, const Tiles<Number>& x) const;
@@ -61,24 +61,23 @@ class Prompt {
     void attend(int64_t index, int64_t head, int64_t group, int thread) const;
     Tiles<Number> load_queries(const Layer& layer, int64_t head, int64_t first, int64_t count, int thread) const;
 
-    void dense(Worker& worker, const Network& network, const Tiles<Number>& x, Aligned<Number>& hidden,
-               float* added) const;
-    void mixture(Worker& worker, const Layer& layer, const Tiles<Number>& x) const;
+    void dense_ffn(Worker& worker, const Ffn& ffn, const Tiles<Number>& x, Aligned<Number>& hidden, float* added) const;
+    void moe_ffn(Worker& worker, const Layer& layer, const Tiles<Number>& x) const;
     void route(Worker& worker, const Layer& layer) const;
     void place(const Layer& layer) const;
     Tiles<Number> gather(Worker& worker) const;
     void combine(const Layer& layer, int64_t token) const;
     // Rows `from` to `to` of an expert's hidden numbers for its tokens, as tiles.
-    void activate(const Network& network, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to,
-                  Number* hidden, PieceSpace<Number>& space) const;
+    void activate(const Ffn& ffn, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to, Number* hidden,
+                  PieceSpace<Number>& space) const;
     Tiles<Number> expert_tiles(const Number* data, int64_t columns, int64_t used) const;
 
-    int64_t pairs() const { return static_cast<int64_t>(shape_.frequencies.size()); }
+    int64_t pairs() const { return static_cast<int64_t>(shape_.rope_frequencies.size()); }
     int64_t query_rows() const { return shape_.heads * shape_.head_width; }
     int64_t key_rows() const { return shape_.kv_heads * shape_.head_width; }
     int64_t projected_rows() const { return query_rows() + 2 * key_rows(); }
     int64_t seen() const { return start_ + count_; }
-    Angles angles(int64_t token) const {
+    RopeAngles angles(int64_t token) const {
         return {scratch_.cosine.data() + token * pairs(), scratch_.sine.data() + token * pairs()};
     }
 

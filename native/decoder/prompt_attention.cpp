@@ -1,5 +1,5 @@
-// Attention of a prompt: the scores of many tokens are a product of keys with tiles of queries, what they mix one of
-// values, turned round, with tiles of their shares.
+// Attention of a prompt: the scores of many tokens are a product of keys with tiles of queries, their sums are one
+// of values, transposed, with tiles of the exponentials.
 #include <algorithm>
 
 #include "decoder/prompt.h"
@@ -8,8 +8,8 @@
 namespace moekit {
 namespace {
 
-// Tokens that look at the cache together, and positions that they look at before they go on: scores, shares and what
-// is mixed stay in a core's own cache.
+// Tokens that look at the cache together, and positions that they look at before they go on: scores, exponentials and
+// what is weighted stay in a core's own cache.
 constexpr int64_t GROUP = 4 * TILE_TOKENS;
 constexpr int64_t PANEL = 256;
 // Some more than the tokens of a group: see sums_stride.
@@ -76,7 +76,7 @@ void Prompt<Number>::write_cache(int64_t index, int64_t token) const {
 template <typename Number>
 void Prompt<Number>::gather_cache(Worker& worker, int64_t index) const {
     const int64_t width = in_tiles(shape_.head_width), value_rows = in_16s(shape_.head_width);
-    const int64_t positions = in_tiles(seen()), first = first_seen(start_, layers_[index].window);
+    const int64_t positions = in_tiles(seen()), first = first_unmasked(start_, layers_[index].window);
     constexpr int64_t RUN = 2 * TILE_COLUMNS / sizeof(Number);
     const int64_t begin_of_all = first / TILE_COLUMNS * TILE_COLUMNS, runs = (positions - begin_of_all) / RUN;
     worker.each(runs * shape_.kv_heads, [&](int64_t task) {
@@ -140,20 +140,20 @@ void Prompt<Number>::attend(int64_t index, int64_t head, int64_t group, int thre
     const Number* values = scratch_.values.get(0) + kv_head * value_rows * positions;
 
     const Tiles<Number> queries = load_queries(layer, head, first, count, thread);
-    Number* shares = scratch_.queries[thread].get(0) + tile_blocks(GROUP) * tile_stride(width);
+    Number* exponentials = scratch_.queries[thread].get(0) + tile_blocks(GROUP) * tile_stride(width);
     float* scores = scratch_.attention[thread].get(0);
-    float* mixed = scores + PANEL * STRIDE;
-    float* top = mixed + value_rows * STRIDE;
-    float *total = top + GROUP, *from = total + GROUP, *to = from + GROUP;
-    std::fill_n(mixed, value_rows * STRIDE, 0.0f);
+    float* weighted = scores + PANEL * STRIDE;
+    float* running_max = weighted + value_rows * STRIDE;
+    float *running_sum = running_max + GROUP, *from = running_sum + GROUP, *to = from + GROUP;
+    std::fill_n(weighted, value_rows * STRIDE, 0.0f);
     for (int64_t i = 0; i < GROUP; ++i) {
         const int64_t position = start_ + first + std::min(i, count - 1);
-        top[i] = NOT_SEEN;
-        total[i] = 0;
-        from[i] = static_cast<float>(first_seen(position, layer.window));
+        running_max[i] = MASKED;
+        running_sum[i] = 0;
+        from[i] = static_cast<float>(first_unmasked(position, layer.window));
         to[i] = static_cast<float>(position);
     }
-    const int64_t begin = first_seen(start_ + first, layer.window) / TILE_COLUMNS * TILE_COLUMNS;
+    const int64_t begin = first_unmasked(start_ + first, layer.window) / TILE_COLUMNS * TILE_COLUMNS;
     const int64_t end = in_tiles(start_ + first + count);
     for (int64_t panel = begin; panel < end; panel += PANEL) {
         const int64_t rows = std::min(PANEL, end - panel);
@@ -161,21 +161,21 @@ void Prompt<Number>::attend(int64_t index, int64_t head, int64_t group, int thre
                         false, scores, STRIDE);
         for (int64_t block = 0; block < queries.blocks; ++block) {
             const int64_t at = block * TILE_TOKENS;
-            vector_ops().soften({scores + at, STRIDE, panel, rows, from + at, to + at, shape_.soft_cap, top + at,
-                                 total + at, mixed + at, value_rows});
-            kernel.pack_sums(scores + at, STRIDE, rows, shares + block * PANEL * TILE_TOKENS);
+            vector_ops().softmax({scores + at, STRIDE, panel, rows, from + at, to + at, shape_.soft_cap,
+                                  running_max + at, running_sum + at, weighted + at, value_rows});
+            kernel.pack_sums(scores + at, STRIDE, rows, exponentials + block * PANEL * TILE_TOKENS);
         }
-        kernel.multiply(values + panel, positions, value_rows, shares, PANEL * TILE_TOKENS, queries.blocks, rows, true,
-                        mixed, STRIDE);
+        kernel.multiply(values + panel, positions, value_rows, exponentials, PANEL * TILE_TOKENS, queries.blocks, rows,
+                        true, weighted, STRIDE);
     }
     for (int64_t c = 0; c < shape_.head_width; ++c) {
         for (int64_t i = 0; i < count; ++i) {
-            mixed[c * STRIDE + i] /= total[i];
+            weighted[c * STRIDE + i] /= running_sum[i];
         }
     }
     for (int64_t block = 0; block < queries.blocks; ++block) {
         const int64_t at = block * TILE_TOKENS;
-        kernel.unpack(mixed + at, STRIDE, shape_.head_width, std::min(TILE_TOKENS, count - at),
+        kernel.unpack(weighted + at, STRIDE, shape_.head_width, std::min(TILE_TOKENS, count - at),
                       attended_ + (first + at) * query_rows() + head * shape_.head_width, query_rows());
     }
 }

@@ -10,26 +10,26 @@ Sizes::Sizes(const std::vector<Layer>& layers) {
     for (const Layer& layer : layers) {
         experts = std::max(experts, layer.experts);
         assignments = std::max(assignments, Decoder::MAX_BATCH * layer.top_k);
-        hidden = std::max(hidden, layer.network.hidden());
-        branch = std::max(branch, layer.branch.hidden());
+        hidden = std::max(hidden, layer.ffn.hidden());
+        shared_expert = std::max(shared_expert, layer.shared_expert.hidden());
     }
 }
 
 Scratch::Scratch(const DecoderShape& shape, const Sizes& sizes)
-    : cosine(Decoder::MAX_BATCH * shape.frequencies.size()),
+    : cosine(Decoder::MAX_BATCH * shape.rope_frequencies.size()),
       sine(cosine.size()),
       residual(Decoder::MAX_BATCH * shape.width),
       projected(Decoder::MAX_BATCH * (shape.heads + 2 * shape.kv_heads) * shape.head_width),
       added(Decoder::MAX_BATCH * shape.width),
       expert_added(sizes.assignments * shape.width),
-      branch_added(Decoder::MAX_BATCH * shape.width),
+      shared_added(Decoder::MAX_BATCH * shape.width),
       router_logits(Decoder::MAX_BATCH * sizes.experts),
-      branch_gate(Decoder::MAX_BATCH),
+      shared_expert_gate(Decoder::MAX_BATCH),
       normed(Decoder::MAX_BATCH, shape.width),
       attended(Decoder::MAX_BATCH, shape.heads * shape.head_width),
       routed(sizes.assignments, shape.width),
       hidden(sizes.assignments, sizes.hidden),
-      branch_hidden(Decoder::MAX_BATCH, sizes.branch) {
+      shared_hidden(Decoder::MAX_BATCH, sizes.shared_expert) {
     routes.reserve(sizes.experts, sizes.assignments);
 }
 
@@ -64,10 +64,10 @@ void Routes::choose(float* logits, int64_t batch, const Layer& layer) {
 }
 
 void Routes::add_choices(float* probability, int64_t of_sequence, const Layer& layer) {
-    const float top = *std::max_element(probability, probability + layer.experts);
+    const float largest = *std::max_element(probability, probability + layer.experts);
     float total = 0;
     for (int64_t e = 0; e < layer.experts; ++e) {
-        probability[e] = std::exp(probability[e] - top);
+        probability[e] = std::exp(probability[e] - largest);
         total += probability[e];
     }
     order_.resize(layer.experts);

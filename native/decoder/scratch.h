@@ -60,7 +60,7 @@ struct Sizes {
     int64_t experts = 1;
     int64_t assignments = Decoder::MAX_BATCH;  // of sequences to experts
     int64_t hidden = 1;
-    int64_t branch = 1;
+    int64_t shared_expert = 1;
 };
 
 // Which sequences go to which expert of a layer, sorted by expert.
@@ -75,8 +75,8 @@ struct Routes {
     std::vector<float> weight;
 
     void reserve(int64_t most_experts, int64_t assignments);
-    // The experts of each of `batch` sequences by their E router logits, which are overwritten: softmax, then the top
-    // k.
+    // The experts of each of `batch` sequences by their E router logits, which are overwritten: softmax, then the
+    // top k.
     void choose(float* logits, int64_t batch, const Layer& layer);
 
    private:
@@ -101,11 +101,11 @@ struct Scratch {
     std::vector<float> attention;     // the memory of attention's tasks; grows with the longest sequence
     std::vector<float> added;         // what a block adds to the residual stream
     std::vector<float> expert_added;  // what the expert of each assignment adds
-    std::vector<float> branch_added;
-    std::vector<float> router_logits, branch_gate;
+    std::vector<float> shared_added;
+    std::vector<float> router_logits, shared_expert_gate;
     Input normed, attended;
     Input routed;  // rows of `normed` in the order of the assignments
-    Input hidden, branch_hidden;
+    Input hidden, shared_hidden;
     Routes routes;
 };
 

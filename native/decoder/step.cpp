@@ -55,20 +55,20 @@ void Step::run(Worker& worker) const {
     for (int64_t b = worker.thread(); b < batch_; b += worker.threads()) {
         embed(shape_, tokens_[b], scratch_.residual.data() + b * shape_.width,
               scratch_.added.data() + b * shape_.width);
-        const auto pairs = static_cast<int64_t>(shape_.frequencies.size());
-        set_angles(shape_, caches_[b]->length(), scratch_.cosine.data() + b * pairs, scratch_.sine.data() + b * pairs);
+        const auto pairs = static_cast<int64_t>(shape_.rope_frequencies.size());
+        set_rope_angles(shape_, caches_[b]->length(), scratch_.cosine.data() + b * pairs,
+                        scratch_.sine.data() + b * pairs);
     }
-    const float* after_norm = nullptr;
+    const float* post_norm = nullptr;
     for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
         const Layer& layer = layers_[index];
         const Forms forms = forms_of(layer.query) | forms_of(layer.key) | forms_of(layer.value);
-        attention(worker, index, norm(worker, after_norm, layer.attention_norm, forms));
-        const Prepared x =
-            norm(worker, layer.attention_after_norm, layer.feed_forward_norm, forms_of_feed_forward(layer));
-        layer.experts ? mixture(worker, layer, x) : dense(worker, layer, x);
-        after_norm = layer.feed_forward_after_norm;
+        attention(worker, index, norm(worker, post_norm, layer.attention_norm, forms));
+        const Prepared x = norm(worker, layer.attention_post_norm, layer.ffn_norm, forms_of_ffn(layer));
+        layer.experts ? moe_ffn(worker, layer, x) : dense_ffn(worker, layer, x);
+        post_norm = layer.ffn_post_norm;
     }
-    norm_rows(worker, after_norm, shape_.norm);
+    norm_rows(worker, post_norm, shape_.norm);
     multiply_head(worker, shape_, scratch_.normed, batch_, logits_);
 }
 
@@ -79,18 +79,18 @@ void multiply_head(Worker& worker, const DecoderShape& shape, Input& normed, int
     multiply(worker, {{head, x.of(head), logits, head.rows, nullptr, shape.logit_scale}});
 }
 
-void Step::norm_rows(Worker& worker, const float* after_norm, const float* norm) const {
+void Step::norm_rows(Worker& worker, const float* post_norm, const float* norm) const {
     const int64_t width = shape_.width;
     for (int64_t b = worker.thread(); b < batch_; b += worker.threads()) {
         float* residual = scratch_.residual.data() + b * width;
-        add_block(shape_, after_norm, scratch_.added.data() + b * width, residual);
+        add_block(shape_, post_norm, scratch_.added.data() + b * width, residual);
         rms_norm(residual, norm, width, shape_.norm_eps, scratch_.normed.numbers() + b * width);
     }
     worker.barrier();
 }
 
-Prepared Step::norm(Worker& worker, const float* after_norm, const float* norm, Forms forms) const {
-    norm_rows(worker, after_norm, norm);
+Prepared Step::norm(Worker& worker, const float* post_norm, const float* norm, Forms forms) const {
+    norm_rows(worker, post_norm, norm);
     const Prepared prepared = scratch_.normed.prepare(batch_, shape_.width, forms, worker.thread(), worker.threads());
     worker.barrier();
     return prepared;
@@ -128,12 +128,12 @@ void Product::compute(int64_t begin, int64_t end) const {
 
 int64_t Step::task_floats() const {
     const int64_t width = caches_[0]->shape().padded_width(), queries = shape_.heads / shape_.kv_heads;
-    return (queries + 1) * width + mixture_floats(queries, width);
+    return (queries + 1) * width + softmax_floats(queries, width);
 }
 
 int64_t Step::parts(int64_t sequence, int64_t window) const {
     const int64_t last = caches_[sequence]->length();
-    return last / PART - first_seen(last, window) / PART + 1;
+    return last / PART - first_unmasked(last, window) / PART + 1;
 }
 
 void Step::attention(Worker& worker, int64_t index, const Prepared& x) const {
@@ -177,7 +177,7 @@ void Step::attend(int64_t index, int64_t sequence, int64_t head, int64_t part, f
     const Layer& layer = layers_[index];
     Cache& cache = *caches_[sequence];
     const int64_t width = cache.shape().padded_width(), queries = shape_.heads / shape_.kv_heads;
-    const int64_t position = cache.length(), first = first_seen(position, layer.window);
+    const int64_t position = cache.length(), first = first_unmasked(position, layer.window);
     const int64_t begin = std::max(first, (first / PART + part) * PART);
     const int64_t end = std::min(position + 1, (first / PART + part + 1) * PART);
 
@@ -187,8 +187,8 @@ void Step::attend(int64_t index, int64_t sequence, int64_t head, int64_t part, f
     const Heads all_keys{row + shape_.heads * shape_.head_width, shape_.kv_heads, layer.key_norm, true};
     const Heads all_values{all_keys.row + key_rows, shape_.kv_heads, nullptr, false};
 
-    const int64_t pairs = sequence * static_cast<int64_t>(shape_.frequencies.size());
-    const Angles angles{scratch_.cosine.data() + pairs, scratch_.sine.data() + pairs};
+    const int64_t pairs = sequence * static_cast<int64_t>(shape_.rope_frequencies.size());
+    const RopeAngles angles{scratch_.cosine.data() + pairs, scratch_.sine.data() + pairs};
     load_heads(shape_, all_queries, head * queries, queries, angles, width, memory);
     for (int64_t i = 0; i < queries * width; ++i) {
         memory[i] *= shape_.attention_scale;
@@ -202,10 +202,10 @@ void Step::attend(int64_t index, int64_t sequence, int64_t head, int64_t part, f
         load_heads(shape_, all_values, head, 1, angles, width, entry);
         vector_ops().write_entry(cache.values(index, head, page), place, entry);
     }
-    float* mixed = memory + (queries + 1) * width;
-    attend_positions(cache, index, head, begin, end, memory, shape_.soft_cap, mixture_at(mixed, queries));
+    float* softmax = memory + (queries + 1) * width;
+    attend_positions(cache, index, head, begin, end, memory, shape_.soft_cap, softmax_at(softmax, queries));
     if (parts(sequence, layer.window) == 1) {
-        combine(mixed, 1, 0, queries, cache.shape(), attended(sequence, head));
+        combine(softmax, 1, 0, queries, cache.shape(), attended(sequence, head));
     }
 }
 

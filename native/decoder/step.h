@@ -36,9 +36,9 @@ inline Matrix rows_of(const Matrix& matrix, int64_t begin, int64_t end) {
     return {matrix.row(begin), matrix.type, end - begin, matrix.columns};
 }
 
-// What the branch beside the experts counts for: all of it, or what its gate says of a token.
-inline float branch_share(const Layer& layer, const float* gate) {
-    return layer.branch_gate ? 1 / (1 + std::exp(-*gate)) : 1.0f;
+// What the shared expert counts for: all of it, or what its gate says of a token.
+inline float shared_expert_weight(const Layer& layer, const float* gate) {
+    return layer.shared_expert_gate ? 1 / (1 + std::exp(-*gate)) : 1.0f;
 }
 
 // How rows of `row_bytes` are cut into tasks: the first three quarters into long ones, since every task begins with
@@ -76,9 +76,9 @@ class Step {
 
    private:
     // The residual stream, with what the block before added to it, normed and prepared in those forms.
-    Prepared norm(Worker& worker, const float* after_norm, const float* norm, Forms forms) const;
+    Prepared norm(Worker& worker, const float* post_norm, const float* norm, Forms forms) const;
     // The same, not prepared yet.
-    void norm_rows(Worker& worker, const float* after_norm, const float* norm) const;
+    void norm_rows(Worker& worker, const float* post_norm, const float* norm) const;
 
     void attention(Worker& worker, int64_t index, const Prepared& x) const;
     // A task is the part of the positions that `sequence` sees at key head `head`; `memory` has room for task_floats().
@@ -89,14 +89,14 @@ class Step {
     float* attended(int64_t sequence, int64_t head) const;
 
     // The feed-forward networks write what they add to the residual stream into `added`.
-    Forms forms_of_feed_forward(const Layer& layer) const;
-    void dense(Worker& worker, const Layer& layer, const Prepared& x) const;
-    void mixture(Worker& worker, const Layer& layer, const Prepared& x) const;
+    Forms forms_of_ffn(const Layer& layer) const;
+    void dense_ffn(Worker& worker, const Layer& layer, const Prepared& x) const;
+    void moe_ffn(Worker& worker, const Layer& layer, const Prepared& x) const;
     void route(Worker& worker, const Layer& layer, const Prepared& x) const;
     Prepared gather(Worker& worker, const Layer& layer) const;
     void activate_experts(Worker& worker, const Layer& layer, const Prepared& x) const;
-    void add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& branch) const;
-    // Columns `from` to `to` of what experts and branch add together, for all sequences.
+    void add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& shared_expert) const;
+    // Columns `from` to `to` of what the experts and the shared expert add together, for all sequences.
     void sum_experts(const Layer& layer, int64_t from, int64_t to) const;
 
     // Whether every product has a single row.

@@ -8,7 +8,7 @@
 namespace moekit {
 namespace {
 
-// What is dequantised at a time, 32 KB: it stays in the first cache while all tokens meet it in turn.
+// What is dequantised at a time, 32 KB: it stays in the first cache while all tokens meet it one after another.
 template <typename Number>
 struct Piece {
     static constexpr int64_t WIDTH = 1024 / sizeof(Number);

@@ -3,7 +3,7 @@
 // Numbers are bf16 (uint16_t) or fp32 (float). A tile holds 32 columns of 16 tokens: in bf16 in 16 rows of a pair of
 // columns each, one token after another, in fp32 in 32 rows of a column each. What a product of weights (rows, columns)
 // with tiles gives are sums (rows, tokens) in fp32: their rows, or pairs of them, are rows of tiles again, so that one
-// product leads to the next without turning anything round.
+// product leads to the next without transposing anything.
 #pragma once
 
 #include <cstdint>

@@ -175,11 +175,11 @@ def check_feed_forward(held: NetworkWeights | MoEWeights, module: Any) -> None:
     assert torch.equal(numbers(held.experts.gate), experts.gate_up_EGD[:, :hidden].flatten(0, 1))
     assert torch.equal(numbers(held.experts.up), experts.gate_up_EGD[:, hidden:].flatten(0, 1))
     assert torch.equal(numbers(held.experts.down), experts.down_EDF.flatten(0, 1))
-    assert (held.branch is None) == (module.branch is None)
-    if held.branch is not None:
-        check_network(held.branch, module.branch.gate_up.weight, module.branch.down.weight)
-        assert held.branch_gate_D is not None
-        assert np.array_equal(held.branch_gate_D, module.branch_gate.weight[0].detach().numpy())
+    assert (held.shared_expert is None) == (module.branch is None)
+    if held.shared_expert is not None:
+        check_network(held.shared_expert, module.branch.gate_up.weight, module.branch.down.weight)
+        assert held.shared_expert_gate_D is not None
+        assert np.array_equal(held.shared_expert_gate_D, module.branch_gate.weight[0].detach().numpy())
 
 
 def check_network(held: NetworkWeights, gate_up: Tensor, down: Tensor) -> None:

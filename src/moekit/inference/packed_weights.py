@@ -76,7 +76,7 @@ class _Packing:
             attention_norm_D=_weight(layer.attention_norm),
             attention=self._attention(cast(Attention, layer.attention)),
             feed_forward_norm_D=_weight(layer.feed_forward_norm),
-            feed_forward=self._mixture(feed_forward)
+            feed_forward=self._moe(feed_forward)
             if isinstance(feed_forward, MoELayer)
             else self._network(feed_forward),
             attention_after_norm_D=_weight(layer.attention_after_norm) if is_sandwich else None,
@@ -110,7 +110,7 @@ class _Packing:
         gate, up = gate_up.chunk(2)
         return NetworkWeights(gate=self.matrix(gate), up=self.matrix(up), down=self.matrix(network.down.weight))
 
-    def _mixture(self, layer: MoELayer) -> MoEWeights:
+    def _moe(self, layer: MoELayer) -> MoEWeights:
         gate_up_EGD, down_EDF = layer.experts.gate_up_EGD, layer.experts.down_EDF
         halves = gate_up_EGD.detach().chunk(2, dim=1) if layer.config.gated else (gate_up_EGD.detach(),)
         *gate, up = (self.matrix(half.flatten(0, 1)) for half in halves)
@@ -120,8 +120,8 @@ class _Packing:
         return MoEWeights(
             router=_as_stored(layer.router.weight.detach()),
             experts=experts,
-            branch=None if layer.branch is None else self._network(layer.branch),
-            branch_gate_D=None if branch_gate is None else _numbers(branch_gate.weight[0]),
+            shared_expert=None if layer.branch is None else self._network(layer.branch),
+            shared_expert_gate_D=None if branch_gate is None else _numbers(branch_gate.weight[0]),
         )
 
 

@@ -119,8 +119,8 @@ class GGUFModel:
                 up=self._experts(f"{name}.ffn_up", layer.experts, hidden, width),
                 down=self._experts(f"{name}.ffn_down", layer.experts, width, hidden),
             ),
-            branch=self._dense(name, "_shexp", layer.dense_branch) if gated else None,
-            branch_gate_D=self._vector(f"{name}.ffn_gate_inp_shexp.weight", width) if gated else None,
+            shared_expert=self._dense(name, "_shexp", layer.dense_branch) if gated else None,
+            shared_expert_gate_D=self._vector(f"{name}.ffn_gate_inp_shexp.weight", width) if gated else None,
         )
 
     def _experts(self, name: str, experts: int, rows: int, columns: int) -> PackedMatrix:

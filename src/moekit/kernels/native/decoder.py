@@ -168,9 +168,9 @@ class _Parts:
             "attention_scale": attention.scale or attention.head_width**-0.5,
             "soft_cap": attention.soft_cap or 0.0,
             "norm_all_heads": attention.query_key_norm == "all",
-            "interleaved": weights.interleaved,
-            "frequencies": frequencies.values,
-            "rotary_magnitude": frequencies.magnitude,
+            "rope_interleaved": weights.interleaved,
+            "rope_frequencies": frequencies.values,
+            "rope_magnitude": frequencies.magnitude,
             "embedding_scale": config.embedding_scale,
             "logit_scale": config.logit_scale,
             "embedding": self._matrix("embedding", weights.embedding, config.vocab_size, config.width),
@@ -182,13 +182,13 @@ class _Parts:
         """The parts of one layer; those that it lacks are left out."""
         config = self.config
         sandwich = config.block == "sandwich"
-        after = {"attention": weights.attention_after_norm_D, "feed_forward": weights.feed_forward_after_norm_D}
+        after = {"attention": weights.attention_after_norm_D, "ffn": weights.feed_forward_after_norm_D}
         parts = {
             "attention_norm": self._vector("attention_norm", weights.attention_norm_D, config.width),
-            "feed_forward_norm": self._vector("feed_forward_norm", weights.feed_forward_norm_D, config.width),
+            "ffn_norm": self._vector("feed_forward_norm", weights.feed_forward_norm_D, config.width),
             "window": config.window(index) or 0,
             **{
-                f"{name}_after_norm": self._vector(f"{name}_after_norm", norm_D, config.width)
+                f"{name}_post_norm": self._vector(f"{name}_after_norm", norm_D, config.width)
                 for name, norm_D in after.items()
                 if sandwich
             },
@@ -197,7 +197,7 @@ class _Parts:
         layer = config.layers[index]
         parts["function"] = _FUNCTIONS[layer.activation]
         if isinstance(layer, MoEConfig) and isinstance(weights.feed_forward, MoEWeights):
-            return parts | self._mixture(layer, weights.feed_forward)
+            return parts | self._moe(layer, weights.feed_forward)
         if isinstance(layer, DenseConfig) and isinstance(weights.feed_forward, NetworkWeights):
             return parts | self._network("", weights.feed_forward, layer, experts=1)
         raise ValueError(f"the weights of layer {index} are not those of a layer of kind {layer.kind}")
@@ -217,7 +217,7 @@ class _Parts:
                 parts[f"{name}_norm"] = self._vector(f"{name}_norm", getattr(weights, f"{name}_norm"), count)
         return parts
 
-    def _mixture(self, layer: MoEConfig, weights: MoEWeights) -> dict[str, Any]:
+    def _moe(self, layer: MoEConfig, weights: MoEWeights) -> dict[str, Any]:
         assert isinstance(layer.router, SoftmaxTopKConfig)
         expert = DenseConfig(width=layer.expert_width, activation=layer.activation, gated=layer.gated)
         parts = {
@@ -228,14 +228,14 @@ class _Parts:
             **self._network("", weights.experts, expert, layer.experts),
         }
         if layer.branch != "none":
-            parts |= self._network("branch_", weights.branch, layer.dense_branch, experts=1)
+            parts |= self._network("shared_expert_", weights.shared_expert, layer.dense_branch, experts=1)
         if layer.branch == "gated_shared":
-            parts["branch_share"] = self._vector("branch_gate", weights.branch_gate_D, self.config.width)
+            parts["gate_of_shared_expert"] = self._vector("shared_expert_gate", weights.shared_expert_gate_D, self.config.width)
         return parts
 
     def _network(self, prefix: str, weights: NetworkWeights | None, layer: DenseConfig, experts: int) -> dict[str, Any]:
         if weights is None:
-            raise ValueError("weights of the branch beside the experts are missing")
+            raise ValueError("weights of the shared expert are missing")
         width, hidden = self.config.width, layer.width
         parts = {
             f"{prefix}up": self._matrix(f"{prefix}up", weights.up, experts * hidden, width),

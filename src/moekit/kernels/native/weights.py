@@ -24,12 +24,12 @@ class NetworkWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class MoEWeights:
-    """router: (E, D). branch: the network beside the experts, and branch_gate_D: what its sigmoid gate is made with."""
+    """router: (E, D). shared_expert sees every token, times the sigmoid of shared_expert_gate_D . x."""
 
     router: PackedMatrix
     experts: NetworkWeights
-    branch: NetworkWeights | None = None
-    branch_gate_D: Numbers | None = None
+    shared_expert: NetworkWeights | None = None
+    shared_expert_gate_D: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

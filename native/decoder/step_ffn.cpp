@@ -1,4 +1,4 @@
-// The feed-forward part of a step: dense networks and mixtures of experts.
+// The feed-forward part of a step: a dense ffn, or a mixture of experts (MoE).
 #include <algorithm>
 
 #include "decoder/step.h"
@@ -6,93 +6,95 @@
 namespace moekit {
 namespace {
 
-// What one expert, or a dense network, multiplies its rows with; `expert` is 0 for the latter.
-struct NetworkTask {
-    const Network& network;
+// What one expert, or a dense ffn, multiplies its rows with; `expert` is 0 for the latter.
+struct FfnTask {
+    const Ffn& ffn;
     int64_t expert;
     const Prepared& x;
     int64_t begin;  // rows of x
     int64_t end;
 };
 
-Chunks hidden_chunks(const Network& network, int threads) {
-    const int64_t gate_bytes = network.gated() ? network.gate.row_bytes() : 0;
-    return {network.hidden(), gate_bytes + network.up.row_bytes(), threads};
+Chunks hidden_chunks(const Ffn& ffn, int threads) {
+    const int64_t gate_bytes = ffn.gated() ? ffn.gate.row_bytes() : 0;
+    return {ffn.hidden(), gate_bytes + ffn.up.row_bytes(), threads};
 }
 
 // Columns `from` to `to` of act(gate(x)) * up(x), for rows of x that come to stand in as many rows of `hidden`.
-void activate_columns(const NetworkTask& task, int64_t from, int64_t to, float* hidden) {
-    const Network& network = task.network;
-    const int64_t rows = task.end - task.begin, columns = to - from, all = network.hidden();
+void activate_columns(const FfnTask& task, int64_t from, int64_t to, float* hidden) {
+    const Ffn& ffn = task.ffn;
+    const int64_t rows = task.end - task.begin, columns = to - from, all = ffn.hidden();
     float gate[Decoder::MAX_BATCH * Chunks::MAX_ROWS], up[Decoder::MAX_BATCH * Chunks::MAX_ROWS];
     const auto multiply = [&](const Matrix& matrix, float* y) {
         const Matrix part = rows_of(matrix, task.expert * all + from, task.expert * all + to);
         multiply_rows(part, task.x.of(matrix).slice(task.begin, task.end), 0, columns, y, columns);
     };
-    if (network.gated()) {
-        multiply(network.gate, gate);
+    if (ffn.gated()) {
+        multiply(ffn.gate, gate);
     }
-    multiply(network.up, up);
+    multiply(ffn.up, up);
     for (int64_t row = 0; row < rows; ++row) {
-        const float* first = (network.gated() ? gate : up) + row * columns;
-        const float* second = network.gated() ? up + row * columns : nullptr;
-        vector_ops().activate(network.function, first, second, columns, hidden + row * all + from);
+        const float* first = (ffn.gated() ? gate : up) + row * columns;
+        const float* second = ffn.gated() ? up + row * columns : nullptr;
+        vector_ops().activate(ffn.function, first, second, columns, hidden + row * all + from);
     }
 }
 
 }  // namespace
 
-Forms Step::forms_of_feed_forward(const Layer& layer) const {
-    const Forms network = forms_of(layer.network.gate) | forms_of(layer.network.up);
+Forms Step::forms_of_ffn(const Layer& layer) const {
+    const Forms ffn = forms_of(layer.ffn.gate) | forms_of(layer.ffn.up);
     if (layer.experts == 0) {
-        return network;
+        return ffn;
     }
     // Of several sequences, each expert has its own choice side by side.
-    const Forms beside = forms_of(layer.router) | forms_of(layer.branch.gate) | forms_of(layer.branch.up);
-    return alone() ? beside | network : beside;
+    const Forms beside = forms_of(layer.router) | forms_of(layer.shared_expert.gate) | forms_of(layer.shared_expert.up);
+    return alone() ? beside | ffn : beside;
 }
 
-void Step::dense(Worker& worker, const Layer& layer, const Prepared& x) const {
-    const Network& network = layer.network;
-    const Chunks chunks = hidden_chunks(network, worker.threads());
+void Step::dense_ffn(Worker& worker, const Layer& layer, const Prepared& x) const {
+    const Ffn& ffn = layer.ffn;
+    const Chunks chunks = hidden_chunks(ffn, worker.threads());
     worker.each(chunks.count(), [&](int64_t chunk) {
-        const NetworkTask task{network, 0, x, 0, batch_};
+        const FfnTask task{ffn, 0, x, 0, batch_};
         activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.hidden.numbers());
     });
     const Prepared hidden =
-        scratch_.hidden.prepare(batch_, network.hidden(), forms_of(network.down), worker.thread(), worker.threads());
+        scratch_.hidden.prepare(batch_, ffn.hidden(), forms_of(ffn.down), worker.thread(), worker.threads());
     worker.barrier();
-    multiply(worker, {{network.down, hidden.of(network.down), scratch_.added.data(), shape_.width}});
+    multiply(worker, {{ffn.down, hidden.of(ffn.down), scratch_.added.data(), shape_.width}});
 }
 
-void Step::mixture(Worker& worker, const Layer& layer, const Prepared& x) const {
+void Step::moe_ffn(Worker& worker, const Layer& layer, const Prepared& x) const {
     route(worker, layer, x);
     activate_experts(worker, layer, alone() ? x : gather(worker, layer));
     const auto assignments = static_cast<int64_t>(scratch_.routes.sequence.size());
-    const Prepared hidden = scratch_.hidden.prepare(assignments, layer.network.hidden(), forms_of(layer.network.down),
+    const Prepared hidden = scratch_.hidden.prepare(assignments, layer.ffn.hidden(), forms_of(layer.ffn.down),
                                                     worker.thread(), worker.threads());
-    Prepared branch;
-    if (layer.has_branch()) {
-        branch = scratch_.branch_hidden.prepare(batch_, layer.branch.hidden(), forms_of(layer.branch.down),
-                                                worker.thread(), worker.threads());
+    Prepared shared_expert;
+    if (layer.has_shared_expert()) {
+        shared_expert =
+            scratch_.shared_hidden.prepare(batch_, layer.shared_expert.hidden(), forms_of(layer.shared_expert.down),
+                                           worker.thread(), worker.threads());
     }
     worker.barrier();
-    add_experts(worker, layer, hidden, branch);
+    add_experts(worker, layer, hidden, shared_expert);
 }
 
 void Step::route(Worker& worker, const Layer& layer, const Prepared& x) const {
-    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.branch_gate), Type::F32, layer.branch_gate ? 1 : 0,
-                      shape_.width};
+    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.shared_expert_gate), Type::F32,
+                      layer.shared_expert_gate ? 1 : 0, shape_.width};
     multiply(worker, {{layer.router, x.of(layer.router), scratch_.router_logits.data(), layer.experts},
-                      {gate, x.of(gate), scratch_.branch_gate.data(), 1}});
+                      {gate, x.of(gate), scratch_.shared_expert_gate.data(), 1}});
     if (worker.thread() == 0) {
         scratch_.routes.choose(scratch_.router_logits.data(), batch_, layer);
     }
-    // The branch does not wait for the choice.
-    const Chunks chunks = layer.has_branch() ? hidden_chunks(layer.branch, worker.threads()) : Chunks(0, 1, 1);
+    // The shared expert does not wait for the choice.
+    const Chunks chunks =
+        layer.has_shared_expert() ? hidden_chunks(layer.shared_expert, worker.threads()) : Chunks(0, 1, 1);
     worker.each(chunks.count(), [&](int64_t chunk) {
-        const NetworkTask task{layer.branch, 0, x, 0, batch_};
-        activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.branch_hidden.numbers());
+        const FfnTask task{layer.shared_expert, 0, x, 0, batch_};
+        activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.shared_hidden.numbers());
     });
 }
 
@@ -100,18 +102,18 @@ Prepared Step::gather(Worker& worker, const Layer& layer) const {
     const std::vector<int64_t>& sequence = scratch_.routes.sequence;
     const auto assignments = static_cast<int64_t>(sequence.size());
     const int64_t width = shape_.width;
-    const Network& network = layer.network;
+    const Ffn& ffn = layer.ffn;
     worker.each(assignments, [&](int64_t i) {
         std::copy_n(scratch_.normed.numbers() + sequence[i] * width, width, scratch_.routed.numbers() + i * width);
     });
-    const Prepared prepared = scratch_.routed.prepare(assignments, width, forms_of(network.gate) | forms_of(network.up),
+    const Prepared prepared = scratch_.routed.prepare(assignments, width, forms_of(ffn.gate) | forms_of(ffn.up),
                                                       worker.thread(), worker.threads());
     worker.barrier();
     return prepared;
 }
 
 void Step::activate_experts(Worker& worker, const Layer& layer, const Prepared& x) const {
-    const Chunks chunks = hidden_chunks(layer.network, worker.threads());
+    const Chunks chunks = hidden_chunks(layer.ffn, worker.threads());
     const std::vector<Routes::Expert>& experts = scratch_.routes.experts;
     worker.each(static_cast<int64_t>(experts.size()) * chunks.count(), [&](int64_t task) {
         // The short chunks of all experts come last.
@@ -120,27 +122,30 @@ void Step::activate_experts(Worker& worker, const Layer& layer, const Prepared& 
         const int64_t chunk = task / used;
         // A sequence that is alone has one row for all its experts.
         const int64_t begin = alone() ? 0 : expert.begin, end = alone() ? 1 : expert.end;
-        activate_columns({layer.network, expert.index, x, begin, end}, chunks.begin(chunk), chunks.end(chunk),
-                         scratch_.hidden.numbers() + expert.begin * layer.network.hidden());
+        activate_columns({layer.ffn, expert.index, x, begin, end}, chunks.begin(chunk), chunks.end(chunk),
+                         scratch_.hidden.numbers() + expert.begin * layer.ffn.hidden());
     });
 }
 
-void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& branch) const {
+void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidden,
+                       const Prepared& shared_expert) const {
     const std::vector<Routes::Expert>& experts = scratch_.routes.experts;
-    const Matrix& down = layer.network.down;
+    const Matrix& down = layer.ffn.down;
     const int64_t width = shape_.width;
     const auto used = static_cast<int64_t>(experts.size());
     const Chunks chunks(width, down.row_bytes(), worker.threads());
-    const Chunks of_branch =
-        layer.has_branch() ? Chunks(width, layer.branch.down.row_bytes(), worker.threads()) : Chunks(0, 1, 1);
-    worker.each(of_branch.count() + used * chunks.count(), [&](int64_t task) {
-        if (task < of_branch.count()) {
-            const Product product{layer.branch.down, branch.of(layer.branch.down), scratch_.branch_added.data(), width};
-            return product.compute(of_branch.begin(task), of_branch.end(task));
+    const Chunks of_shared = layer.has_shared_expert()
+                                 ? Chunks(width, layer.shared_expert.down.row_bytes(), worker.threads())
+                                 : Chunks(0, 1, 1);
+    worker.each(of_shared.count() + used * chunks.count(), [&](int64_t task) {
+        if (task < of_shared.count()) {
+            const Product product{layer.shared_expert.down, shared_expert.of(layer.shared_expert.down),
+                                  scratch_.shared_added.data(), width};
+            return product.compute(of_shared.begin(task), of_shared.end(task));
         }
         // The short chunks of all experts come last.
-        const Routes::Expert& expert = experts[(task - of_branch.count()) % used];
-        const int64_t chunk = (task - of_branch.count()) / used;
+        const Routes::Expert& expert = experts[(task - of_shared.count()) % used];
+        const int64_t chunk = (task - of_shared.count()) / used;
         multiply_rows(rows_of(down, expert.index * width, (expert.index + 1) * width),
                       hidden.of(down).slice(expert.begin, expert.end), chunks.begin(chunk), chunks.end(chunk),
                       scratch_.expert_added.data() + expert.begin * width, width);
@@ -165,9 +170,10 @@ void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {
     for (size_t i = 0; i < routes.sequence.size(); ++i) {
         add(routes.sequence[i], routes.weight[i], scratch_.expert_added.data() + i * width);
     }
-    if (layer.has_branch()) {
+    if (layer.has_shared_expert()) {
         for (int64_t b = 0; b < batch_; ++b) {
-            add(b, branch_share(layer, &scratch_.branch_gate[b]), scratch_.branch_added.data() + b * width);
+            add(b, shared_expert_weight(layer, &scratch_.shared_expert_gate[b]),
+                scratch_.shared_added.data() + b * width);
         }
     }
 }

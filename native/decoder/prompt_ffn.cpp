@@ -1,4 +1,4 @@
-// The feed-forward part of a prompt: dense networks, and experts with the tokens that are theirs.
+// The feed-forward part of a prompt: a dense ffn, or a mixture of experts (MoE) with the tokens that are theirs.
 #include <algorithm>
 
 #include "decoder/prompt.h"
@@ -17,20 +17,20 @@ int64_t runs(int64_t rows, int64_t size) { return (rows + size - 1) / size; }
 }  // namespace
 
 template <typename Number>
-void Prompt<Number>::activate(const Network& network, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to,
+void Prompt<Number>::activate(const Ffn& ffn, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to,
                               Number* hidden, PieceSpace<Number>& space) const {
-    const int64_t stride = sums_stride(x), first = expert * network.hidden();
+    const int64_t stride = sums_stride(x), first = expert * ffn.hidden();
     const int64_t rows = in_tiles(to - from);
-    float* up = space.sums(network.up, first + from, first + to, x, HIDDEN_ROWS);
+    float* up = space.sums(ffn.up, first + from, first + to, x, HIDDEN_ROWS);
     // Zeros fill up the last tile.
     std::fill_n(up + (to - from) * stride, (rows - (to - from)) * stride, 0.0f);
-    float* gate = network.gated() ? space.sums(network.gate, first + from, first + to, x) : nullptr;
+    float* gate = ffn.gated() ? space.sums(ffn.gate, first + from, first + to, x) : nullptr;
     for (int64_t row = 0; row < to - from; ++row) {
         float* of_up = up + row * stride;
         const float* of_gate = gate ? gate + row * stride : of_up;
-        vector_ops().activate(network.function, of_gate, gate ? of_up : nullptr, x.blocks * TILE_TOKENS, of_up);
+        vector_ops().activate(ffn.function, of_gate, gate ? of_up : nullptr, x.blocks * TILE_TOKENS, of_up);
     }
-    const int64_t block_stride = tile_stride(network.hidden());
+    const int64_t block_stride = tile_stride(ffn.hidden());
     for (int64_t block = 0; block < x.blocks; ++block) {
         tile_kernels<Number>().pack_sums(up + block * TILE_TOKENS, stride, rows,
                                          hidden + block * block_stride + from * TILE_TOKENS);
@@ -38,17 +38,16 @@ void Prompt<Number>::activate(const Network& network, int64_t expert, const Tile
 }
 
 template <typename Number>
-void Prompt<Number>::dense(Worker& worker, const Network& network, const Tiles<Number>& x, Aligned<Number>& memory,
-                           float* added) const {
-    const int64_t all = network.hidden();
+void Prompt<Number>::dense_ffn(Worker& worker, const Ffn& ffn, const Tiles<Number>& x, Aligned<Number>& memory,
+                               float* added) const {
+    const int64_t all = ffn.hidden();
     Number* hidden = memory.get(0);
     PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
     const int64_t size = share_of(all, worker.threads(), HIDDEN_ROWS);
-    worker.each(runs(all, size), [&](int64_t run) {
-        activate(network, 0, x, run * size, std::min(all, (run + 1) * size), hidden, space);
-    });
+    worker.each(runs(all, size),
+                [&](int64_t run) { activate(ffn, 0, x, run * size, std::min(all, (run + 1) * size), hidden, space); });
     multiply_many(worker, space, Tiles<Number>{hidden, all, x.blocks}, count_,
-                  {{network.down, added, shape_.width, nullptr}});
+                  {{ffn.down, added, shape_.width, nullptr}});
 }
 
 // The tiles of the `used`th of the experts that have tokens.
@@ -59,18 +58,18 @@ Tiles<Number> Prompt<Number>::expert_tiles(const Number* data, int64_t columns, 
 }
 
 template <typename Number>
-void Prompt<Number>::mixture(Worker& worker, const Layer& layer, const Tiles<Number>& x) const {
+void Prompt<Number>::moe_ffn(Worker& worker, const Layer& layer, const Tiles<Number>& x) const {
     route(worker, layer);
     const Routes& routes = scratch_.routes;
     const auto used = static_cast<int64_t>(routes.experts.size());
     const Tiles<Number> routed = gather(worker);
     PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
-    const int64_t all = layer.network.hidden();
+    const int64_t all = layer.ffn.hidden();
     const int64_t size = share_of(used * all, worker.threads(), HIDDEN_ROWS), hidden_runs = runs(all, size);
     Number* hidden = scratch_.hidden.get(0);
     worker.each(used * hidden_runs, [&](int64_t task) {
         const int64_t i = task / hidden_runs, from = task % hidden_runs * size;
-        activate(layer.network, routes.experts[i].index, expert_tiles(routed.data, routed.columns, i), from,
+        activate(layer.ffn, routes.experts[i].index, expert_tiles(routed.data, routed.columns, i), from,
                  std::min(all, from + size), hidden + scratch_.blocks[i] * tile_stride(all), space);
     });
     const int64_t down_size = share_of(used * shape_.width, worker.threads());
@@ -80,23 +79,23 @@ void Prompt<Number>::mixture(Worker& worker, const Layer& layer, const Tiles<Num
         const Routes::Expert& expert = routes.experts[i];
         const Tiles<Number> of_expert = expert_tiles(hidden, all, i);
         const int64_t to = std::min(shape_.width, from + down_size), first = expert.index * shape_.width;
-        const float* sums = space.sums(layer.network.down, first + from, first + to, of_expert);
+        const float* sums = space.sums(layer.ffn.down, first + from, first + to, of_expert);
         for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS) {
             tile_kernels<Number>().unpack(sums + at - expert.begin, sums_stride(of_expert), to - from,
                                           std::min(TILE_TOKENS, expert.end - at),
                                           scratch_.expert_added.get(0) + at * shape_.width + from, shape_.width);
         }
     });
-    if (layer.has_branch()) {
-        dense(worker, layer.branch, x, scratch_.branch_hidden, scratch_.branch_added.get(0));
+    if (layer.has_shared_expert()) {
+        dense_ffn(worker, layer.shared_expert, x, scratch_.shared_hidden, scratch_.shared_added.get(0));
     }
     worker.each(count_, [&](int64_t token) { combine(layer, token); });
 }
 
 template <typename Number>
 void Prompt<Number>::route(Worker& worker, const Layer& layer) const {
-    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.branch_gate), Type::F32, layer.branch_gate ? 1 : 0,
-                      shape_.width};
+    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.shared_expert_gate), Type::F32,
+                      layer.shared_expert_gate ? 1 : 0, shape_.width};
     // In fp32, as a step does.
     constexpr int64_t TOGETHER = 8;
     float* logits = scratch_.router_logits.get(0);
@@ -104,8 +103,8 @@ void Prompt<Number>::route(Worker& worker, const Layer& layer) const {
         const int64_t begin = run * TOGETHER, count = std::min(TOGETHER, count_ - begin);
         const Activations x{Form::F32, count, shape_.width, normed_ + begin * shape_.width, shape_.width};
         multiply_rows(layer.router, x, 0, layer.experts, logits + begin * layer.experts, layer.experts);
-        if (layer.branch_gate) {
-            multiply_rows(gate, x, 0, 1, scratch_.branch_gate.get(0) + begin, 1);
+        if (layer.shared_expert_gate) {
+            multiply_rows(gate, x, 0, 1, scratch_.shared_expert_gate.get(0) + begin, 1);
         }
     });
     if (worker.thread() == 0) {
@@ -164,16 +163,16 @@ void Prompt<Number>::combine(const Layer& layer, int64_t token) const {
         const int64_t place = scratch_.places[token * layer.top_k + k];
         add(scratch_.routes.weight[place], scratch_.expert_added.get(0) + place * shape_.width);
     }
-    if (layer.has_branch()) {
-        add(branch_share(layer, scratch_.branch_gate.get(0) + token),
-            scratch_.branch_added.get(0) + token * shape_.width);
+    if (layer.has_shared_expert()) {
+        add(shared_expert_weight(layer, scratch_.shared_expert_gate.get(0) + token),
+            scratch_.shared_added.get(0) + token * shape_.width);
     }
 }
 
-template void Prompt<float>::dense(Worker&, const Network&, const Tiles<float>&, Aligned<float>&, float*) const;
-template void Prompt<uint16_t>::dense(Worker&, const Network&, const Tiles<uint16_t>&, Aligned<uint16_t>&,
-                                      float*) const;
-template void Prompt<float>::mixture(Worker&, const Layer&, const Tiles<float>&) const;
-template void Prompt<uint16_t>::mixture(Worker&, const Layer&, const Tiles<uint16_t>&) const;
+template void Prompt<float>::dense_ffn(Worker&, const Ffn&, const Tiles<float>&, Aligned<float>&, float*) const;
+template void Prompt<uint16_t>::dense_ffn(Worker&, const Ffn&, const Tiles<uint16_t>&, Aligned<uint16_t>&,
+                                          float*) const;
+template void Prompt<float>::moe_ffn(Worker&, const Layer&, const Tiles<float>&) const;
+template void Prompt<uint16_t>::moe_ffn(Worker&, const Layer&, const Tiles<uint16_t>&) const;
 
 }  // namespace moekit
