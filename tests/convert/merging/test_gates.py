@@ -1,5 +1,6 @@
 """Gates: mergekit's to the bit, ours against what a router really reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.addresses import OFFSETS, shift_parameters, shifted
 from tests.convert.merging.merge_recipes import PROMPTS, make_models, planned, recipe
 from torch import Tensor
 
-from moekit.convert.merging.block_inputs import Batch, blocks, dense_network
+from moekit.convert.merging.block_inputs import Batch, Weights, blocks, dense_network
 from moekit.convert.merging.gates import drawn_gates, left_padded, prompt_encoder, special_text
 from moekit.convert.merging.merge_config import ExpertConfig, Reference
 from moekit.convert.merging.router_input_gates import (
@@ -41,23 +43,61 @@ def experts_of(*prompts: list[str]) -> list[ExpertConfig]:
     return [ExpertConfig(source_model=Reference(model="x"), positive_prompts=tuple(texts)) for texts in prompts]
 
 
+ROWS = [[[1, 5, 9, 30, 7, 8], [1, 4], [1, 60, 2]], [[1, 5, 9, 30], [3, 2, 1, 9]], [[1]]]
+"""Batches of prompts: with padding, without, and of one token. Each takes another way through the attention kernel."""
+
+
+def inputs_of_blocks(base: Source, weights: Weights, batches: list[Batch], dtype: torch.dtype) -> list[list[Tensor]]:
+    """h_BTD of each batch before each block, by block."""
+    network = dense_network(base.config, weights, dtype)
+    return [block.inputs for block in blocks(base.config, weights, batches, network, dtype)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_block_inputs_have_the_bits_of_transformers(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """With padding, without, and of one token: each takes another way through the attention kernel."""
+    """Of transformers with its weights in aligned memory: it computes from wherever they lie in the file."""
     folder = make_models(tmp_path, kind, 0, num_hidden_layers=3, **KINDS[kind]) / "base"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    shift_parameters(theirs, 0)
     base = source_of(folder)
-    rows = [[[1, 5, 9, 30, 7, 8], [1, 4], [1, 60, 2]], [[1, 5, 9, 30], [3, 2, 1, 9]], [[1]]]
-    batches = [left_padded(group) for group in rows]
-    found = list(blocks(base.config, base, batches, dense_network(base.config, base, dtype), dtype))
+    batches = [left_padded(group) for group in ROWS]
+    found = inputs_of_blocks(base, base, batches, dtype)
     for place, batch in enumerate(batches):
         with torch.no_grad():
             expected = theirs(
                 batch.token_BT, attention_mask=batch.real_BT.long(), output_hidden_states=True
             ).hidden_states
-        for block in found:
-            assert torch.equal(block.inputs[place], expected[block.index]), (place, block.index)
+        for index, inputs in enumerate(found):
+            assert torch.equal(inputs[place], expected[index]), (place, index)
+
+
+class Elsewhere:
+    """The weights of a source at addresses that are no multiples of 16."""
+
+    def __init__(self, source: Source, offset: int) -> None:
+        self._source, self._offset = source, offset
+
+    def read(self, name: str) -> Tensor:
+        return shifted(self._source.read(name), self._offset)
+
+    def rows(self, name: str, row_N: Sequence[int]) -> Tensor:
+        return shifted(self._source.rows(name, row_N), self._offset)
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_block_inputs_have_the_same_bits_wherever_weights_lie(
+    dtype: torch.dtype, kind: str, offset: int, tmp_path: Path
+) -> None:
+    base = source_of(make_models(tmp_path, kind, 0, num_hidden_layers=3, **KINDS[kind]) / "base")
+    batches = [left_padded(group) for group in ROWS]
+    expected = inputs_of_blocks(base, base, batches, dtype)
+    found = inputs_of_blocks(base, Elsewhere(base, offset), batches, dtype)
+    assert all(
+        torch.equal(a, b) for of_a, of_b in zip(expected, found, strict=True) for a, b in zip(of_a, of_b, strict=True)
+    )
 
 
 # The first three columns of the gates of two experts of `make_models(folder)`, layer by layer, as mergekit 0.1.5 (with

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.addresses import OFFSETS, shift_file
 from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe
 from tests.families.folders import stored_tensors
 
@@ -76,6 +77,20 @@ def test_half_precision_is_summed_in_fp32(tmp_path: Path) -> None:
     weight = stored_tensors(folder / "e0")[f"{DOWN}.weight"]
     applied = open_adapter(tmp_path / "lora").applied(f"{DOWN}.weight", weight)
     assert torch.equal(applied, (weight.float() + 2.0 * product).bfloat16())
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_the_sum_has_the_same_bits_wherever_the_file_has_its_factors(offset: int, tmp_path: Path) -> None:
+    """Of a matrix with one column the product is one of a single row, whose bits move with the address."""
+    adapter = tmp_path / "lora"
+    save_adapter(adapter, {DOWN: 16}, r=16)
+    factors = {f"base_model.model.{DOWN}.lora_A.weight": torch.randn(16, 1)}
+    change_tensors(adapter, lambda tensors: tensors.update(factors))
+    weight = torch.randn(32, 1)
+    shift_file(adapter / "adapter_model.safetensors", 0)
+    expected = open_adapter(adapter).applied(f"{DOWN}.weight", weight)
+    shift_file(adapter / "adapter_model.safetensors", offset)
+    assert torch.equal(open_adapter(adapter).applied(f"{DOWN}.weight", weight), expected)
 
 
 def test_tensors_that_replace_others(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What each block of a model of Llama's kind reads, with the weights of one block in memory at a time.
 
 The arithmetic is that of transformers 5 in every rounding (order of operations, type of each step, attention kernel),
-so that gates made of hidden states come out with the bits that mergekit's have.
+so that gates made of hidden states come out with the bits that mergekit's have. Weights are multiplied from aligned
+memory: a product of one row in fp32 has other bits where they begin between two 16-byte boundaries.
 Legend: B prompts, T tokens, D model width, H heads, G key-value heads, C head width, F feed-forward width.
 """
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moekit.checkpoint.alignment import aligned
 from moekit.config import AttentionConfig, ModelConfig
 from moekit.nn.rotary import Rotary
 from moekit.nn.scores import visible
@@ -69,7 +71,7 @@ def blocks(
     names = "model.layers.{}.input_layernorm.weight", "model.layers.{}.post_attention_layernorm.weight"
     hidden = _embedded(weights, batches, dtype)
     for index in range(len(config.layers)):
-        before, after = (weights.read(name.format(index)).to(dtype) for name in names)
+        before, after = (_read(weights, name.format(index), dtype) for name in names)
         attention = _Attention(config, index, weights, dtype)
         mixed = [
             h_BTD + attention(rms_norm(h_BTD, before, config.norm_eps), batch)
@@ -87,7 +89,7 @@ def dense_network(config: ModelConfig, weights: Weights, dtype: torch.dtype) -> 
 
     def apply(index: int, normed: list[Tensor]) -> list[Tensor]:
         names = ("gate_proj", "up_proj", "down_proj")
-        matrices = [weights.read(f"model.layers.{index}.mlp.{name}.weight").to(dtype) for name in names]
+        matrices = [_read(weights, f"model.layers.{index}.mlp.{name}.weight", dtype) for name in names]
         return [network(x_BTD, matrices, config.layers[index].activation) for x_BTD in normed]
 
     return apply
@@ -104,6 +106,11 @@ def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     wide = x_BTD.to(torch.float32)
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight_D * wide.to(x_BTD.dtype)
+
+
+def _read(weights: Weights, name: str, dtype: torch.dtype) -> Tensor:
+    """The whole tensor in `dtype`, in aligned memory."""
+    return aligned(weights.read(name).to(dtype))
 
 
 def _embedded(weights: Weights, batches: Sequence[Batch], dtype: torch.dtype) -> list[Tensor]:
@@ -123,10 +130,10 @@ class _Attention:
         prefix = f"model.layers.{index}.self_attn"
 
         def read(name: str, *, there: bool = True) -> Tensor | None:
-            return weights.read(f"{prefix}.{name}").to(dtype) if there else None
+            return _read(weights, f"{prefix}.{name}", dtype) if there else None
 
         qkv, out = self._config.qkv_bias, self._config.output_bias
-        self._weights = {name: weights.read(f"{prefix}.{name}_proj.weight").to(dtype) for name in "qkvo"}
+        self._weights = {name: _read(weights, f"{prefix}.{name}_proj.weight", dtype) for name in "qkvo"}
         self._biases = {name: read(f"{name}_proj.bias", there=out if name == "o" else qkv) for name in "qkvo"}
         normed = self._config.query_key_norm != "none"
         self._norms = {name: read(f"{name}_norm.weight", there=normed) for name in "qk"}

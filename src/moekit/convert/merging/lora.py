@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from moekit.checkpoint.alignment import aligned
 from moekit.core.errors import MoekitError, UsageError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,7 +52,8 @@ class Adapter:
                 other: Tensor = file.get_tensor(self.replaced[name][0])
                 return other.to(weight.dtype)
             factors = self.changes[name]
-            change: Tensor = file.get_tensor(factors.b).float() @ file.get_tensor(factors.a).float()
+            b, a = (aligned(file.get_tensor(factor).float()) for factor in (factors.b, factors.a))
+            change: Tensor = b @ a
         changed = (change.t() if factors.transposed else change) * factors.scale
         return (changed + weight.float()).to(weight.dtype)
 
