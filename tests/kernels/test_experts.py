@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import moekit.kernels.torch.experts as torch_backend
 from moekit.config import ActivationName
 from moekit.kernels.assignments import Assignments, assign
-from moekit.kernels.backends import ExpertsKernel, experts_kernel
+from moekit.kernels.backends import experts_kernel
+from moekit.kernels.experts_kernel import ExpertsKernel, ExpertWeights
 from moekit.kernels.torch.activation import Activation
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
@@ -55,7 +56,7 @@ class Problem(NamedTuple):
         """y_TD of tensors as `differentiable` gives them."""
         x_TD, weight_S, gate_up_EGD, down_EDF, *rest = leaves
         named = {name: rest.pop(0) for name in ("gate_up_bias_EG", "down_bias_ED") if getattr(self, name) is not None}
-        return kernel(x_TD, self.assignments(weight_S), gate_up_EGD, down_EDF, **named)
+        return kernel(x_TD, self.assignments(weight_S), ExpertWeights(gate_up_EGD, down_EDF, **named))
 
     def solve(self, kernel: ExpertsKernel) -> list[Tensor]:
         """y_TD and the gradients of x_TD, weight_S, the matrices and the biases that are there."""
@@ -274,9 +275,9 @@ def test_router_weights_may_be_more_precise_than_the_rest() -> None:
 def test_activation_checkpointing(reentrant: bool) -> None:
     task = problem()
 
-    def checkpointed(x_TD: Tensor, assignments: Assignments, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+    def checkpointed(x_TD: Tensor, assignments: Assignments, weights: ExpertWeights) -> Tensor:
         def recomputed(x_TD: Tensor, weight_S: Tensor) -> Tensor:
-            return fast(x_TD, assignments._replace(weight_S=weight_S), gate_up_EGD, down_EDF)
+            return fast(x_TD, assignments._replace(weight_S=weight_S), weights)
 
         return checkpoint(recomputed, x_TD, assignments.weight_S, use_reentrant=reentrant)
 
@@ -305,7 +306,7 @@ def test_the_same_bits_from_run_to_run(dtype: torch.dtype) -> None:
 def test_a_second_derivative_is_refused() -> None:
     task = problem()
     x_TD, weight_S, gate_up_EGD, down_EDF = task.differentiable()
-    y_TD = fast(x_TD, task.assignments(weight_S), gate_up_EGD, down_EDF)
+    y_TD = fast(x_TD, task.assignments(weight_S), ExpertWeights(gate_up_EGD, down_EDF))
     (grad_x_TD,) = torch.autograd.grad(y_TD, x_TD, task.grad_y_TD.requires_grad_(), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad_x_TD.sum().backward()

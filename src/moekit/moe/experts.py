@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from moekit.config import MoEConfig
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.backends import Backend, experts_kernel
+from moekit.kernels.experts_kernel import ExpertWeights
 from moekit.kernels.torch.activation import Activation
 
 
@@ -29,5 +30,5 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, assignments: Assignments) -> Tensor:
         """y_TD: for each token the weighted sum of its experts' outputs; zeros where it has none."""
-        biases = (self.gate_up_bias_EG, self.down_bias_ED)
-        return self.kernel(x_TD, assignments, self.gate_up_EGD, self.down_EDF, self.activation, *biases)
+        weights = ExpertWeights(self.gate_up_EGD, self.down_EDF, self.gate_up_bias_EG, self.down_bias_ED)
+        return self.kernel(x_TD, assignments, weights, self.activation)

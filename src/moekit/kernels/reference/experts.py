@@ -4,24 +4,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.kernels.assignments import Assignments
+from moekit.kernels.experts_kernel import ExpertWeights
 from moekit.kernels.torch.activation import SILU_GATED, Activation, plain_activation
 
 
 def experts(
-    x_TD: Tensor,
-    assignments: Assignments,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    activation: Activation = SILU_GATED,
-    gate_up_bias_EG: Tensor | None = None,
-    down_bias_ED: Tensor | None = None,
+    x_TD: Tensor, assignments: Assignments, weights: ExpertWeights, activation: Activation = SILU_GATED
 ) -> Tensor:
-    """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x)).
-
-    gate_up_EGD: gate over up, G = 2 F rows per expert; up alone, G = F, where it is not gated. down_EDF.
-    The biases are parts of gate and up, and of down: its bias is weighted with the rest.
-    Tokens without an assignment get zeros.
-    """
+    """Compute an `ExpertsKernel`'s y_TD, one expert after another."""
+    gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED = weights
     y_TD = x_TD.new_zeros(x_TD.shape)
     for expert in range(len(down_EDF)):
         begin, end = assignments.expert_offsets[expert : expert + 2]

@@ -10,7 +10,7 @@ In the functions that serve one run of N experts, S are its own assignments.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch._compile import _disable_dynamo  # the public form imports all of dyn
 from torch.autograd.function import once_differentiable
 
 from moekit.kernels.assignments import Assignments
+from moekit.kernels.experts_kernel import ExpertWeights
 from moekit.kernels.torch.activation import SILU_GATED, Activation
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 from moekit.kernels.torch.padding import Run, padded
@@ -33,33 +34,21 @@ _MOST_UNEVEN = 1.25
 
 @_disable_dynamo  # a graph of torch.compile ends here: these loops and workers are not for tracing
 def experts(
-    x_TD: Tensor,
-    assignments: Assignments,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    activation: Activation = SILU_GATED,
-    gate_up_bias_EG: Tensor | None = None,
-    down_bias_ED: Tensor | None = None,
+    x_TD: Tensor, assignments: Assignments, weights: ExpertWeights, activation: Activation = SILU_GATED
 ) -> Tensor:
-    """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x)).
+    """Compute an `ExpertsKernel`'s y_TD, several experts at a time; it can be differentiated once.
 
-    gate_up_EGD: gate over up, G = 2 F rows per expert; up alone, G = F, where the activation is not gated. down_EDF.
-    The biases are parts of gate and up, and of down: its bias is weighted with the rest.
-    Tokens without an assignment get zeros.
     Under autocast the products are in autocast's dtype, as those of nn.Linear are, and so is y_TD.
-    Differentiable, once, with respect to x_TD, assignments.weight_S, the matrices and the biases.
     """
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x_TD, gate_up_EGD, down_EDF = x_TD.to(dtype), gate_up_EGD.to(dtype), down_EDF.to(dtype)
-        gate_up_bias_EG = None if gate_up_bias_EG is None else gate_up_bias_EG.to(dtype)
-        down_bias_ED = None if down_bias_ED is None else down_bias_ED.to(dtype)
-    if fits_grouped(x_TD, down_EDF):
-        return grouped_experts(x_TD, assignments, gate_up_EGD, down_EDF, activation, gate_up_bias_EG, down_bias_ED)
-    one_expert = gate_up_EGD[0].numel() + down_EDF[0].numel()
+        x_TD = x_TD.to(dtype)
+        weights = weights.to(dtype)
+    if fits_grouped(x_TD, weights.down_EDF):
+        return grouped_experts(x_TD, assignments, weights, activation)
+    one_expert = weights.gate_up_EGD[0].numel() + weights.down_EDF[0].numel()
     assignments, runs = padded(assignments, x_TD.device, x_TD.dtype, one_expert)
-    weights = _Weights(gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED)
     differentiable = (x_TD, assignments.weight_S, *weights)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in differentiable):
         y_TD: Tensor = _Experts.apply(*differentiable, assignments, runs, activation)  # type: ignore[no-untyped-call]
@@ -67,18 +56,11 @@ def experts(
     return _without_gradients(x_TD, assignments, runs, weights, activation)
 
 
-class _Weights(NamedTuple):
-    gate_up_EGD: Tensor
-    down_EDF: Tensor
-    gate_up_bias_EG: Tensor | None
-    down_bias_ED: Tensor | None
-
-
 def _without_gradients(
     x_TD: Tensor,
     assignments: Assignments,
     runs: Sequence[Run],
-    weights: _Weights,
+    weights: ExpertWeights,
     activation: Activation,
 ) -> Tensor:
     token_S, weight_S, _, slot_S, token_offsets_T = assignments

@@ -10,25 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.kernels.assignments import Assignments
+from moekit.kernels.experts_kernel import ExpertWeights
 from moekit.kernels.torch.activation import SILU_GATED, Activation
 
 _ALIGNED = 8  # numbers of bfloat16 in 16 bytes, of which grouped products want rows to be made
 
 
 def grouped_experts(
-    x_TD: Tensor,
-    assignments: Assignments,
-    gate_up_EGD: Tensor,
-    down_EDF: Tensor,
-    activation: Activation = SILU_GATED,
-    gate_up_bias_EG: Tensor | None = None,
-    down_bias_ED: Tensor | None = None,
+    x_TD: Tensor, assignments: Assignments, weights: ExpertWeights, activation: Activation = SILU_GATED
 ) -> Tensor:
-    """y_TD: for each token, the sum over its assignments of weight * down(act(gate(x)) * up(x)).
+    """Compute an `ExpertsKernel`'s y_TD, all experts in two grouped products.
 
-    Biases are as in `experts`. All of one dtype, on a GPU bfloat16; D and F multiples of 8, since grouped products want
-    rows of 16 bytes.
+    All tensors have one dtype, on a GPU bfloat16. D and F are multiples of 8, since grouped products take rows of 16
+    bytes.
     """
+    gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED = weights
     token_S, weight_S, offsets, _, _ = assignments
     ends_E = torch.tensor(offsets[1:], dtype=torch.int32, device=x_TD.device)
     gate_up_SG = _products(x_TD[token_S], gate_up_EGD, gate_up_bias_EG, ends_E)
