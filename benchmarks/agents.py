@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from environment import environment
+from merge_quality import merge_of, prompts_of, train
 from moekit.agents import AgentsConfig, AnswerFailed, Engine
 from moekit.agents.config import LocalMemberConfig
 from moekit.agents.evaluate.intervals import estimate
@@ -39,7 +40,6 @@ from moekit.data import Corpus, load_corpus
 from moekit.models import Decoder, load
 from moekit.models.folder import read_config
 from moekit.training import TrainingConfig
-from trench_coat import merge_of, prompts_of, train
 
 CONTEXT, HEAD_WIDTH = 128, 32
 SAME, WIDE, MERGED = "dense, same size", "dense, cost of all members", "merged"

@@ -80,7 +80,7 @@ def unfused(tensors: dict[str, Tensor], mixtral: bool) -> dict[str, Tensor]:
 
 def compare(name: str, data: dict[str, Any], folder: Path, theirs: Path) -> list[str]:
     """What differs."""
-    from tests.families.folders import stored_tensors
+    from tests.families.round_trips import stored_tensors
 
     merge = planned(folder, data, seed=SEED)
     expected = unfused(stored_tensors(theirs), merge.output.model_type == "mixtral")

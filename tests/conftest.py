@@ -1,9 +1,10 @@
 """What several tests share: small models of every shape, and a small corpus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from tests.threads import one_torch_thread
 
 from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 
@@ -61,3 +62,10 @@ def make_config() -> Callable[..., ModelConfig]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one of torch's threads during the test."""
+    with one_torch_thread():
+        yield

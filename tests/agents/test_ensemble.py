@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import DENSE, MOE, model_config
-from tests.inference.folders import TOKENIZERS, byte_level, llama, save_tokenizer
-from tests.inference.tensors import decode, prefill
+from tests.inference.runner_logits import decode, prefill
+from tests.inference.tiny_models import TOKENIZERS, byte_level, llama, save_tokenizer
 from tokenizers import Tokenizer as Rust
 from torch import Tensor
 
@@ -28,6 +28,8 @@ from moekit.inference.generation import Memory
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels.packed import Numbers
 from moekit.models import Decoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "an ensemble of models"
 
@@ -275,11 +277,3 @@ def test_any_models_end_ends_an_answer() -> None:
         return LoadedModel(runner=runner, tokenizer=ByteTokenizer(), chat_template=None, end_tokens=frozenset(ends))
 
     assert ensemble_of([("a", model({0})), ("b", model({3, 0}))]).end_tokens == {0, 3}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

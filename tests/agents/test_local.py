@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.inference.folders import TOKENIZERS, llama, save_tokenizer
-from tests.inference.tensors import prefill
+from tests.inference.runner_logits import prefill
+from tests.inference.tiny_models import TOKENIZERS, llama, save_tokenizer
 
 from moekit.agents.config import LocalMemberConfig
 from moekit.agents.members.base import Embedder, Member, MemberError, Scorer
@@ -26,6 +26,8 @@ from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import GenerationOptions, LoadedModel, generate
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 USER = (Message(role="user", content="The quick brown fox"),)
 GREEDY = ChatOptions(temperature=0.0, max_tokens=12)
@@ -422,11 +424,3 @@ def test_a_model_written_anew_is_another(theirs: tuple[Any, Any, Path], tmp_path
     status = (tmp_path / "model.safetensors").stat()
     os.utime(tmp_path / "model.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert model_identity(str(tmp_path)) != before
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import DENSE, model_config
+from tests.threads import one_torch_thread
 
 from moekit.agents import AgentsConfig, Answer, Engine
 from moekit.core.messages import ChatOptions, Message
@@ -100,7 +101,5 @@ def test_a_mixture_goes_on_with_either_kind(config: AgentsConfig) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.checkpoint.samples import rows
+from tests.checkpoint.sample_layout import rows
 from torch import Tensor
 
 from moekit.checkpoint import stored_tensors

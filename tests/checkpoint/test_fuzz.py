@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests.checkpoint.samples import bits, read_all, same_bits
+from tests.checkpoint.sample_layout import bits, read_all, same_bits
 from torch import Tensor
 
 from moekit.checkpoint.stored_tensors import StoredTensors

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests.checkpoint import samples
-from tests.checkpoint.samples import as_stored, empty_parameters, layout, random_parameters, read_all, same_bits
+from tests.checkpoint import sample_layout
+from tests.checkpoint.sample_layout import as_stored, empty_parameters, layout, random_parameters, read_all, same_bits
 
 from moekit.checkpoint import reading, views, writing
 from moekit.checkpoint.layout import stored
@@ -64,7 +64,7 @@ def test_shards(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_sizes")
 def test_values_are_converted(tmp_path: Path) -> None:
-    parameters = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in samples.SHAPES.items()}
+    parameters = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in sample_layout.SHAPES.items()}
     write_weights(tmp_path, layout(), parameters)
     wide = {name: torch.float32 for name, tensor in parameters.items() if tensor.is_floating_point()}
     read = empty_parameters(wide)
@@ -160,7 +160,7 @@ def test_pieces_are_all_of_a_view_once_and_small(view: torch.Tensor, limit: int,
 
 
 def test_the_sample_covers_each_element_once() -> None:
-    counts = {name: torch.zeros(shape, dtype=torch.int64) for name, (shape, _) in samples.SHAPES.items()}
+    counts = {name: torch.zeros(shape, dtype=torch.int64) for name, (shape, _) in sample_layout.SHAPES.items()}
     for entry in layout():
         for part in entry.parts if not entry.optional else ():
             part.of_ours(counts[part.ours]).add_(1)
@@ -170,8 +170,8 @@ def test_the_sample_covers_each_element_once() -> None:
 def test_no_byte_is_read_twice_where_runs_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "_WORTH_A_READ", 16)
     parameters, sizes = {"group_qkv": random_parameters()["group_qkv"]}, list[int]()
-    write_weights(tmp_path, [samples.group_qkv()], parameters)
-    read_weights(parameters, [samples.group_qkv()], StoredTensors.open(tmp_path), on_bytes=sizes.append)
+    write_weights(tmp_path, [sample_layout.group_qkv()], parameters)
+    read_weights(parameters, [sample_layout.group_qkv()], StoredTensors.open(tmp_path), on_bytes=sizes.append)
     assert sum(sizes) == parameters["group_qkv"].nbytes
 
 

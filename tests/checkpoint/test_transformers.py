@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.checkpoint.samples import read_all, same_bits
+from tests.checkpoint.sample_layout import read_all, same_bits
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import stored

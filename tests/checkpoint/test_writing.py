@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.checkpoint.samples import bits, layout, random_parameters
+from tests.checkpoint.sample_layout import bits, layout, random_parameters
 
 from moekit.checkpoint import writing
 from moekit.checkpoint.layout import Part, Stored, stored

@@ -6,14 +6,12 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
-from tests.inference.folders import byte_level, llama, save_tokenizer
+from tests.inference.tiny_models import byte_level, llama, save_tokenizer
 
 from moekit.cli.chat import chat
 from moekit.cli.generate import generate
@@ -21,6 +19,8 @@ from moekit.core.errors import MoekitError, UsageError
 from moekit.inference import GenerationOptions, load_runner
 from moekit.inference import generate as complete
 from moekit.kernels.native import available
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = "The quick brown 敏捷"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -33,15 +33,6 @@ KEYS = {
     "time_to_first_token_s",
     "finish_reason",
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny products are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.inference.folders import byte_level, llama, save_tokenizer
+from tests.inference.tiny_models import byte_level, llama, save_tokenizer
 
 import moekit.data
 import moekit.families

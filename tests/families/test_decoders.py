@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families.folders import check_logits, check_round_trip, save_theirs
+from tests.families.round_trips import check_logits, check_round_trip, save_theirs
 
 from moekit.models import load
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tests.convert.merging.merge_recipes import CASES as MERGES
 from tests.convert.merging.merge_recipes import case_recipe, make_models, planned
-from tests.families.folders import check_logits, stored_tensors
+from tests.families.round_trips import check_logits, stored_tensors
 from torch import Tensor, nn
 
 from moekit.config import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.convert.merging.merge_recipes import CASES, case_recipe, make_models, planned
-from tests.families.folders import check_logits, save_theirs, stored_tensors
+from tests.families.round_trips import check_logits, save_theirs, stored_tensors
 from tests.families.test_decoders import VOCAB, build_theirs
 from torch import Tensor
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests.families.folders import check_logits
+from tests.families.round_trips import check_logits
 from torch import Tensor
 
 from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Strings, write_gguf

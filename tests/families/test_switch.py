@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families.weights import as_saved, check_same_bits, fill, taken
+from tests.families.layout_copies import check_same_bits, copy_in, copy_out, saved_anew
 
 from moekit.config import MoEConfig, SwitchConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
@@ -47,11 +47,11 @@ def theirs_of(variant: dict[str, Any], **more: Any) -> Any:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parity_and_back(variant: str, tmp_path: Path) -> None:
     theirs = theirs_of(VARIANTS[variant])
-    settings, tensors = as_saved(theirs, tmp_path)
+    settings, tensors = saved_anew(theirs, tmp_path)
     config = FAMILY.read(settings)
     assert isinstance(config, EncoderDecoderConfig)
     ours, layout = EncoderDecoder(config).eval(), FAMILY.layout(config)
-    fill(ours, layout, tensors)
+    copy_in(tensors, ours, layout)
     # No longer than the 64 tokens that an expert takes.
     source, target = torch.randint(3, 40, (2, 60)), torch.randint(3, 40, (2, 30))
     real = torch.ones_like(source, dtype=torch.bool)
@@ -61,7 +61,7 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
         got = ours(source, target, source_real_BS=real)
     assert expected.std() > 0.02
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
-    check_same_bits(tensors, taken(ours, layout))
+    check_same_bits(tensors, copy_out(ours, layout))
 
     written = FAMILY.write(config)
     assert written is not None
@@ -80,12 +80,12 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
 def test_with_drops_one_sequence_alone_is_the_same_under_a_capacity_factor(tmp_path: Path) -> None:
     """12 tokens and 3 experts: a factor of 1 is theirs of 4 tokens a sequence, where there is one sequence."""
     theirs = theirs_of({}, expert_capacity=4)
-    settings, tensors = as_saved(theirs, tmp_path)
+    settings, tensors = saved_anew(theirs, tmp_path)
     config = FAMILY.read(settings)
     ours = EncoderDecoder(with_capacity(config, 1.0)).eval()
     dropless = EncoderDecoder(config).eval()
     for model in (ours, dropless):
-        fill(model, FAMILY.layout(config), tensors)
+        copy_in(tensors, model, FAMILY.layout(config))
     source, target = torch.randint(3, 40, (1, 12)), torch.randint(3, 40, (1, 12))
     routings: list[Routing] = []
     with torch.no_grad():

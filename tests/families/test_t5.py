@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families.weights import as_saved, check_same_bits, fill, taken
+from tests.families.layout_copies import check_same_bits, copy_in, copy_out, saved_anew
 
 from moekit.config import DenseConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
@@ -58,13 +58,13 @@ def theirs_of(variant: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parity_and_back(variant: str, tmp_path: Path) -> None:
     theirs = theirs_of(VARIANTS[variant])
-    settings, tensors = as_saved(theirs, tmp_path)
+    settings, tensors = saved_anew(theirs, tmp_path)
     # As published: what transformers 5 makes of the setting can't be told from a model with ties that aren't scaled.
     settings.values |= VARIANTS[variant]
     config = FAMILY.read(settings)
     assert isinstance(config, EncoderDecoderConfig)
     ours, layout = EncoderDecoder(config).eval(), FAMILY.layout(config)
-    fill(ours, layout, tensors)
+    copy_in(tensors, ours, layout)
     source, target = torch.randint(3, 40, (2, LONG)), torch.randint(3, 40, (2, LONG))
     real = torch.ones_like(source, dtype=torch.bool)
     real[0, 100:], real[1, :20] = False, False
@@ -73,7 +73,7 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
         got = ours(source, target, source_real_BS=real)
     assert expected.std() > 0.02
     assert (got - expected).abs().max() <= 1e-5 * expected.std()
-    check_same_bits(tensors, taken(ours, layout))
+    check_same_bits(tensors, copy_out(ours, layout))
 
     written = FAMILY.write(config)
     assert written is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.families.moves import randomize, saved_tensors, to_ours, to_theirs
+from tests.families.layout_copies import copy_in, copy_out, randomize, saved_tensors
 
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.config.xlnet import XLNetConfig
@@ -38,8 +38,8 @@ def test_a_folder_of_transformers_comes_and_goes_bit_for_bit(tmp_path: Path) -> 
     config = read(json.loads((tmp_path / "config.json").read_text()))
     assert config == make_config()
     ours = XLNet(config).eval()
-    to_ours(tensors, ours, FAMILY.layout(config))
-    again = to_theirs(ours, FAMILY.layout(config))
+    copy_in(tensors, ours, FAMILY.layout(config))
+    again = copy_out(ours, FAMILY.layout(config))
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
 

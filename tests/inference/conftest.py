@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tests.inference.folders import TOKENIZERS, llama, mixtral, save_tokenizer
+from tests.inference.tiny_models import TOKENIZERS, llama, mixtral, save_tokenizer
+from tests.threads import one_torch_thread
 
 from moekit.inference import LoadedModel, load_runner
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture(scope="session", params=["llama-byte_level", "mixtral-byte_fallback"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.inference.folders import END, START, byte_fallback, byte_level, save_tokenizer
+from tests.inference.tiny_models import END, START, byte_fallback, byte_level, save_tokenizer
 
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizers import FileTokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import MOE, model_config
-from tests.inference.tensors import decode, prefill
+from tests.inference.runner_logits import decode, prefill
 
 from moekit.config import ExpertChoiceConfig, MoEConfig
 from moekit.core.errors import UsageError

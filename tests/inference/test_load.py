@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import DENSE, model_config
-from tests.inference.folders import END, START, TOKENIZERS, llama, save_tokenizer
+from tests.inference.tiny_models import END, START, TOKENIZERS, llama, save_tokenizer
 
 from moekit.config import EncoderConfig
 from moekit.convert.export.gguf_export import plan_quantization

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.inference.tensors import decode, prefill
-from tests.kernels.selecting import selected
+from tests.inference.runner_logits import decode, prefill
+from tests.kernels.instruction_sets import using_instruction_set
 
 from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.inference.native_runner import NativeRunner
@@ -146,7 +146,7 @@ def test_quantised_on_load_is_near_the_same_numbers_in_torch(kind: object) -> No
 
 @pytest.fixture(params=module.native().instruction_sets() if native.available() else [])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    with selected(request.param) as name:
+    with using_instruction_set(request.param) as name:
         yield name
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.inference.tensors import decode, prefill
+from tests.inference.runner_logits import decode, prefill
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.inference.folders import byte_fallback, byte_level
+from tests.inference.tiny_models import byte_fallback, byte_level
 
 from moekit.data.tokenizers import ByteTokenizer, Tokenizer
 from moekit.inference.stream_text import TextStream

@@ -4,7 +4,7 @@ B sequences, T tokens, P positions in the cache, G key-value heads, C head width
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -25,21 +25,15 @@ from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 from moekit.nn import KeyValueCache
 
-pytestmark = pytest.mark.skipif(not available(), reason="the native module is not built")
+pytestmark = [
+    pytest.mark.skipif(not available(), reason="the native module is not built"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 DENSE = {"kind": "dense", "width": 24}
 MOE = {"kind": "moe", "experts": 5, "expert_width": 24, "router": {"top_k": 2}}
 PLAIN = {"top_k": 2, "renormalize": False}
 YARN = {"kind": "yarn", "factor": 4.0, "context": 16}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take long where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(depth: int = 2, attention: dict[str, Any] | None = None, **settings: Any) -> ModelConfig:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gguf import GGMLQuantizationType, quants
-from tests.kernels.selecting import selected
+from tests.kernels.instruction_sets import using_instruction_set
 from torch import Tensor
 
 from moekit.kernels.native import available, products, read_bandwidth
@@ -33,7 +33,7 @@ SCALES = {Q4_0: (0,), Q8_0: (0,), Q4_K: (0, 2), Q6_K: (208,)}
 
 @pytest.fixture(params=native().instruction_sets() if available() else [])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    with selected(request.param) as name:
+    with using_instruction_set(request.param) as name:
         yield name
 
 

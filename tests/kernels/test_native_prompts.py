@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.kernels.instruction_sets import using_instruction_set
 from tests.kernels.packed_decoder import as_type, packed
-from tests.kernels.selecting import selected
 from tests.kernels.test_native_decoder import config, decode, make, native, round_weights, text
 from torch import Tensor
 
@@ -23,25 +23,19 @@ from moekit.kernels.native.module import native as native_module
 from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType
 from moekit.models import Decoder
 
-pytestmark = pytest.mark.skipif(not available(), reason="the native module is not built")
+pytestmark = [
+    pytest.mark.skipif(not available(), reason="the native module is not built"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 SETS = native_module().instruction_sets() if available() else []
 IN_FP32 = [name for name in SETS if name not in ("avx512_bf16", "amx")]
 """Those without products of bf16 numbers."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take long where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    with selected(request.param) as name:
+    with using_instruction_set(request.param) as name:
         yield name
 
 

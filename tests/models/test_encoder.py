@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.families.moves import randomize, to_ours
+from tests.families.layout_copies import copy_in, randomize
 from torch import Tensor
 
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
@@ -53,7 +53,7 @@ def make_theirs(kind: str, activation: str = "gelu") -> Any:
 
 def as_ours(theirs: Any, config: EncoderConfig) -> Encoder:
     model = Encoder(config).eval()
-    to_ours(theirs.state_dict(), model, layout(config))
+    copy_in(theirs.state_dict(), model, layout(config))
     return model
 
 

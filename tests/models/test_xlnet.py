@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.families.moves import randomize, to_ours
+from tests.families.layout_copies import copy_in, randomize
 from torch import Tensor
 
 from moekit.config import DenseConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
@@ -40,7 +40,7 @@ def make_theirs(**more: Any) -> Any:
 
 def as_ours(theirs: Any, config: XLNetConfig) -> XLNet:
     model = XLNet(config).eval()
-    to_ours(theirs.state_dict(), model, layout(config))
+    copy_in(theirs.state_dict(), model, layout(config))
     return model
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.moe.routers import cases
+from tests.moe.routers import samples
 from torch import Tensor
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig
@@ -19,7 +19,7 @@ def model(kind: str, **changes: Any) -> Decoder:
         width=16,
         context=CONTEXT,
         attention=AttentionConfig(heads=2, kv_heads=1, head_width=8),
-        layers=(MoEConfig(experts=4, expert_width=8, router=cases.config(kind, **changes)),) * 2,
+        layers=(MoEConfig(experts=4, expert_width=8, router=samples.config(kind, **changes)),) * 2,
         init_std=0.3,
     )
     torch.manual_seed(3)
@@ -48,17 +48,17 @@ def leak(made: Decoder) -> Tensor:
 ROUNDING = 1e-12
 
 
-@pytest.mark.parametrize("kind", cases.TOKEN_CHOICE)
+@pytest.mark.parametrize("kind", samples.TOKEN_CHOICE)
 def test_without_capacity_no_token_choice_leaks_in_evaluation(kind: str) -> None:
-    assert leak(model(kind, **cases.dropless(kind)).eval()).max() <= ROUNDING
+    assert leak(model(kind, **samples.dropless(kind)).eval()).max() <= ROUNDING
 
 
 @pytest.mark.parametrize("kind", ["softmax_top_k", "noisy_top_k", "switch", "gshard", "sigmoid_bias", "hash"])
 def test_without_capacity_no_token_choice_leaks_in_training(kind: str) -> None:
-    assert leak(model(kind, **cases.dropless(kind)).train()).max() <= ROUNDING
+    assert leak(model(kind, **samples.dropless(kind)).train()).max() <= ROUNDING
 
 
-@pytest.mark.parametrize("kind", [kind for kind in cases.TOKEN_CHOICE if kind != "gshard"])
+@pytest.mark.parametrize("kind", [kind for kind in samples.TOKEN_CHOICE if kind != "gshard"])
 def test_a_capacity_served_in_token_order_does_not_leak(kind: str) -> None:
     assert leak(model(kind, capacity_factor=0.5).eval()).max() <= ROUNDING
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.moe.routers import cases
-from tests.training.steps import batch, decoder
+from tests.moe.routers import samples
+from tests.training.one_step import batch, decoder
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,11 +22,11 @@ def shake() -> np.random.Generator:
 
 def mismatches(kind: str, steps: int, shake: np.random.Generator, *, decide: bool) -> int:
     """In how many of the steps the recomputation chose other experts than the first pass."""
-    router = cases.router(kind, **cases.dropless(kind))
-    cases.make_shaky(router, shake)
+    router = samples.router(kind, **samples.dropless(kind))
+    samples.make_shaky(router, shake)
     passes: list[tuple[object, list[int]]] = []
-    token_T = torch.arange(TOKENS) * 3 % cases.VOCAB
-    x_TD = torch.randn(TOKENS, cases.WIDTH, dtype=torch.float64, requires_grad=True)
+    token_T = torch.arange(TOKENS) * 3 % samples.VOCAB
+    x_TD = torch.randn(TOKENS, samples.WIDTH, dtype=torch.float64, requires_grad=True)
 
     def weights(x_TD: Tensor, given: RouterInput) -> Tensor:
         assignments = router(x_TD, given).assignments
@@ -44,7 +44,7 @@ def test_10000_near_ties_fall_the_same_way(shake: np.random.Generator) -> None:
     assert mismatches("softmax_top_k", 10_000 // TOKENS, shake, decide=True) == 0
 
 
-@pytest.mark.parametrize("kind", cases.LEARNED)
+@pytest.mark.parametrize("kind", samples.LEARNED)
 def test_near_ties_fall_the_same_way_for_every_router(kind: str, shake: np.random.Generator) -> None:
     assert mismatches(kind, 50, shake, decide=True) == 0
 
@@ -101,7 +101,7 @@ def test_near_ties_in_a_whole_model_give_gradients_of_the_first_pass(shake: np.r
     """Each expert's gradient is zero where, and only where, the first pass gave it nothing."""
     model = decoder("softmax_top_k", top_k=1, renormalize=False)
     router = model.moe_layers[0].router
-    cases.make_shaky(router, shake)
+    samples.make_shaky(router, shake)
     tokens_BT = batch()[0][:1, :4]
     for _ in range(20):
         routings: list = []

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.moe.routers import cases
-from tests.training.steps import (
+from tests.moe.routers import samples
+from tests.training.one_step import (
     SEQUENCES,
     STEPS,
     Step,
@@ -91,7 +91,7 @@ def test_the_pass_that_counts_and_the_one_that_learns_draw_the_same_noise(kinds:
 def test_near_ties_fall_in_the_pass_that_learns_as_in_the_one_that_counts(recompute: bool) -> None:
     model = decoder("softmax_top_k")
     layer = model.moe_layers[0]
-    cases.make_shaky(layer.router, np.random.default_rng(0))
+    samples.make_shaky(layer.router, np.random.default_rng(0))
     seen: list[list[int]] = []
     layer.register_forward_hook(lambda _m, _i, out: seen.append(out[1].assignments.token_S.tolist()))
     step(model, *batch(), micro_sequences=2, recompute=recompute)

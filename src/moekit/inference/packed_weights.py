@@ -76,9 +76,7 @@ class _Packing:
             attention_norm_D=_weight(layer.attention_norm),
             attention=self._attention(cast(Attention, layer.attention)),
             feed_forward_norm_D=_weight(layer.feed_forward_norm),
-            feed_forward=self._moe(feed_forward)
-            if isinstance(feed_forward, MoELayer)
-            else self._network(feed_forward),
+            feed_forward=self._moe(feed_forward) if isinstance(feed_forward, MoELayer) else self._network(feed_forward),
             attention_after_norm_D=_weight(layer.attention_after_norm) if is_sandwich else None,
             feed_forward_after_norm_D=_weight(layer.feed_forward_after_norm) if is_sandwich else None,
         )

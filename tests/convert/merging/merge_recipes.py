@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import yaml
-from tests.families.folders import save_theirs
+from tests.families.round_trips import save_theirs
 
 from moekit.convert.merging.merge_checks import plan_merge
 from moekit.convert.merging.merge_config import read_merge_config

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.addresses import OFFSETS, shift_file
 from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe
-from tests.families.folders import stored_tensors
+from tests.families.round_trips import stored_tensors
 
 from moekit.convert.merging.lora import open_adapter
 from moekit.convert.merging.write_merge import Options, write_merge

@@ -16,7 +16,7 @@ from tests.convert.merging.merge_recipes import (
     recipe,
     write_recipe,
 )
-from tests.families.folders import check_logits, stored_tensors
+from tests.families.round_trips import check_logits, stored_tensors
 from torch import Tensor
 
 from moekit.convert.merging.merge_checks import forecast

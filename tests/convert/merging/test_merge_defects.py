@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe
-from tests.families.folders import stored_tensors
+from tests.families.round_trips import stored_tensors
 
 from moekit.convert.merging import router_training
 from moekit.convert.merging.merge_checks import plan_merge

@@ -19,7 +19,7 @@ def figures(found: dict[str, Any]) -> str:
     return table(heads, rows)
 
 
-TABLE = DocTable("merging.md", "2026-11-22-trench-coat.json", figures)
+TABLE = DocTable("merging.md", "2026-11-22-merge-quality.json", figures)
 
 
 def test_the_table_is_what_was_measured() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.moe.routers import cases
 from tests.moe.routers import reference as ref
+from tests.moe.routers import samples
 from torch import Tensor
 
 from moekit.moe import Decision, Router, RouterInput, Routing
@@ -24,8 +24,8 @@ class Case:
         torch.manual_seed(seed)
         for parameter in made.parameters():
             torch.nn.init.normal_(parameter)
-        self.x_TD = torch.randn(len(real), cases.WIDTH, dtype=torch.float64)
-        self.token_T = torch.randint(0, cases.VOCAB, (len(real),))
+        self.x_TD = torch.randn(len(real), samples.WIDTH, dtype=torch.float64)
+        self.token_T = torch.randint(0, samples.VOCAB, (len(real),))
         self.x, self.weight = self.x_TD.tolist(), [] if not list(made.parameters()) else made.weight.tolist()
 
     def run(self, decision: Decision | None = None) -> Routing:
@@ -57,7 +57,7 @@ def shapes(draw: Any, least_experts: int = 1) -> tuple[int, int, list[bool], int
 
 def check(case: Case, expected: ref.Expected) -> None:
     routing = case.run()
-    got = cases.listed(routing)
+    got = samples.listed(routing)
     assert [pair[:2] for pair in got] == [pair[:2] for pair in expected.kept]
     assert [weight for *_, weight in got] == pytest.approx([weight for *_, weight in expected.kept], rel=1e-12)
     experts = len(expected.chosen)
@@ -82,7 +82,7 @@ def check(case: Case, expected: ref.Expected) -> None:
 def test_softmax_top_k_is_the_papers(shape: Any, renormalize: bool, factor: float | None) -> None:
     experts, k, real, seed, training = shape
     training = training and not (renormalize and k == 1)  # which would not learn
-    made = cases.router("softmax_top_k", experts, top_k=k, renormalize=renormalize, capacity_factor=factor)
+    made = samples.router("softmax_top_k", experts, top_k=k, renormalize=renormalize, capacity_factor=factor)
     case = Case(made, seed, real, training=training)
     check(case, ref.softmax_top_k(case.x, case.weight, real, k=k, renormalize=renormalize, factor=factor))
 
@@ -91,7 +91,7 @@ def test_softmax_top_k_is_the_papers(shape: Any, renormalize: bool, factor: floa
 @given(shape=shapes(), jitter=st.sampled_from([0.0, 0.01, 0.5]), factor=FACTORS)
 def test_switch_is_the_papers(shape: Any, jitter: float, factor: float | None) -> None:
     experts, _, real, seed, training = shape
-    case = Case(cases.router("switch", experts, jitter=jitter, capacity_factor=factor), seed, real, training=training)
+    case = Case(samples.router("switch", experts, jitter=jitter, capacity_factor=factor), seed, real, training=training)
     case.replay()
     drawn = case.like(*case.x_TD.shape).uniform_(1 - jitter, 1 + jitter).tolist() if training and jitter else None
     check(case, ref.switch(case.x, case.weight, real, jitter=drawn, factor=factor))
@@ -102,7 +102,7 @@ def test_switch_is_the_papers(shape: Any, jitter: float, factor: float | None) -
 def test_noisy_top_k_is_the_papers(shape: Any, factor: float | None) -> None:
     experts, k, real, seed, training = shape
     training = training and k > 1  # the only one of one expert would not learn
-    case = Case(cases.router("noisy_top_k", experts, top_k=k, capacity_factor=factor), seed, real, training=training)
+    case = Case(samples.router("noisy_top_k", experts, top_k=k, capacity_factor=factor), seed, real, training=training)
     case.replay()
     noise = torch.randn_like(case.like(len(real), experts)).tolist() if training else None
     noise_weight = case.router.noise_weight.tolist()
@@ -114,7 +114,7 @@ def test_noisy_top_k_is_the_papers(shape: Any, factor: float | None) -> None:
 def test_gshard_is_the_papers(shape: Any, threshold: float, factor: float | None) -> None:
     experts, _, real, seed, training = shape
     case = Case(
-        cases.router("gshard", experts, second_threshold=threshold, capacity_factor=factor),
+        samples.router("gshard", experts, second_threshold=threshold, capacity_factor=factor),
         *(seed, real),
         training=training,
     )
@@ -127,7 +127,7 @@ def test_gshard_is_the_papers(shape: Any, threshold: float, factor: float | None
 @given(shape=shapes())
 def test_expert_choice_is_the_papers(shape: Any) -> None:
     experts, mean, real, seed, training = shape
-    case = Case(cases.router("expert_choice", experts, mean_experts=mean), seed, real, training=training)
+    case = Case(samples.router("expert_choice", experts, mean_experts=mean), seed, real, training=training)
     check(case, ref.expert_choice(case.x, case.weight, real, mean_experts=mean))
 
 
@@ -147,7 +147,7 @@ def test_sigmoid_bias_is_the_papers(
     experts, k = size * many, min(k, size * top)
     training = training and not (renormalize and k == 1)  # which would not learn
     changes = {"renormalize": renormalize, "scale": scale}
-    made = cases.router(
+    made = samples.router(
         "sigmoid_bias", experts, top_k=k, groups=many, top_groups=top, capacity_factor=factor, **changes
     )
     made.bias_E.copy_(torch.linspace(-0.5, 0.5, experts)[torch.randperm(experts)])
@@ -170,7 +170,7 @@ def test_sigmoid_bias_is_the_papers(
 @given(shape=shapes(), factor=FACTORS)
 def test_hash_is_the_table(shape: Any, factor: float | None) -> None:
     experts, _, real, seed, training = shape
-    made = cases.router("hash", experts, seed=seed, capacity_factor=factor)
+    made = samples.router("hash", experts, seed=seed, capacity_factor=factor)
     case = Case(made, seed, real, training=training)
     table = made.expert_V.tolist()
     loads = ref.tally(experts, table)
@@ -184,41 +184,41 @@ def test_sinkhorn_is_the_papers(shape: Any, iterations: int, factor: float | Non
     experts, k, real, seed, training = shape
     # With one or two tokens the normalised columns tie to the last bits, and which is first is rounding.
     assume(sum(real) > 2 or not training)
-    made = cases.router("sinkhorn", experts, top_k=k, iterations=iterations, capacity_factor=factor)
+    made = samples.router("sinkhorn", experts, top_k=k, iterations=iterations, capacity_factor=factor)
     case = Case(made, seed, real, training=training)
     wanted = ref.sinkhorn(*(case.x, case.weight, real), k=k, iterations=iterations if training else None, factor=factor)
     check(case, wanted)
 
 
-@pytest.mark.parametrize("kind", list(cases.KINDS))
+@pytest.mark.parametrize("kind", list(samples.KINDS))
 def test_nothing_but_padding_is_nothing(kind: str) -> None:
-    made = cases.router(kind)
-    x_TD = torch.randn(5, cases.WIDTH, dtype=torch.float64)
-    routing = made(x_TD, cases.given(5, real_T=torch.zeros(5, dtype=torch.bool)))
-    assert cases.listed(routing) == []
+    made = samples.router(kind)
+    x_TD = torch.randn(5, samples.WIDTH, dtype=torch.float64)
+    routing = made(x_TD, samples.given(5, real_T=torch.zeros(5, dtype=torch.bool)))
+    assert samples.listed(routing) == []
     for name in ("chosen", "computed", "probs"):
         assert routing.sums[name].tolist() == [0] * 4, name
     assert routing.sums["tokens"] == 0
 
 
-@pytest.mark.parametrize("kind", list(cases.KINDS))
+@pytest.mark.parametrize("kind", list(samples.KINDS))
 def test_what_stands_in_padding_changes_nothing(kind: str) -> None:
     """Not even infinities there, in experts, weights or losses."""
-    made = cases.router(kind)
-    x_TD = torch.randn(9, cases.WIDTH, dtype=torch.float64)
+    made = samples.router(kind)
+    x_TD = torch.randn(9, samples.WIDTH, dtype=torch.float64)
     real_T = torch.arange(9) % 3 > 0
     seen = []
     for fill in (0.0, 1e3, torch.inf):
         torch.manual_seed(3)
-        routing = made(x_TD.masked_fill(~real_T[:, None], fill), cases.given(9, real_T=real_T))
-        seen.append((cases.listed(routing), {name: loss.item() for name, loss in made.losses(routing.sums).items()}))
+        routing = made(x_TD.masked_fill(~real_T[:, None], fill), samples.given(9, real_T=real_T))
+        seen.append((samples.listed(routing), {name: loss.item() for name, loss in made.losses(routing.sums).items()}))
     assert seen[0] == seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("kind", ["softmax_top_k", "switch", "gshard"])
 def test_a_balanced_router_has_a_balance_loss_of_one(kind: str) -> None:
-    made = cases.router(kind)
-    sums = made(torch.randn(8, cases.WIDTH, dtype=torch.float64), cases.given(8)).sums
+    made = samples.router(kind)
+    sums = made(torch.randn(8, samples.WIDTH, dtype=torch.float64), samples.given(8)).sums
     even = {name: torch.full((4,), 10) for name in ("chosen", "first_choices")}
-    losses = cases.unscaled_losses(made, sums | even | {"probs": torch.full((4,), 2.0), "tokens": torch.tensor(8.0)})
+    losses = samples.unscaled_losses(made, sums | even | {"probs": torch.full((4,), 2.0), "tokens": torch.tensor(8.0)})
     assert losses["balance"].item() == pytest.approx(1.0)

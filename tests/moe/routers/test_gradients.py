@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.moe.routers import cases
+from tests.moe.routers import samples
 from torch import Tensor
 
 from moekit.core.errors import UsageError
@@ -11,7 +11,7 @@ from moekit.moe import Decision, RouterInput
 TOKENS = 5
 REAL_T = torch.tensor([True, True, False, True, True])
 VARIANTS = [
-    *((kind, {}) for kind in cases.LEARNED),
+    *((kind, {}) for kind in samples.LEARNED),
     ("softmax_top_k", {"renormalize": False}),
     ("softmax_top_k", {"capacity_factor": 0.5}),
     ("sigmoid_bias", {"renormalize": False, "scale": 2.5}),
@@ -24,17 +24,17 @@ VARIANTS = [
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("kind", "changes"), VARIANTS)
 def test_gradients_are_those_of_finite_differences(kind: str, changes: dict[str, object], masked: bool) -> None:
-    router = cases.router(kind, **changes)
+    router = samples.router(kind, **changes)
     names = [name for name, _ in router.named_parameters()]
-    x_TD = torch.randn(TOKENS, cases.WIDTH, dtype=torch.float64, requires_grad=True)
+    x_TD = torch.randn(TOKENS, samples.WIDTH, dtype=torch.float64, requires_grad=True)
     decision = Decision()
     outputs: list[str] = []
 
     def routed(x_TD: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         torch.manual_seed(4)
-        given = cases.given(TOKENS, real_T=REAL_T if masked else None, decision=decision)
+        given = samples.given(TOKENS, real_T=REAL_T if masked else None, decision=decision)
         routing = torch.func.functional_call(router, dict(zip(names, parameters, strict=True)), (x_TD, given))
-        losses = cases.unscaled_losses(router, routing.sums)
+        losses = samples.unscaled_losses(router, routing.sums)
         outputs[:] = ["weights", *losses]
         return routing.assignments.weight_S, *losses.values()
 
@@ -45,10 +45,10 @@ def test_gradients_are_those_of_finite_differences(kind: str, changes: dict[str,
 @pytest.mark.parametrize("kind", ["softmax_top_k", "switch", "gshard"])
 def test_the_balance_loss_has_its_gradient_from_the_probabilities_alone(kind: str) -> None:
     """d/dp_ti = E · f_i / T: more for experts with more choices."""
-    router = cases.router(kind, **cases.dropless(kind))
-    sums = router(torch.randn(TOKENS, cases.WIDTH, dtype=torch.float64), cases.given(TOKENS)).sums
+    router = samples.router(kind, **samples.dropless(kind))
+    sums = router(torch.randn(TOKENS, samples.WIDTH, dtype=torch.float64), samples.given(TOKENS)).sums
     probs_E = sums["probs"].detach().requires_grad_()
-    loss = cases.unscaled_losses(router, sums | {"probs": probs_E})["balance"]
+    loss = samples.unscaled_losses(router, sums | {"probs": probs_E})["balance"]
     (gradient_E,) = torch.autograd.grad(loss, probs_E)
     count_E = sums["first_choices" if kind == "gshard" else "chosen"]
     torch.testing.assert_close(gradient_E, 4 * count_E / count_E.sum() / TOKENS, check_dtype=False)
@@ -56,7 +56,7 @@ def test_the_balance_loss_has_its_gradient_from_the_probabilities_alone(kind: st
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [(kind, {}) for kind in cases.LEARNED]
+    [(kind, {}) for kind in samples.LEARNED]
     + [("softmax_top_k", {"top_k": 1, "renormalize": False}), ("sinkhorn", {"top_k": 1})]
     + [("sigmoid_bias", {"top_k": 1, "renormalize": False})],
 )
@@ -65,9 +65,9 @@ def test_every_router_learns_from_the_task_through_its_weights(
     kind: str, changes: dict[str, object], training: bool
 ) -> None:
     """Each expert that computes something has a gradient in its row of the router, with no auxiliary loss."""
-    router = cases.router(kind, **changes).train(training)
-    x_TD = torch.randn(40, cases.WIDTH, dtype=torch.float64)
-    routing = router(x_TD, cases.given(40))
+    router = samples.router(kind, **changes).train(training)
+    x_TD = torch.randn(40, samples.WIDTH, dtype=torch.float64)
+    routing = router(x_TD, samples.given(40))
     value_S = torch.randn_like(routing.assignments.weight_S)  # what the experts' outputs are worth to the task
     (routing.assignments.weight_S * value_S).sum().backward()
     for name, parameter in router.named_parameters():
@@ -81,8 +81,8 @@ def test_every_router_learns_from_the_task_through_its_weights(
 
 def test_a_renormalised_top_1_would_not_learn() -> None:
     """The negative control: what training refuses. Running it is fine: its weights are exactly 1."""
-    router = cases.router("softmax_top_k", top_k=1)
-    weight_S = router(torch.randn(40, cases.WIDTH, dtype=torch.float64)).assignments.weight_S
+    router = samples.router("softmax_top_k", top_k=1)
+    weight_S = router(torch.randn(40, samples.WIDTH, dtype=torch.float64)).assignments.weight_S
     assert torch.equal(weight_S, torch.ones_like(weight_S))
     (weight_S * torch.randn(40)).sum().backward()
     assert router.weight.grad is not None
@@ -91,8 +91,8 @@ def test_a_renormalised_top_1_would_not_learn() -> None:
 
 @pytest.mark.parametrize("kind", ["softmax_top_k", "sigmoid_bias", "noisy_top_k"])
 def test_a_router_that_never_learns_runs_and_is_not_trained(kind: str) -> None:
-    router = cases.router(kind, top_k=1).eval()
-    weight_S = router(torch.randn(40, cases.WIDTH, dtype=torch.float64)).assignments.weight_S
+    router = samples.router(kind, top_k=1).eval()
+    weight_S = router(torch.randn(40, samples.WIDTH, dtype=torch.float64)).assignments.weight_S
     torch.testing.assert_close(weight_S, torch.ones_like(weight_S), rtol=1e-15, atol=0)
     with pytest.raises(UsageError, match=r"weighs its expert 1\.0 and so never learns; set ") as caught:
         torch.nn.Sequential(router).train()
@@ -104,17 +104,17 @@ def test_a_router_that_never_learns_runs_and_is_not_trained(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [(kind, {}) for kind in cases.KINDS]
+    [(kind, {}) for kind in samples.KINDS]
     + [("softmax_top_k", {"top_k": 1, "renormalize": False}), ("sigmoid_bias", {"top_k": 1, "renormalize": False})]
     + [("sinkhorn", {"top_k": 1})],
 )
 def test_every_other_router_is_trained(kind: str, changes: dict[str, object]) -> None:
-    assert cases.router(kind, **changes).eval().train().training
+    assert samples.router(kind, **changes).eval().train().training
 
 
 def test_what_is_dropped_gets_no_gradient_from_the_task() -> None:
-    router = cases.router("switch", jitter=0.0, capacity_factor=0.5)
-    x_TD = torch.randn(12, cases.WIDTH, dtype=torch.float64, requires_grad=True)
+    router = samples.router("switch", jitter=0.0, capacity_factor=0.5)
+    x_TD = torch.randn(12, samples.WIDTH, dtype=torch.float64, requires_grad=True)
     routing = router(x_TD, RouterInput())
     routing.assignments.weight_S.sum().backward()
     assert x_TD.grad is not None

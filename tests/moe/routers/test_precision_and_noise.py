@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.moe.routers import cases
+from tests.moe.routers import samples
 from torch import Tensor
 
 from moekit.config import SigmoidBiasConfig
@@ -16,14 +16,14 @@ RANDOM = ["noisy_top_k", "switch", "gshard"]
 
 
 def outcome(router: Router, x_TD: Tensor) -> tuple[list[tuple[int, int, float]], list[list[float]]]:
-    routing = router(x_TD, cases.given(len(x_TD)))
-    return cases.listed(routing), routing.probs_TE.tolist()
+    routing = router(x_TD, samples.given(len(x_TD)))
+    return samples.listed(routing), routing.probs_TE.tolist()
 
 
-@pytest.mark.parametrize("kind", list(cases.KINDS))
+@pytest.mark.parametrize("kind", list(samples.KINDS))
 def test_evaluation_draws_nothing(kind: str) -> None:
-    router = cases.router(kind).eval()
-    x_TD = torch.randn(30, cases.WIDTH, dtype=torch.float64)
+    router = samples.router(kind).eval()
+    x_TD = torch.randn(30, samples.WIDTH, dtype=torch.float64)
     state = torch.get_rng_state()
     first = outcome(router, x_TD)
     assert torch.equal(torch.get_rng_state(), state)
@@ -32,50 +32,50 @@ def test_evaluation_draws_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_training_draws_anew_each_time(kind: str) -> None:
-    router = cases.router(kind)
-    x_TD = torch.randn(30, cases.WIDTH, dtype=torch.float64)
+    router = samples.router(kind)
+    x_TD = torch.randn(30, samples.WIDTH, dtype=torch.float64)
     assert outcome(router, x_TD) != outcome(router, x_TD)
 
 
-@pytest.mark.parametrize("kind", list(cases.KINDS))
+@pytest.mark.parametrize("kind", list(samples.KINDS))
 @pytest.mark.parametrize("training", [True, False])
 def test_the_input_stays_as_it_was(kind: str, training: bool) -> None:
     """Jitter in place would reach the experts too."""
-    x_TD = torch.randn(30, cases.WIDTH, dtype=torch.float64)
+    x_TD = torch.randn(30, samples.WIDTH, dtype=torch.float64)
     before_TD = x_TD.clone()
-    outcome(cases.router(kind).train(training), x_TD)
+    outcome(samples.router(kind).train(training), x_TD)
     assert torch.equal(x_TD, before_TD)
 
 
-@pytest.mark.parametrize("kind", list(cases.KINDS))
+@pytest.mark.parametrize("kind", list(samples.KINDS))
 @pytest.mark.parametrize("training", [True, False])
 def test_under_autocast_a_router_computes_as_without(kind: str, training: bool) -> None:
     """In fp32, from an input that bf16 rounded: the same choices, and weights, to the bit."""
-    router = cases.router(kind, experts=8).float().train(training)
-    x_TD = torch.randn(64, cases.WIDTH).bfloat16()
+    router = samples.router(kind, experts=8).float().train(training)
+    x_TD = torch.randn(64, samples.WIDTH).bfloat16()
     torch.manual_seed(8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = router(x_TD, cases.given(64))
+        got = router(x_TD, samples.given(64))
     torch.manual_seed(8)
-    wanted = router(x_TD.float(), cases.given(64))
+    wanted = router(x_TD.float(), samples.given(64))
     assert got.probs_TE.dtype == got.assignments.weight_S.dtype == torch.float32
-    assert cases.listed(got) == cases.listed(wanted)
+    assert samples.listed(got) == samples.listed(wanted)
     for name, value in wanted.sums.items():
         assert torch.equal(got.sums[name], value), name
 
 
-@pytest.mark.parametrize("kind", cases.LEARNED)
+@pytest.mark.parametrize("kind", samples.LEARNED)
 def test_a_router_in_bf16_still_computes_in_fp32(kind: str) -> None:
-    router = cases.router(kind, experts=8).bfloat16().eval()
-    x_TD = torch.randn(64, cases.WIDTH).bfloat16()
-    probs_TE = router(x_TD, cases.given(64)).probs_TE
+    router = samples.router(kind, experts=8).bfloat16().eval()
+    x_TD = torch.randn(64, samples.WIDTH).bfloat16()
+    probs_TE = router(x_TD, samples.given(64)).probs_TE
     logits_TE = x_TD.float() @ router.weight.float().t()
     wanted_TE = logits_TE.sigmoid() if kind == "sigmoid_bias" else logits_TE.softmax(-1)
     torch.testing.assert_close(probs_TE, wanted_TE, rtol=1e-5, atol=1e-7)
 
 
 def bias_router(**changes: object) -> SigmoidBias:
-    router = cases.router("sigmoid_bias", **changes)
+    router = samples.router("sigmoid_bias", **changes)
     assert isinstance(router, SigmoidBias)
     return router
 
@@ -112,7 +112,7 @@ def test_the_bias_moves_only_after_a_step(training: bool) -> None:
     router.bias_E.copy_(torch.tensor([0.5, -0.5, 0.0, 0.25]))
     before_E = router.bias_E.clone()
     for _ in range(3):
-        outcome(router, torch.randn(30, cases.WIDTH, dtype=torch.float64))
+        outcome(router, torch.randn(30, samples.WIDTH, dtype=torch.float64))
     assert torch.equal(router.bias_E, before_E)
     assert "bias_E" not in dict(router.named_parameters())
 
@@ -120,9 +120,9 @@ def test_the_bias_moves_only_after_a_step(training: bool) -> None:
 def test_the_bias_chooses_and_does_not_weigh() -> None:
     router = bias_router(renormalize=False)
     router.bias_E.copy_(torch.tensor([5.0, 5.0, 0.0, 0.0]))
-    x_TD = torch.randn(9, cases.WIDTH, dtype=torch.float64)
+    x_TD = torch.randn(9, samples.WIDTH, dtype=torch.float64)
     score_TE = (x_TD @ router.weight.t()).sigmoid()
-    for expert, token, weight in cases.listed(router(x_TD)):
+    for expert, token, weight in samples.listed(router(x_TD)):
         assert expert < 2
         assert weight == pytest.approx(score_TE[token, expert].item(), rel=1e-12)
 
@@ -133,8 +133,8 @@ def test_groups_limit_the_choice() -> None:
     with torch.no_grad():
         router.weight.zero_()
         router.weight[:, 0] = torch.tensor([4.0, -4.0, 1.0, 1.1, 0.0, 0.5])
-    x_TD = torch.eye(1, cases.WIDTH, dtype=torch.float64)
-    assert [expert for expert, *_ in cases.listed(router(x_TD))] == [2, 3]
+    x_TD = torch.eye(1, samples.WIDTH, dtype=torch.float64)
+    assert [expert for expert, *_ in samples.listed(router(x_TD))] == [2, 3]
 
 
 @pytest.mark.parametrize("changes", [{"groups": 2, "top_groups": 3}, {"groups": 3}, {"groups": 4, "top_k": 3}])
@@ -144,8 +144,8 @@ def test_groups_that_do_not_fit_are_refused(changes: dict[str, int]) -> None:
 
 
 def test_balanced_hashing_evens_out_the_load_of_unequal_ids() -> None:
-    router = cases.router("hash")
-    frequency_V = torch.arange(cases.VOCAB, 0, -1) ** 2
+    router = samples.router("hash")
+    frequency_V = torch.arange(samples.VOCAB, 0, -1) ** 2
     router.balance(frequency_V)  # type: ignore[operator]
     load_E = torch.zeros(4, dtype=torch.int64).index_add(0, router.expert_V, frequency_V)
     assert load_E.max() - load_E.min() <= 25

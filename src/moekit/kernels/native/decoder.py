@@ -230,7 +230,9 @@ class _Parts:
         if layer.branch != "none":
             parts |= self._network("shared_expert_", weights.shared_expert, layer.dense_branch, experts=1)
         if layer.branch == "gated_shared":
-            parts["gate_of_shared_expert"] = self._vector("shared_expert_gate", weights.shared_expert_gate_D, self.config.width)
+            parts["gate_of_shared_expert"] = self._vector(
+                "shared_expert_gate", weights.shared_expert_gate_D, self.config.width
+            )
         return parts
 
     def _network(self, prefix: str, weights: NetworkWeights | None, layer: DenseConfig, experts: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ and the four are merged by every gate mode. Measured on held-out text: bits per 
 share of tokens whose first expert is the one of their domain; against the base, the specialists, and merges whose
 routers were trained afterwards. Prompts are pieces of training text.
 
-    python benchmarks/trench_coat.py --size xs --steps 600 --tune-steps 300 --out benchmarks/results/trench_coat.json
+    python benchmarks/merge_quality.py --size xs --steps 600 --tune-steps 300 --out merge-quality.json
 """
 
 import argparse

@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from tests.moe.routers import cases
+from tests.moe.routers import samples
 from torch import Tensor, distributed
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig
@@ -62,7 +62,7 @@ def noise_of_the_input() -> Iterator[None]:
 def decoder(*kinds: str, **changes: object) -> Decoder:
     """A layer for each kind of router, of unit-scale weights, always the same."""
     layers = tuple(
-        MoEConfig(experts=4, expert_width=6, router=cases.config(kind, **(STEPS[kind] | changes))) for kind in kinds
+        MoEConfig(experts=4, expert_width=6, router=samples.config(kind, **(STEPS[kind] | changes))) for kind in kinds
     )
     config = ModelConfig(
         vocab_size=VOCAB,

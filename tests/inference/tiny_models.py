@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.families.folders import save_theirs
+from tests.families.round_trips import save_theirs
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 START, END = "<s>", "<|end|>"

@@ -8,7 +8,7 @@ from moekit.kernels.native.module import native
 
 
 @contextmanager
-def selected(name: str) -> Iterator[str]:
+def using_instruction_set(name: str) -> Iterator[str]:
     """Those of the set `name`; afterwards what was chosen before."""
     best = instruction_set()
     native().select_instruction_set(name)
