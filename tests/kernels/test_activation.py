@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moekit.config import ActivationName
-from moekit.kernels.torch.activation import Activation, plain_activation
+from moekit.kernels.activation import Activation, plain_activation
 
 ALL = [Activation(name, gated) for name in get_args(ActivationName) for gated in (True, False)]
 

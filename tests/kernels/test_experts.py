@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 import moekit.kernels.torch.experts as torch_backend
 from moekit.config import ActivationName
+from moekit.kernels.activation import Activation
 from moekit.kernels.assignments import Assignments, assign
 from moekit.kernels.backends import experts_kernel
 from moekit.kernels.experts_kernel import ExpertsKernel, ExpertWeights
-from moekit.kernels.torch.activation import Activation
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
 reference = experts_kernel("reference")

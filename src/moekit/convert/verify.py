@@ -18,8 +18,8 @@ from torch.func import functional_call
 from moekit.config import MoEConfig
 from moekit.convert.stored_model import StoredModel, row_count, row_width
 from moekit.core.errors import MoekitError
+from moekit.kernels.activation import Activation, plain_activation
 from moekit.kernels.assignments import Assignments
-from moekit.kernels.torch.activation import Activation, plain_activation
 from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
 from moekit.moe import MoELayer, RouterInput

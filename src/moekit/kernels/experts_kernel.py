@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from moekit.kernels.activation import SILU_GATED, Activation
 from moekit.kernels.assignments import Assignments
-from moekit.kernels.torch.activation import SILU_GATED, Activation
 
 
 class ExpertWeights(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from moekit.config import DenseConfig, FeedForwardConfig
 from moekit.config.encoder import EncoderConfig
 from moekit.core.errors import MoekitError
+from moekit.kernels.activation import Activation
 from moekit.kernels.backends import Backend
-from moekit.kernels.torch.activation import Activation
 from moekit.models.language_model import LanguageModel, is_bias
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn import FeedForward

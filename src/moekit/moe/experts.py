@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from moekit.config import MoEConfig
+from moekit.kernels.activation import Activation
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.backends import Backend, experts_kernel
 from moekit.kernels.experts_kernel import ExpertWeights
-from moekit.kernels.torch.activation import Activation
 
 
 class Experts(nn.Module):

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from moekit.config import DenseConfig
-from moekit.kernels.torch.activation import Activation
+from moekit.kernels.activation import Activation
 
 
 class FeedForward(nn.Module):

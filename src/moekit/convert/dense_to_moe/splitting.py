@@ -23,7 +23,7 @@ from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator
 from moekit.convert.stored_model import StoredModel
 from moekit.convert.verify import ModelStream, Probe
 from moekit.core.errors import UsageError
-from moekit.kernels.torch.activation import Activation, plain_activation
+from moekit.kernels.activation import Activation, plain_activation
 from moekit.models.decoder import DecoderLayer
 
 _ROUNDS = 10

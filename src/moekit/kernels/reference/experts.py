@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from moekit.kernels.activation import SILU_GATED, Activation, plain_activation
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.experts_kernel import ExpertWeights
-from moekit.kernels.torch.activation import SILU_GATED, Activation, plain_activation
 
 
 def experts(

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # the public form imports all of dynamo, two seconds
 from torch.autograd.function import once_differentiable
 
+from moekit.kernels.activation import SILU_GATED, Activation
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.experts_kernel import ExpertWeights
-from moekit.kernels.torch.activation import SILU_GATED, Activation
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 from moekit.kernels.torch.padding import Run, padded
 from moekit.kernels.torch.scratch import scratch

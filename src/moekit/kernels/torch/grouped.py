@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moekit.kernels.activation import SILU_GATED, Activation
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.experts_kernel import ExpertWeights
-from moekit.kernels.torch.activation import SILU_GATED, Activation
 
 _ALIGNED = 8  # numbers of bfloat16 in 16 bytes, of which grouped products want rows to be made
 
