@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from environment import environment
-from moekit.compare.results_schema import Contestant, Run, read_results
-from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.results_schema import ContestantResults, Run, read_results
+from moekit.compare.spec.comparison_plan import ComparisonFolder
 
 # A layer is uneven in a step where its busiest expert has more than this times its share.
 UNEVEN = 2.0
@@ -38,7 +38,7 @@ def routing_of(steps: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def row(folder: Folder, contestant: Contestant) -> dict[str, Any]:
+def row(folder: ComparisonFolder, contestant: ContestantResults) -> dict[str, Any]:
     """One contestant: means over its runs, its bits per byte also run by run."""
 
     def steps(run: Run) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def main() -> None:
             root,
         ]
         subprocess.run([moekit, "compare", *options], check=True)
-        folder = Folder(root)
+        folder = ComparisonFolder(root)
         results = read_results(folder.results)
         rows = [row(folder, contestant) for contestant in results.contestants]
     print("\nLoad: the busiest expert's tokens over the mean, 1 is even.\n")

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from moekit.cli.display import Display
 from moekit.compare import experiment
-from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestants import SIZES, default_contestants
 from moekit.training import StepReport
 
@@ -16,7 +16,7 @@ from moekit.training import StepReport
 def display() -> Display:
     """A display in the middle of a run, its messages kept as text."""
     contestants = list(default_contestants(SIZES["xs"]).values())
-    request = Request(
+    request = ComparisonRequest(
         contestants=contestants, baseline="dense", size_name="xs", size=SIZES["xs"], seeds=1, command="", tokens=100_000
     )
     made = Display()

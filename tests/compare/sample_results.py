@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 from moekit.compare.results_schema import (
-    Contestant,
+    ContestantResults,
     CorpusDomain,
     CorpusRecord,
     CurvePoint,
@@ -120,7 +120,7 @@ def failed_run(seed: int, failure: str = "the loss is no longer a number (step 8
 
 def contestant(
     name: str, config: ContestantConfig, runs: Sequence[Run], *, total: int | None, active: int, flops: float = 6e6
-) -> Contestant:
+) -> ContestantResults:
     """Its means over the finished runs; every figure None where no run finished."""
     done = [one for one in runs if one.status == "done"]
     times = sorted(ms for one in done for ms in one.decode_ms)
@@ -131,7 +131,7 @@ def contestant(
 
     memory = mean([one.peak_memory_bytes for one in done])
     names = done[0].bits_per_byte_by_domain if done else {}
-    return Contestant(
+    return ContestantResults(
         name=name,
         description=f"what {name} is, in one line",
         config=config,
@@ -159,7 +159,7 @@ def contestant(
 
 
 def results(
-    contestants: Sequence[Contestant], *, seeds: Sequence[int], baseline: str = "dense",
+    contestants: Sequence[ContestantResults], *, seeds: Sequence[int], baseline: str = "dense",
     domains: Sequence[str] = DOMAINS, command: str = "moekit compare --size small --seeds 3",
 ) -> Results:  # fmt: skip
     """A comparison of these contestants."""

@@ -19,8 +19,8 @@ from moekit.compare.results_schema import Results, Run, read_results
 from moekit.compare.run.run_task import Calibration, failure_text
 from moekit.compare.run.step_budget import JOINING_STEPS, MINIMUM_STEPS
 from moekit.compare.run.training_task import TrainingTask
-from moekit.compare.spec.comparison_plan import Folder
-from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestants import Contestant, Size, own_contestants
 from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.core.errors import TrainingFailed, UsageError
@@ -44,7 +44,7 @@ def corpus() -> Corpus:
     return build_corpus(documents, name="tiny")
 
 
-def request(contestants: Sequence[Contestant] = (DENSE, MOE), **changes: object) -> Request:
+def request(contestants: Sequence[Contestant] = (DENSE, MOE), **changes: object) -> ComparisonRequest:
     values = {
         "contestants": contestants,
         "baseline": contestants[0].name,
@@ -54,7 +54,7 @@ def request(contestants: Sequence[Contestant] = (DENSE, MOE), **changes: object)
         "command": "moekit compare",
         "tokens": 30 * STEP,
     }
-    return Request(**(values | changes))  # type: ignore[arg-type]
+    return ComparisonRequest(**(values | changes))  # type: ignore[arg-type]
 
 
 def figures(run: Run) -> dict[str, object]:
@@ -69,12 +69,12 @@ def figures(run: Run) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Results]:
-    folder = Folder(tmp_path_factory.mktemp("finished") / "run")
+def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonFolder, Results]:
+    folder = ComparisonFolder(tmp_path_factory.mktemp("finished") / "run")
     return folder, experiment.start(request(seeds=2), corpus, folder, experiment.Listener())
 
 
-def test_results_hold_what_the_schema_promises(finished: tuple[Folder, Results], corpus: Corpus) -> None:
+def test_results_hold_what_the_schema_promises(finished: tuple[ComparisonFolder, Results], corpus: Corpus) -> None:
     folder, results = finished
     assert read_results(folder.results) == results
     assert folder.report.read_text(encoding="utf-8").startswith("<!doctype html>".casefold()) or folder.report.exists()
@@ -108,18 +108,18 @@ def test_results_hold_what_the_schema_promises(finished: tuple[Folder, Results],
 
 
 def test_contestants_see_the_same_data_and_repeat(
-    finished: tuple[Folder, Results], corpus: Corpus, tmp_path: Path
+    finished: tuple[ComparisonFolder, Results], corpus: Corpus, tmp_path: Path
 ) -> None:
     """A second comparison gives the same figures to the last bit."""
     _, results = finished
-    again = experiment.start(request(seeds=2), corpus, Folder(tmp_path / "again"), experiment.Listener())
+    again = experiment.start(request(seeds=2), corpus, ComparisonFolder(tmp_path / "again"), experiment.Listener())
     for a, b in zip(results.contestants, again.contestants, strict=True):
         assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
 
 
 def test_hash_routers_are_evened_out_by_the_text(corpus: Corpus, tmp_path: Path) -> None:
     """No expert gets more of the training's bytes than the commonest byte; every process finds the same table."""
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     hashed = Contestant(name="hash", layers=(MoEConfig(experts=4, expert_width=16, router=HashConfig()),))
     corpus.save(folder.corpus)
     folder.write_plan(experiment.new_plan(request((hashed,))))
@@ -138,7 +138,7 @@ def test_hash_routers_are_evened_out_by_the_text(corpus: Corpus, tmp_path: Path)
 def test_a_router_that_sees_later_tokens_gets_a_caveat(corpus: Corpus, tmp_path: Path) -> None:
     leaky = ExpertChoiceConfig(mean_experts=2, leaky=True)
     chosen = Contestant(name="choice", layers=(MoEConfig(experts=4, expert_width=16, router=leaky),))
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     results = experiment.start(request((DENSE, chosen)), corpus, folder, experiment.Listener())
     assert [one.caveat is None for one in results.contestants] == [True, False]
     assert results.contestants[1].runs[0].status == "done"
@@ -153,16 +153,18 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from moekit.compare import experiment
-from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_plan import ComparisonFolder
 from moekit.core.errors import MoekitError
 try:
-    experiment.resume(Folder(Path(sys.argv[1])), experiment.Listener())
+    experiment.resume(ComparisonFolder(Path(sys.argv[1])), experiment.Listener())
 except MoekitError as error:
     sys.exit(error.exit_status)
 """
 
 
-def prepare(corpus: Corpus, folder: Folder, steps: int, contestants: Sequence[Contestant] = (DENSE, MOE)) -> None:
+def prepare(
+    corpus: Corpus, folder: ComparisonFolder, steps: int, contestants: Sequence[Contestant] = (DENSE, MOE)
+) -> None:
     """A folder with a plan that saves its state after every step, and nothing done yet."""
     corpus.save(folder.corpus)
     plan = experiment.new_plan(request(contestants, tokens=steps * STEP))
@@ -180,7 +182,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_path: Path, how: signal.Signals) -> None:
-    whole, parts = Folder(tmp_path / "whole"), Folder(tmp_path / "parts")
+    whole, parts = ComparisonFolder(tmp_path / "whole"), ComparisonFolder(tmp_path / "parts")
     for folder in (whole, parts):
         prepare(corpus, folder, steps=120)
     expected = experiment.resume(whole, experiment.Listener())
@@ -202,7 +204,7 @@ def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_pat
 def test_lstm_and_ngram_go_on_to_the_same_figures(corpus: Corpus, tmp_path: Path) -> None:
     """The LSTM from its saved state, the n-gram model from the start."""
     contestants = [own_contestants(TINY)[name] for name in ("lstm", "ngram")]
-    whole, parts = Folder(tmp_path / "whole"), Folder(tmp_path / "parts")
+    whole, parts = ComparisonFolder(tmp_path / "whole"), ComparisonFolder(tmp_path / "parts")
     for folder in (whole, parts):
         prepare(corpus, folder, steps=120, contestants=contestants)
     expected = experiment.resume(whole, experiment.Listener())
@@ -224,7 +226,9 @@ def test_lstm_and_ngram_go_on_to_the_same_figures(corpus: Corpus, tmp_path: Path
     assert read_results(parts.results) == got
 
 
-def test_results_from_before_there_were_kinds_are_read(finished: tuple[Folder, Results], tmp_path: Path) -> None:
+def test_results_from_before_there_were_kinds_are_read(
+    finished: tuple[ComparisonFolder, Results], tmp_path: Path
+) -> None:
     folder, results = finished
     old = json.loads(folder.results.read_text(encoding="utf-8")) | {"schema_version": 2}
     for contestant in old["contestants"]:
@@ -238,7 +242,7 @@ def test_results_from_before_there_were_kinds_are_read(finished: tuple[Folder, R
     del plan["optional"]
     for entry in plan["contestants"]:
         del entry["config"]["kind"]
-    older = Folder(tmp_path / "older")
+    older = ComparisonFolder(tmp_path / "older")
     older.root.mkdir()
     older.plan.write_text(json.dumps(plan), encoding="utf-8")
     assert older.read_plan() == folder.read_plan()
@@ -246,7 +250,7 @@ def test_results_from_before_there_were_kinds_are_read(finished: tuple[Folder, R
 
 def test_a_worker_that_is_killed_fails_alone(corpus: Corpus, tmp_path: Path) -> None:
     """As the system does when memory runs out; the other contestant goes on, and resuming tries again."""
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     prepare(corpus, folder, steps=100)
 
     class Killer(experiment.Listener):
@@ -265,7 +269,7 @@ def test_a_worker_that_is_killed_fails_alone(corpus: Corpus, tmp_path: Path) -> 
 
 def test_a_contestant_that_diverges_is_marked(corpus: Corpus, tmp_path: Path) -> None:
     """With weights that overflow nothing trains; the comparison still ends with a report."""
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     prepare(corpus, folder, steps=60)
     plan = folder.read_plan()
     wild = plan.entry("moe").model_copy(
@@ -286,7 +290,7 @@ def test_failures_in_words() -> None:
 
 
 def test_a_budget_becomes_steps(corpus: Corpus, tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=25.0)
     began = time.monotonic()
     results = experiment.start(asked, corpus, folder, experiment.Listener())
@@ -296,7 +300,7 @@ def test_a_budget_becomes_steps(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_budget_whose_planning_was_cut_off_is_planned_again(corpus: Corpus, tmp_path: Path) -> None:
     """A stop while the speed is measured leaves a plan without its steps; resuming must not train that plan."""
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
 
     class Impatient(experiment.Listener):
         def message(self, text: str) -> None:
@@ -311,7 +315,7 @@ def test_a_budget_whose_planning_was_cut_off_is_planned_again(corpus: Corpus, tm
 
 
 def test_an_impossible_budget_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     with pytest.raises(UsageError, match="need at least"):
         experiment.start(request(tokens=None, budget_seconds=0.5), corpus, folder, experiment.Listener())
     assert not folder.state("dense", 0).exists()
@@ -332,13 +336,13 @@ def test_a_default_budget_that_is_too_small_is_exceeded(corpus: Corpus, tmp_path
     """Nobody asked for it: on a slow machine the comparison takes longer, and says so."""
     hearing = Hearing()
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=0.5, budget_asked=False)
-    results = experiment.start(asked, corpus, Folder(tmp_path / "run"), hearing)
+    results = experiment.start(asked, corpus, ComparisonFolder(tmp_path / "run"), hearing)
     assert results.settings.tokens == 100 * STEP
     assert any("default budget" in text for text in hearing.said)
 
 
 def test_those_that_nobody_asked_for_are_left_out_where_there_is_no_room(corpus: Corpus, tmp_path: Path) -> None:
-    folder, hearing = Folder(tmp_path / "run"), Hearing()
+    folder, hearing = ComparisonFolder(tmp_path / "run"), Hearing()
     optional = [own_contestants(TINY)["gpt3"]]
     asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=0.5, budget_asked=False)
     results = experiment.start(asked, corpus, folder, hearing)
@@ -353,7 +357,7 @@ def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, m
     seconds = {"dense": 1.0, "dear": 5.0, "cheap": 1.0, "late": 0.1}
     measured: list[str] = []
 
-    def calibrate(folder: Folder, contestant: str, seed: int) -> Calibration:
+    def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibration:
         measured.append(contestant)
         return Calibration(step_seconds=seconds[contestant], curve_seconds=0, fixed_seconds=0)
 
@@ -364,7 +368,7 @@ def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, m
         measured.clear()
         optional = [Contestant(name=one, layers=DENSE.layers) for one in seconds if one != "dense"]
         asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=budget)
-        plan = experiment.start(asked, corpus, Folder(tmp_path / name), Hearing())
+        plan = experiment.start(asked, corpus, ComparisonFolder(tmp_path / name), Hearing())
         return [entry.name for entry in plan.contestants]  # type: ignore[attr-defined]
 
     assert settled(2.15 * JOINING_STEPS / 0.92, "some") == ["dense", "cheap", "late"]
@@ -384,7 +388,7 @@ def test_those_that_nobody_asked_for_take_part_where_there_is_room(corpus: Corpu
 
 
 def test_a_corpus_too_small_for_a_batch_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "run")
+    folder = ComparisonFolder(tmp_path / "run")
     large = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=8192, sequences=4)
     with pytest.raises(UsageError, match="context"):
         experiment.start(request(size=large), corpus, folder, experiment.Listener())

@@ -11,8 +11,8 @@ import click
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from moekit.compare.spec.comparison_plan import Folder
-    from moekit.compare.spec.comparison_request import Request
+    from moekit.compare.spec.comparison_plan import ComparisonFolder
+    from moekit.compare.spec.comparison_request import ComparisonRequest
     from moekit.compare.spec.contestants import Contestant
 
 
@@ -96,11 +96,11 @@ def compare(
     # torch and rich take seconds to import: only now that the arguments are good.
     from moekit.cli.display import Display, print_summary
     from moekit.compare import experiment
-    from moekit.compare.spec.comparison_plan import Folder
+    from moekit.compare.spec.comparison_plan import ComparisonFolder
     from moekit.data import load_corpus
 
     root = resume_from or out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
-    folder = Folder(root)
+    folder = ComparisonFolder(root)
     with Display() as display:
         try:
             if request is None:
@@ -121,7 +121,7 @@ def compare(
     click.echo(f"Report: {folder.report}", err=as_json)
 
 
-def _check_new(folder: "Folder") -> None:
+def _check_new(folder: "ComparisonFolder") -> None:
     if folder.plan.exists():
         raise UsageError(
             f"{folder.root} holds a comparison already: go on with it with --resume, or name another --out."
@@ -161,14 +161,14 @@ def _request(
     size_name: str,
     *,
     tensorboard: bool,
-) -> "Request":
+) -> "ComparisonRequest":
     from moekit.cli.quantities import parse_count, parse_duration
-    from moekit.compare.spec.comparison_request import Request, check_tensorboard
+    from moekit.compare.spec.comparison_request import ComparisonRequest, check_tensorboard
     from moekit.compare.spec.contestants import SIZES
 
     if tensorboard:
         check_tensorboard()
-    return Request(
+    return ComparisonRequest(
         contestants=contestants,
         optional=optional,
         baseline=baseline,

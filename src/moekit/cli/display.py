@@ -12,7 +12,7 @@ from rich.table import Table
 from moekit.compare.analysis.verdict import judge, summary_table
 from moekit.compare.experiment import Listener
 from moekit.compare.results_schema import Results, Run
-from moekit.compare.spec.comparison_plan import Plan
+from moekit.compare.spec.comparison_plan import ComparisonPlan
 from moekit.core.formatting import count_text, duration_text
 from moekit.training import StepReport
 
@@ -43,7 +43,7 @@ class Display(Listener):
         )
         self.runs: TaskID | None = None
         self.current: TaskID | None = None
-        self.plan: Plan | None = None
+        self.plan: ComparisonPlan | None = None
         self.running = ""
         self.steps = 0  # of the run that goes on
         self.measured = ""
@@ -61,7 +61,7 @@ class Display(Listener):
     def message(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def planned(self, plan: Plan, runs: int) -> None:
+    def planned(self, plan: ComparisonPlan, runs: int) -> None:
         self.plan = plan
         tokens = plan.training.steps * plan.training.step_tokens
         self.message(

@@ -10,9 +10,7 @@ import numpy as np
 import moekit
 from moekit.compare.report import write_report
 from moekit.compare.results_schema import (
-    Contestant as ContestantRecord,
-)
-from moekit.compare.results_schema import (
+    ContestantResults,
     CorpusDomain,
     CorpusRecord,
     CurvePoint,
@@ -27,13 +25,13 @@ from moekit.compare.run.run_task import Calibration
 from moekit.compare.run.step_budget import JOINING_STEPS, MINIMUM_STEPS, BudgetTooSmall, affordable_steps, leaves_room
 from moekit.compare.spec.comparison_plan import (
     LEARNING_RATE_RULE,
-    Entry,
-    Folder,
-    Plan,
+    ComparisonFolder,
+    ComparisonPlan,
+    PlannedContestant,
     learning_rate_for,
     measured_steps,
 )
-from moekit.compare.spec.comparison_request import Request, check_tensorboard
+from moekit.compare.spec.comparison_request import ComparisonRequest, check_tensorboard
 from moekit.compare.spec.contestants import Contestant, Size, caveat_of
 from moekit.compare.spec.machine import this_machine
 from moekit.compare.spec.model_costs import costs_of
@@ -54,7 +52,7 @@ class Listener:
     def message(self, text: str) -> None:
         """Something happened that a user wants to know."""
 
-    def planned(self, plan: Plan, runs: int) -> None:
+    def planned(self, plan: ComparisonPlan, runs: int) -> None:
         """Training is about to start."""
 
     def run_started(self, contestant: str, seed: int) -> None:
@@ -67,7 +65,7 @@ class Listener:
         """A run ended, or its result was there already."""
 
 
-def start(request: Request, corpus: Corpus, folder: Folder, listener: Listener) -> Results:
+def start(request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder, listener: Listener) -> Results:
     """Plan, train, measure and report a new comparison in an empty `folder`.
 
     Raises UsageError before any training where the corpus or the budget is too small.
@@ -80,10 +78,10 @@ def start(request: Request, corpus: Corpus, folder: Folder, listener: Listener) 
     return finish(_settled(plan, folder, listener, began), folder, listener, began)
 
 
-def new_plan(request: Request) -> Plan:
+def new_plan(request: ComparisonRequest) -> ComparisonPlan:
     """What is known before the speed of this machine is: with a budget, the number of steps comes later."""
     training = _training(request)
-    return Plan(
+    return ComparisonPlan(
         moekit=moekit.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=request.command,
@@ -103,14 +101,14 @@ def new_plan(request: Request) -> Plan:
     ).with_training(training)
 
 
-def _entry(contestant: Contestant, size: Size) -> Entry:
+def _entry(contestant: Contestant, size: Size) -> PlannedContestant:
     config, phases = contestant.config(size), None
     if contestant.upcycle is not None:
         config, phases = contestant.upcycled(size)
-    return Entry(name=contestant.name, description=contestant.description, config=config, upcycled=phases)
+    return PlannedContestant(name=contestant.name, description=contestant.description, config=config, upcycled=phases)
 
 
-def resume(folder: Folder, listener: Listener) -> Results:
+def resume(folder: ComparisonFolder, listener: Listener) -> Results:
     """Go on with the comparison in `folder` where it was stopped or killed.
 
     Raises Interrupted where it was stopped (all state is saved), MoekitError where it cannot go on.
@@ -119,7 +117,7 @@ def resume(folder: Folder, listener: Listener) -> Results:
     return finish(_settled(folder.read_plan(), folder, listener, began), folder, listener, began)
 
 
-def finish(plan: Plan, folder: Folder, listener: Listener, began: float) -> Results:
+def finish(plan: ComparisonPlan, folder: ComparisonFolder, listener: Listener, began: float) -> Results:
     """Do what of the plan is not done yet, then write results and report."""
     runs: dict[str, list[Run]] = {entry.name: [] for entry in plan.contestants}
     listener.planned(plan, len(plan.seeds) * len(plan.contestants))
@@ -135,7 +133,7 @@ def finish(plan: Plan, folder: Folder, listener: Listener, began: float) -> Resu
     return results
 
 
-def _run(folder: Folder, contestant: str, seed: int, listener: Listener) -> Run:
+def _run(folder: ComparisonFolder, contestant: str, seed: int, listener: Listener) -> Run:
     result = folder.result(contestant, seed)
     if result.exists():
         return Run.model_validate_json(result.read_text(encoding="utf-8"))
@@ -143,7 +141,7 @@ def _run(folder: Folder, contestant: str, seed: int, listener: Listener) -> Run:
     return worker_process.train(folder, contestant, seed, listener.step)
 
 
-def _training(request: Request) -> TrainingConfig:
+def _training(request: ComparisonRequest) -> TrainingConfig:
     size = request.size
     step_tokens = size.sequences * size.context
     steps = max(1, (request.tokens or step_tokens) // step_tokens)
@@ -159,7 +157,7 @@ def _training(request: Request) -> TrainingConfig:
     )
 
 
-def _settled(plan: Plan, folder: Folder, listener: Listener, began: float) -> Plan:
+def _settled(plan: ComparisonPlan, folder: ComparisonFolder, listener: Listener, began: float) -> ComparisonPlan:
     """The plan with its number of steps, which under a budget is found out here once and then kept in the folder.
 
     Raises UsageError where the budget is too small, or the plan wants TensorBoard and it is missing.
@@ -177,7 +175,9 @@ def _settled(plan: Plan, folder: Folder, listener: Listener, began: float) -> Pl
     return plan
 
 
-def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: float) -> Plan:
+def _within_budget(
+    plan: ComparisonPlan, folder: ComparisonFolder, listener: Listener, seconds: float
+) -> ComparisonPlan:
     """The plan with as many steps as `seconds` allow, by what each contestant is measured to cost here."""
     ends = time.monotonic() + seconds
     seeds = len(plan.seeds)
@@ -212,7 +212,9 @@ def _within_budget(plan: Plan, folder: Folder, listener: Listener, seconds: floa
     return plan.model_copy(update={"contestants": contestants, "optional": ()}).with_training(training)
 
 
-def _calibrated(plan: Plan, entry: Entry, folder: Folder, listener: Listener) -> Calibration | None:
+def _calibrated(
+    plan: ComparisonPlan, entry: PlannedContestant, folder: ComparisonFolder, listener: Listener
+) -> Calibration | None:
     """What the contestant costs here; None, which is said, where it cannot even be tried."""
     listener.message(f"Measuring the speed of {entry.name}")
     try:
@@ -222,7 +224,7 @@ def _calibrated(plan: Plan, entry: Entry, folder: Folder, listener: Listener) ->
         return None
 
 
-def _results(plan: Plan, corpus: Corpus, runs: dict[str, list[Run]], wall_seconds: float) -> Results:
+def _results(plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[Run]], wall_seconds: float) -> Results:
     training = plan.training
     tokens = training.steps * training.step_tokens
     return Results(
@@ -273,7 +275,7 @@ def _corpus_record(corpus: Corpus, tokens: int) -> CorpusRecord:
     )
 
 
-def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -> ContestantRecord:
+def contestant_record(entry: PlannedContestant, runs: list[Run], training: TrainingConfig) -> ContestantResults:
     """What the configuration says of a contestant, and means over its finished runs."""
     done = [run for run in runs if run.status == "done"]
     costs = costs_of(entry.config, training.context)
@@ -282,7 +284,7 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
     decode_ms = [milliseconds for run in done for milliseconds in run.decode_ms]
     peaks = [run.peak_memory_bytes for run in done if run.peak_memory_bytes is not None]
     domains = done[0].bits_per_byte_by_domain if done else {}
-    return ContestantRecord(
+    return ContestantResults(
         name=entry.name,
         description=entry.description,
         caveat=caveat_of(entry.config),
@@ -308,7 +310,7 @@ def contestant_record(entry: Entry, runs: list[Run], training: TrainingConfig) -
     )
 
 
-def _phases(entry: Entry, training: TrainingConfig) -> list[Phase]:
+def _phases(entry: PlannedContestant, training: TrainingConfig) -> list[Phase]:
     if entry.upcycled is None:
         return []
     return [

@@ -129,7 +129,7 @@ class Phase(Record):
     flops_per_token: Annotated[float, Field(description="training, forward and backward, at the full context")]
 
 
-class Contestant(Record):
+class ContestantResults(Record):
     """One architecture: what its configuration says, and the means over its finished runs."""
 
     name: str
@@ -183,7 +183,7 @@ class Results(Record):
     machine: Machine
     settings: Settings
     baseline: Annotated[str, Field(description="the contestant that the others are held against")]
-    contestants: list[Contestant]
+    contestants: list[ContestantResults]
 
 
 def write_results(results: Results, path: Path) -> None:

@@ -9,8 +9,8 @@ import torch
 from moekit.compare import experiment
 from moekit.compare.run.counting_task import CountingTask, lookup_latency, params_by_part, table_bytes
 from moekit.compare.run.worker import new_task
-from moekit.compare.spec.comparison_plan import Folder
-from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestants import Contestant, Size, own_contestants
 from moekit.config import NGramConfig
 from moekit.data import Corpus, is_scored, load_corpus, training_batch
@@ -27,12 +27,12 @@ def corpus() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def folder(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ComparisonFolder:
     """A planned comparison of the contestants with a shape of their own."""
-    made = Folder(tmp_path_factory.mktemp("counted") / "run")
+    made = ComparisonFolder(tmp_path_factory.mktemp("counted") / "run")
     contestants: list[Contestant] = list(own_contestants(SMALL).values())
     tokens = STEPS * SMALL.sequences * SMALL.context
-    request = Request(
+    request = ComparisonRequest(
         contestants=contestants, baseline="gpt3", size_name="small", size=SMALL, seeds=2, command="", tokens=tokens
     )
     corpus.save(made.corpus)
@@ -59,7 +59,7 @@ def bits_per_byte(model: NGram, windows: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_curve_is_that_of_models_trained_from_scratch(corpus: Corpus, folder: Folder, seed: int) -> None:
+def test_the_curve_is_that_of_models_trained_from_scratch(corpus: Corpus, folder: ComparisonFolder, seed: int) -> None:
     task = new_task(folder, "ngram", seed)
     assert isinstance(task, CountingTask)
     run = task.run()
@@ -91,7 +91,7 @@ def test_the_curve_is_that_of_models_trained_from_scratch(corpus: Corpus, folder
     assert len(run.decode_ms) == SMALL.context // 2
 
 
-def test_seeds_differ_in_their_windows(folder: Folder) -> None:
+def test_seeds_differ_in_their_windows(folder: ComparisonFolder) -> None:
     first, second = (new_task(folder, "ngram", seed).tokens(1) for seed in (0, 1))
     assert not torch.equal(first, second)
     assert torch.equal(first, new_task(folder, "lstm", 0).tokens(1))
@@ -129,7 +129,7 @@ def test_decoding_looks_at_all_that_the_model_can() -> None:
         assert decoded == seen[20:]
 
 
-def test_what_fails_gives_a_run_that_says_why(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_gives_a_run_that_says_why(folder: ComparisonFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object, **__: object) -> NGram:
         raise MemoryError
 
@@ -138,7 +138,7 @@ def test_what_fails_gives_a_run_that_says_why(folder: Folder, monkeypatch: pytes
     assert (run.status, run.failure, run.curve) == ("failed", "it ran out of memory", [])
 
 
-def test_it_is_calibrated_like_the_others(folder: Folder) -> None:
+def test_it_is_calibrated_like_the_others(folder: ComparisonFolder) -> None:
     found = new_task(folder, "ngram", 0).calibrate()
     assert 0 < found.step_seconds < 1
     assert found.curve_seconds > 0

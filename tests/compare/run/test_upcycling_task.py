@@ -19,12 +19,12 @@ from moekit.compare.run.measurements import mean_bits_per_byte
 from moekit.compare.run.training_task import TrainingTask
 from moekit.compare.run.upcycling_task import UpcyclingTask
 from moekit.compare.run.worker import new_task
-from moekit.compare.spec.comparison_plan import Folder, measured_steps
-from moekit.compare.spec.comparison_request import Request
+from moekit.compare.spec.comparison_plan import ComparisonFolder, measured_steps
+from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestant_selection import pick_contestant
 from moekit.compare.spec.contestants import SIZES, Contestant, Size, default_contestants
 from moekit.compare.spec.model_costs import costs_of
-from moekit.compare.spec.upcycling_phases import Upcycle, Upcycled
+from moekit.compare.spec.upcycling_phases import UpcyclingOptions, UpcyclingPhases
 from moekit.config import DenseConfig, MoEConfig
 from moekit.convert.dense_to_moe.upcycling import plan_upcycling
 from moekit.data import Corpus, Document, build_corpus
@@ -46,11 +46,11 @@ def corpus() -> Corpus:
     return build_corpus(documents, name="tiny")
 
 
-def prepared(corpus: Corpus, root: Path) -> Folder:
+def prepared(corpus: Corpus, root: Path) -> ComparisonFolder:
     """A planned comparison whose runs save their state after each step and compute in float32."""
-    folder = Folder(root)
+    folder = ComparisonFolder(root)
     corpus.save(folder.corpus)
-    request = Request(
+    request = ComparisonRequest(
         contestants=(DENSE, UPCYCLED),
         baseline="dense",
         size_name="tiny",
@@ -65,21 +65,21 @@ def prepared(corpus: Corpus, root: Path) -> Folder:
     return folder
 
 
-def task(folder: Folder, seed: int = 0) -> UpcyclingTask:
+def task(folder: ComparisonFolder, seed: int = 0) -> UpcyclingTask:
     made = new_task(folder, "upcycled", seed)
     assert isinstance(made, UpcyclingTask)
     return made
 
 
 @pytest.fixture(scope="module")
-def ran(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, dict[str, list[Run]]]:
+def ran(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonFolder, dict[str, list[Run]]]:
     """Both contestants' runs of two seeds, in this process."""
     folder = prepared(corpus, tmp_path_factory.mktemp("ran") / "run")
     runs = {name: [new_task(folder, name, seed).run() for seed in (0, 1)] for name in ("dense", "upcycled")}
     return folder, runs
 
 
-def phases(folder: Folder) -> Upcycled:
+def phases(folder: ComparisonFolder) -> UpcyclingPhases:
     found = folder.read_plan().entry("upcycled").upcycled
     assert found is not None
     return found
@@ -102,7 +102,9 @@ def test_phases_take_the_flops_of_the_dense_model(steps: int, after: float, dens
         evaluate_at=measured_steps(steps),
     )  # fmt: skip
     model = default_contestants(TINY)["dense"].config(TINY)
-    made = Upcycled(dense=model, options=Upcycle(after=after), flops_per_token=(dense, moe)).scheduled(training)
+    made = UpcyclingPhases(dense=model, options=UpcyclingOptions(after=after), flops_per_token=(dense, moe)).scheduled(
+        training
+    )
     assert min(made.steps) >= 1
     spent = made.steps[0] * dense + made.steps[1] * moe
     assert made.flops(sum(made.steps), 1) == spent
@@ -134,7 +136,7 @@ def test_the_built_in_one_becomes_moe(size_name: str) -> None:
     assert "upcycled" not in default_contestants(size)
 
 
-def test_it_is_the_dense_run_until_it_is_converted(ran: tuple[Folder, dict[str, list[Run]]]) -> None:
+def test_it_is_the_dense_run_until_it_is_converted(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     """Bit for bit, and the converted model is the same function, so the curve has no jump."""
     folder, runs = ran
     for seed in (0, 1):
@@ -155,7 +157,7 @@ def test_it_is_the_dense_run_until_it_is_converted(ran: tuple[Folder, dict[str, 
         assert found == pytest.approx(before[-1][2], rel=1e-6)
 
 
-def test_both_phases_are_one_run(ran: tuple[Folder, dict[str, list[Run]]]) -> None:
+def test_both_phases_are_one_run(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     folder, runs = ran
     made, (run, other) = phases(folder), runs["upcycled"]
     last = run.curve[-1]
@@ -176,7 +178,7 @@ def test_both_phases_are_one_run(ran: tuple[Folder, dict[str, list[Run]]]) -> No
         assert int(stored.get_tensor("average.n_averaged")) == last.step  # the average goes on
 
 
-def test_seeds_draw_their_own_routers(ran: tuple[Folder, dict[str, list[Run]]]) -> None:
+def test_seeds_draw_their_own_routers(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     folder, _ = ran
     models = [load(folder.run("upcycled", seed) / "upcycled") for seed in (0, 1)]
     assert all(isinstance(model, Decoder) for model in models)
@@ -226,7 +228,10 @@ def killed_after_conversion(patch: pytest.MonkeyPatch) -> None:
     ids=["dense", "before conversion", "after conversion", "first step after", "upcycled"],
 )
 def test_a_killed_run_goes_on_to_the_same_figures(
-    ran: tuple[Folder, dict[str, list[Run]]], corpus: Corpus, tmp_path: Path, kill: Callable[[pytest.MonkeyPatch], None]
+    ran: tuple[ComparisonFolder, dict[str, list[Run]]],
+    corpus: Corpus,
+    tmp_path: Path,
+    kill: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     """In either phase, and on either side of the conversion."""
     _, runs = ran
@@ -268,7 +273,7 @@ def test_calibration_means_over_both_phases(corpus: Corpus, tmp_path: Path, monk
     assert not list(folder.run("upcycled", 0).glob("*"))
 
 
-def test_results_and_report_say_both_phases(ran: tuple[Folder, dict[str, list[Run]]]) -> None:
+def test_results_and_report_say_both_phases(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     folder, runs = ran
     plan = folder.read_plan()
     results: Results = experiment._results(plan, Corpus.open(folder.corpus), runs, wall_seconds=1.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moekit.compare.analysis.learning_curves import AXES, Axis, Estimate, reach_ratios
-from moekit.compare.results_schema import Contestant, Results, Run
+from moekit.compare.results_schema import ContestantResults, Results, Run
 from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.config import LSTMConfig, NGramConfig
 
@@ -34,7 +34,7 @@ class Reach:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Against:
+class AgainstBaseline:
     """One contestant against the baseline. Ratios are contestant over baseline, None where one side has no figure.
 
     difference: final bits per byte, contestant less baseline (negative: better). reach: one entry a share of SHARES.
@@ -71,22 +71,22 @@ def kind_of(config: ContestantConfig) -> Kind:
     return "hybrid" if len(routed) == 2 else "moe" if True in routed else "dense"
 
 
-def finished(contestant: Contestant) -> list[Run]:
+def finished(contestant: ContestantResults) -> list[Run]:
     """The runs that came to their end, by seed."""
     return sorted((run for run in contestant.runs if run.status == "done"), key=lambda run: run.seed)
 
 
-def find(results: Results, name: str) -> Contestant | None:
+def find(results: Results, name: str) -> ContestantResults | None:
     """The contestant of that name."""
     return next((contestant for contestant in results.contestants if contestant.name == name), None)
 
 
-def compare(contestant: Contestant, baseline: Contestant) -> Against:
+def compare(contestant: ContestantResults, baseline: ContestantResults) -> AgainstBaseline:
     """Hold `contestant` against `baseline`."""
     other = {run.seed: run for run in finished(baseline)}
     pairs = [(run, other[run.seed]) for run in finished(contestant) if run.seed in other]
     mine, theirs = contestant.decode_ms_per_token_median, baseline.decode_ms_per_token_median
-    return Against(
+    return AgainstBaseline(
         name=contestant.name,
         kind=kind_of(contestant.config),
         difference=Estimate.of([a - b for a, b in _both(pairs, lambda run: run.bits_per_byte)]),
@@ -119,7 +119,7 @@ def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
     return {seed: tuple(sorted(figures, key=lambda name: figures[name][seed])) for seed in sorted(common)}
 
 
-def _flops_per_token(contestant: Contestant) -> float:
+def _flops_per_token(contestant: ContestantResults) -> float:
     """In training, a mean over its phases where it has some."""
     if not contestant.phases:
         return contestant.flops_per_token

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moekit.compare.analysis.baseline_comparison import (
     REFERENCES,
-    Against,
+    AgainstBaseline,
     Kind,
     Reach,
     compare,
@@ -18,7 +18,7 @@ from moekit.compare.analysis.baseline_comparison import (
     order_by_seed,
 )
 from moekit.compare.analysis.learning_curves import Axis, Estimate
-from moekit.compare.results_schema import Contestant, Results
+from moekit.compare.results_schema import ContestantResults, Results
 from moekit.core import formatting
 
 NONE = "–"
@@ -56,7 +56,7 @@ class Verdict:
     sentences: dict[str, str]
     checks: tuple[Check, ...]
     routers: dict[str, str]
-    against: dict[str, Against]
+    against: dict[str, AgainstBaseline]
     leader: str | None
 
     @property
@@ -129,7 +129,7 @@ def ratio_text(estimate: Estimate | None, digits: int = 2) -> str:
     return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f}–{estimate.high:.{digits}f})"
 
 
-def reached_text(one: Against, reach: Reach, axis: Axis) -> str:
+def reached_text(one: AgainstBaseline, reach: Reach, axis: Axis) -> str:
     """What it took to reach a level, over what the baseline took; `none` where it multiplies nothing."""
     if not reach.seeds:
         return NONE
@@ -141,7 +141,7 @@ def reached_text(one: Against, reach: Reach, axis: Axis) -> str:
     return text if reach.reached == reach.seeds else f"{text}, {reach.reached} of {reach.seeds} seeds"
 
 
-def caveat_text(contestant: Contestant) -> str:
+def caveat_text(contestant: ContestantResults) -> str:
     """Why a contestant that has a caveat is held against nobody; its bits per byte have a star in the summary."""
     return f"`{contestant.name}` (*) is held against nobody: {contestant.caveat}."
 
@@ -160,7 +160,7 @@ def _runs(count: int) -> str:
     return f"{count} run" if count == 1 else f"{count} runs"
 
 
-def _summary_row(contestant: Contestant, baseline: Contestant | None) -> SummaryRow:
+def _summary_row(contestant: ContestantResults, baseline: ContestantResults | None) -> SummaryRow:
     final = Estimate.of([run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None])
     median, p95 = contestant.decode_ms_per_token_median, contestant.decode_ms_per_token_p95
     return SummaryRow(
@@ -188,7 +188,7 @@ def _or_none(value: float | None, text: Callable[[float], str]) -> str:
     return NONE if value is None else text(value)
 
 
-def _reached(contestant: Contestant, baseline: Contestant | None, axis: Axis) -> str:
+def _reached(contestant: ContestantResults, baseline: ContestantResults | None, axis: Axis) -> str:
     if baseline is None or not finished(baseline) or not finished(contestant):
         return NONE
     if baseline.caveat or contestant.caveat:
@@ -199,7 +199,7 @@ def _reached(contestant: Contestant, baseline: Contestant | None, axis: Axis) ->
     return reached_text(against, against.final, axis)
 
 
-def _leader(results: Results, against: dict[str, Against]) -> Against | None:
+def _leader(results: Results, against: dict[str, AgainstBaseline]) -> AgainstBaseline | None:
     """The best contestant of the other kind than the baseline, or the best of all where there is no other kind.
 
     References answer no question, so that none of them leads.
@@ -213,7 +213,7 @@ def _leader(results: Results, against: dict[str, Against]) -> Against | None:
     return min(rivals, key=lambda one: one.difference.mean if one.difference else 0.0, default=None)
 
 
-def _headline(results: Results, leader: Against | None) -> tuple[str, str]:
+def _headline(results: Results, leader: AgainstBaseline | None) -> tuple[str, str]:
     baseline = find(results, results.baseline)
     if not any(finished(contestant) for contestant in results.contestants):
         return "No answer", "no training run came to its end."
@@ -239,7 +239,7 @@ def _headline(results: Results, leader: Against | None) -> tuple[str, str]:
     return f"{answer}{few}", f"{gap}{_price(leader)}."
 
 
-def _where_it_wins(leader: Against, win: str, lose: str) -> str:
+def _where_it_wins(leader: AgainstBaseline, win: str, lose: str) -> str:
     """Better at the end of the run; cheaper on the way there too, in FLOPs and in seconds?"""
     if leader.final.ratios is None or leader.final.reached < leader.final.seeds:
         return win
@@ -257,7 +257,7 @@ def _where_it_wins(leader: Against, win: str, lose: str) -> str:
             return f"{win} for each token"
 
 
-def _price(leader: Against) -> str:
+def _price(leader: AgainstBaseline) -> str:
     """What the leader's result cost: to the baseline's level where it got there, else for the whole run."""
     final = leader.final
     memory = f" with {_times(leader.memory.mean, 'the training memory')}" if leader.memory else ""
@@ -267,7 +267,7 @@ def _price(leader: Against) -> str:
     return f"; its runs took {_times(leader.seconds.mean, 'the seconds')}{memory}" if leader.seconds else ""
 
 
-def _about(baseline: str, one: Against) -> str:
+def _about(baseline: str, one: AgainstBaseline) -> str:
     """Two to five sentences about one contestant; `one.difference` is there."""
     parts = [_reach_sentence(baseline, one)]
     if one.difference is not None:
@@ -292,7 +292,7 @@ def _about(baseline: str, one: Against) -> str:
     return " ".join(parts)
 
 
-def _reach_sentence(baseline: str, one: Against) -> str:
+def _reach_sentence(baseline: str, one: AgainstBaseline) -> str:
     name, base, final, inverse = f"`{one.name}`", f"`{baseline}`", one.final, one.inverse
     if final.ratios is not None:
         where = "" if final.reached == final.seeds else f" in {final.reached} of {seeds_text(final.seeds)}, there"
@@ -335,7 +335,7 @@ def _checks(results: Results) -> list[Check]:
     return checks
 
 
-def _specialisation(contestant: Contestant) -> str | None:
+def _specialisation(contestant: ContestantResults) -> str | None:
     """Whether the experts divide the text by domain; None where no finished run says."""
     tables = [table for run in finished(contestant) for table in run.experts_by_domain]
     if not tables:

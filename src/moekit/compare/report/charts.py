@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moekit.compare.analysis.baseline_comparison import SHARES, Against, finished
+from moekit.compare.analysis.baseline_comparison import SHARES, AgainstBaseline, finished
 from moekit.compare.analysis.learning_curves import AXES, Axis
 from moekit.compare.report.escaping import plotly_text
-from moekit.compare.results_schema import Contestant, CurvePoint, ExpertsByDomain, Results
+from moekit.compare.results_schema import ContestantResults, CurvePoint, ExpertsByDomain, Results
 
 Figure = dict[str, Any]
 AXIS_NAMES: dict[Axis, str] = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"}
@@ -134,7 +134,7 @@ def _curve_figure(results: Results, axis: Axis, *, whole: bool) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def budget(results: Results, against: dict[str, Against]) -> Chart | None:
+def budget(results: Results, against: dict[str, AgainstBaseline]) -> Chart | None:
     """What each contestant needs for the baseline's level, over what the baseline needs, at growing budgets."""
     if not any(reach.ratios for one in against.values() for reach in one.reach):
         return None
@@ -144,7 +144,7 @@ def budget(results: Results, against: dict[str, Against]) -> Chart | None:
     return Chart("budget", alt, (("Counted in", tuple(AXIS_NAMES[axis] for axis in axes)),), variants)
 
 
-def _budget_figure(results: Results, against: dict[str, Against], axis: Axis) -> Figure:
+def _budget_figure(results: Results, against: dict[str, AgainstBaseline], axis: Axis) -> Figure:
     data: list[Figure] = []
     rivals = [look for look in looks(results) if look.name in against]
     for place, look in enumerate(rivals):
@@ -358,7 +358,7 @@ def quantile(ordered: Sequence[float], at: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def has_routing(contestant: Contestant) -> bool:
+def has_routing(contestant: ContestantResults) -> bool:
     """Whether a finished run says what a router did."""
     return any(run.routing for run in finished(contestant))
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moekit.compare.analysis.baseline_comparison import Against, Kind, find, finished, kind_of
+from moekit.compare.analysis.baseline_comparison import AgainstBaseline, Kind, find, finished, kind_of
 from moekit.compare.analysis.learning_curves import Axis
 from moekit.compare.analysis.verdict import NONE, signed
-from moekit.compare.results_schema import Contestant, Results
+from moekit.compare.results_schema import ContestantResults, Results
 from moekit.core import formatting
 
 
@@ -27,10 +27,10 @@ class Row:
     cells: list[Cell]
 
 
-Measure = Callable[[Results, Contestant, Against | None], Cell]
+Measure = Callable[[Results, ContestantResults, AgainstBaseline | None], Cell]
 
 
-def key_differences(results: Results, against: dict[str, Against]) -> list[Row]:
+def key_differences(results: Results, against: dict[str, AgainstBaseline]) -> list[Row]:
     """Six rows; the cells are in the order of `results.contestants`."""
     return [
         Row(label, measured, [measure(results, one, against.get(one.name)) for one in results.contestants])
@@ -38,7 +38,7 @@ def key_differences(results: Results, against: dict[str, Against]) -> list[Row]:
     ]
 
 
-def _utilisation(results: Results, one: Contestant, against: Against | None) -> Cell:
+def _utilisation(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:
     if one.params_total is None:
         return _unmeasured(one)
     part = one.params_active / max(1, one.params_total)
@@ -47,7 +47,7 @@ def _utilisation(results: Results, one: Contestant, against: Against | None) -> 
     return Cell(share, (f"{active} of {total}",))
 
 
-def _efficiency(results: Results, one: Contestant, against: Against | None) -> Cell:
+def _efficiency(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:
     if one.name == results.baseline:
         flops = one.curve[-1].flops if one.curve else None
         if flops is None or one.seconds is None or one.peak_memory_bytes is None:
@@ -67,7 +67,7 @@ def _efficiency(results: Results, one: Contestant, against: Against | None) -> C
     return Cell(f"{final.ratios['flops'].mean:.2f}× FLOPs", (seconds, *memory, *some))
 
 
-def _scalability(results: Results, one: Contestant, against: Against | None) -> Cell:
+def _scalability(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:
     gains = []
     for run in finished(one):
         half = [point for point in run.curve if point.tokens <= run.curve[-1].tokens / 2]
@@ -84,7 +84,7 @@ def _scalability(results: Results, one: Contestant, against: Against | None) -> 
     return Cell(gain, (what,))
 
 
-def _tasks(results: Results, one: Contestant, against: Against | None) -> Cell:
+def _tasks(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:
     if against is not None and against.domains:
         better = sum(estimate.mean < 0 for estimate in against.domains.values())
         name, most = min(against.domains.items(), key=lambda item: item[1].mean)
@@ -95,7 +95,7 @@ def _tasks(results: Results, one: Contestant, against: Against | None) -> Cell:
     return Cell(f"{best[1]:.2f}–{worst[1]:.2f}", ("bits per byte", f"{best[0]} to {worst[0]}"))
 
 
-def _learning(results: Results, one: Contestant, against: Against | None) -> Cell:
+def _learning(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:
     failed = sum(run.status == "failed" for run in one.runs)
     spikes = sum(run.loss_spikes for run in one.runs)
     steady = f"{spikes} loss {'spike' if spikes == 1 else 'spikes'}", f"{failed} of {len(one.runs)} runs failed"
@@ -110,14 +110,14 @@ def _learning(results: Results, one: Contestant, against: Against | None) -> Cel
     return Cell(f"{found:.3f} bits", (f"{shuffled:.3f} shuffled", f"{dead} dead experts", *steady))
 
 
-def _response(results: Results, one: Contestant, against: Against | None) -> Cell:
+def _response(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:
     median, p95 = one.decode_ms_per_token_median, one.decode_ms_per_token_p95
     if median is None or p95 is None:
         return _unmeasured(one)
     return Cell(f"{median:.2f} ms", (f"95 % point {p95:.2f} ms", f"{p95 / max(median, 1e-9):.2f}× the median"))
 
 
-def _unmeasured(one: Contestant) -> Cell:
+def _unmeasured(one: ContestantResults) -> Cell:
     if one.caveat:
         return Cell(NONE, ("not comparable",))
     return Cell(NONE, ("not measured" if finished(one) else "no run finished",))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from moekit.compare.analysis.baseline_comparison import SHARES, Against, finished, kind_of
+from moekit.compare.analysis.baseline_comparison import SHARES, AgainstBaseline, finished, kind_of
 from moekit.compare.analysis.learning_curves import Axis, Estimate
 from moekit.compare.analysis.verdict import (
     NONE,
@@ -20,7 +20,7 @@ from moekit.compare.analysis.verdict import (
 )
 from moekit.compare.report import charts, escaping
 from moekit.compare.report.key_differences import column_kinds, key_differences
-from moekit.compare.results_schema import Contestant, Results
+from moekit.compare.results_schema import ContestantResults, Results
 from moekit.config import HashConfig, ModelConfig, MoEConfig, RouterConfig
 from moekit.core import formatting
 
@@ -133,7 +133,7 @@ def _summary(results: Results) -> Table:
     return Table(caption, list(asdict(SUMMARY_HEADINGS).values()), rows, highlight=results.baseline)
 
 
-def _budget_table(results: Results, against: dict[str, Against]) -> Table:
+def _budget_table(results: Results, against: dict[str, AgainstBaseline]) -> Table:
     nouns: tuple[tuple[Axis, str], ...] = (("flops", "FLOPs"), ("seconds", "seconds"))
     rows = [
         [f"{one.name}, {noun}"] + [reached_text(one, reach, axis) for reach in one.reach]
@@ -144,8 +144,8 @@ def _budget_table(results: Results, against: dict[str, Against]) -> Table:
     return Table("What it took to reach the baseline's level, over what the baseline took", headings, rows)
 
 
-def _domain_table(results: Results, against: dict[str, Against]) -> Table:
-    def figure(one: Contestant, domain: str) -> str:
+def _domain_table(results: Results, against: dict[str, AgainstBaseline]) -> Table:
+    def figure(one: ContestantResults, domain: str) -> str:
         value = one.bits_per_byte_by_domain.get(domain)
         if value is None:
             return NONE
@@ -190,7 +190,7 @@ def _routing_table(results: Results) -> Table:
     return Table(caption, headings, rows)
 
 
-def _router(one: Contestant, layer: int) -> RouterConfig:
+def _router(one: ContestantResults, layer: int) -> RouterConfig:
     assert isinstance(one.config, ModelConfig)
     moe = one.config.layers[layer]
     assert isinstance(moe, MoEConfig)
@@ -238,7 +238,7 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _phases_text(contestant: Contestant) -> str:
+def _phases_text(contestant: ContestantResults) -> str:
     parts = [
         f"{phase.tokens:,} tokens as {phase.name}, of {formatting.count_text(phase.flops_per_token)} FLOPs each"
         for phase in contestant.phases

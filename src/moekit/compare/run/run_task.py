@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel
 
 from moekit.compare.results_schema import CurvePoint, Run
-from moekit.compare.spec.comparison_plan import Folder, Plan
+from moekit.compare.spec.comparison_plan import ComparisonFolder, ComparisonPlan
 from moekit.compare.spec.model_costs import costs_of
 from moekit.core import hardware
 from moekit.core.errors import TrainingFailed
@@ -35,9 +35,9 @@ class Stopped(BaseModel):
 class Task:
     """One contestant with one seed. Memory is counted from when this is made, before there is a model."""
 
-    def __init__(self, folder: Folder, contestant: str, seed: int) -> None:
+    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int) -> None:
         self.folder, self.contestant, self.seed = folder, contestant, seed
-        self.plan: Plan = folder.read_plan()
+        self.plan: ComparisonPlan = folder.read_plan()
         self.config = self.plan.entry(contestant).config
         self.training = self.plan.training_of(seed)
         self.corpus = Corpus.open(folder.corpus)

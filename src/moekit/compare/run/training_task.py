@@ -9,7 +9,7 @@ import torch
 from moekit.compare.results_schema import Run
 from moekit.compare.run.measurements import decode_latency, mean_bits_per_byte, measure_domains
 from moekit.compare.run.run_task import FAILURES, Calibration, Task, failure_text, tell
-from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_plan import ComparisonFolder
 from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.core import hardware
 from moekit.models import LanguageModel, build
@@ -23,7 +23,7 @@ _CALIBRATION_WARMUP, _CALIBRATION_STEPS = 5, 12
 class TrainingTask(Task):
     """One contestant with one seed, trained by gradient descent, the same for every kind of model."""
 
-    def __init__(self, folder: Folder, contestant: str, seed: int) -> None:
+    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int) -> None:
         super().__init__(folder, contestant, seed)
         torch.manual_seed(seed)
         self.model = build(self.first_config)

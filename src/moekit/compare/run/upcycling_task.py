@@ -15,9 +15,9 @@ from typing import TypeVar
 from moekit.compare.results_schema import Run
 from moekit.compare.run.run_task import FAILURES, Calibration, failure_text, tell
 from moekit.compare.run.training_task import TrainingTask
-from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_plan import ComparisonFolder
 from moekit.compare.spec.model_costs import ContestantConfig
-from moekit.compare.spec.upcycling_phases import Upcycled
+from moekit.compare.spec.upcycling_phases import UpcyclingPhases
 from moekit.convert.dense_to_moe.upcycling import plan_upcycling
 from moekit.models import LanguageModel, load
 from moekit.training import Progress, StepLog, StepRecord, StepReport, Trainer
@@ -29,12 +29,12 @@ Message = TypeVar("Message", Point, StepRecord, StepReport)
 class UpcyclingTask(TrainingTask):
     """One upcycled contestant with one seed. `model` is the dense one until it is converted."""
 
-    def __init__(self, folder: Folder, contestant: str, seed: int) -> None:
+    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int) -> None:
         super().__init__(folder, contestant, seed)
         self.place = folder.run(contestant, seed)
 
     @property
-    def phases(self) -> Upcycled:
+    def phases(self) -> UpcyclingPhases:
         """The plan's."""
         phases = self.plan.entry(self.contestant).upcycled
         assert phases is not None

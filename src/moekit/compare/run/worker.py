@@ -13,13 +13,13 @@ from moekit.compare.run.counting_task import CountingTask
 from moekit.compare.run.run_task import Stopped, Task, tell
 from moekit.compare.run.training_task import TrainingTask
 from moekit.compare.run.upcycling_task import UpcyclingTask
-from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_plan import ComparisonFolder
 from moekit.config import NGramConfig
 from moekit.core import files
 from moekit.core.errors import MoekitError
 
 
-def new_task(folder: Folder, contestant: str, seed: int) -> Task:
+def new_task(folder: ComparisonFolder, contestant: str, seed: int) -> Task:
     """The task of that contestant, by the kind of its model and of its run."""
     entry = folder.read_plan().entry(contestant)
     if isinstance(entry.config, NGramConfig):
@@ -30,7 +30,7 @@ def new_task(folder: Folder, contestant: str, seed: int) -> Task:
 def main(arguments: list[str]) -> int:
     """Run the worker; gives the exit status."""
     root, contestant, seed, *rest = arguments
-    folder = Folder(Path(root))
+    folder = ComparisonFolder(Path(root))
     try:
         task = new_task(folder, contestant, int(seed))
         if rest == ["--calibrate"]:

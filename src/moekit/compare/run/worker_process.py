@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moekit.compare.results_schema import Run
 from moekit.compare.run.run_task import Calibration, Stopped
-from moekit.compare.spec.comparison_plan import Folder
+from moekit.compare.spec.comparison_plan import ComparisonFolder
 from moekit.core.errors import MoekitError
 from moekit.training import Interrupted, StepReport
 
@@ -18,13 +18,13 @@ class WorkerDied(MoekitError):
     """A worker ended without a result; the message says how, for the report."""
 
 
-def calibrate(folder: Folder, contestant: str, seed: int) -> Calibration:
+def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibration:
     """What the contestant costs on this machine; raises WorkerDied where it cannot even be tried."""
     last = _run(folder, contestant, seed, ["--calibrate"], lambda report: None)
     return Calibration.model_validate_json(last)
 
 
-def train(folder: Folder, contestant: str, seed: int, on_step: Callable[[StepReport], None]) -> Run:
+def train(folder: ComparisonFolder, contestant: str, seed: int, on_step: Callable[[StepReport], None]) -> Run:
     """Train one contestant with one seed, or go on with it; a worker that died gives a failed Run.
 
     Raises Interrupted where it was asked to stop, MoekitError where no run could go on (a full disk).
@@ -36,7 +36,9 @@ def train(folder: Folder, contestant: str, seed: int, on_step: Callable[[StepRep
     return Run.model_validate_json(folder.result(contestant, seed).read_text(encoding="utf-8"))
 
 
-def _run(folder: Folder, contestant: str, seed: int, extra: list[str], on_step: Callable[[StepReport], None]) -> str:
+def _run(
+    folder: ComparisonFolder, contestant: str, seed: int, extra: list[str], on_step: Callable[[StepReport], None]
+) -> str:
     """Run a worker to its end; gives its last line."""
     log = folder.log(contestant, seed)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from moekit.compare.spec.machine import Machine
 from moekit.compare.spec.model_costs import ContestantConfig
-from moekit.compare.spec.upcycling_phases import Upcycled
+from moekit.compare.spec.upcycling_phases import UpcyclingPhases
 from moekit.config import Config
 from moekit.core import files
 from moekit.core.errors import MoekitError
@@ -23,20 +23,21 @@ LEARNING_RATE_RULE = (
 )
 
 
-class Entry(Config):
+class PlannedContestant(Config):
     """config: of the model that comes out. upcycled: the phases of a run that starts as another; else None."""
 
     name: str
     description: str
     config: ContestantConfig
-    upcycled: Upcycled | None = None
+    upcycled: UpcyclingPhases | None = None
 
 
-class Plan(Config):
+class ComparisonPlan(Config):
     """Who trains on what for how long. The training's seed is replaced by each of `seeds` in turn.
 
     optional: those of the contestants that take part only where the budget allows; none once that is settled.
-    curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see Request.
+    curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see
+    ComparisonRequest.
     """
 
     moekit: str
@@ -46,7 +47,7 @@ class Plan(Config):
     budget_seconds: float | None
     budget_asked: bool = True
     machine: Machine
-    contestants: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    contestants: Annotated[tuple[PlannedContestant, ...], Field(min_length=1)]
     optional: tuple[str, ...] = ()
     baseline: str
     seeds: tuple[int, ...]
@@ -56,7 +57,7 @@ class Plan(Config):
     decode_tokens: int = 128
     tensorboard: bool = False
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> PlannedContestant:
         """The contestant of that name."""
         return next(entry for entry in self.contestants if entry.name == name)
 
@@ -78,7 +79,7 @@ class Plan(Config):
         return sum(phases.steps) if phases else self.training.steps
 
 
-class Folder:
+class ComparisonFolder:
     """Where the parts of one comparison lie."""
 
     def __init__(self, root: Path) -> None:
@@ -101,13 +102,13 @@ class Folder:
     def log(self, contestant: str, seed: int) -> Path:
         return self.run(contestant, seed) / "log.txt"
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: ComparisonPlan) -> None:
         files.write_text(self.plan, plan.model_dump_json(indent=1))
 
-    def read_plan(self) -> Plan:
+    def read_plan(self) -> ComparisonPlan:
         """Raises MoekitError where there is no plan, or one that this version cannot read."""
         try:
-            return Plan.model_validate_json(self.plan.read_text(encoding="utf-8"))
+            return ComparisonPlan.model_validate_json(self.plan.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise MoekitError(
                 f"{self.root} holds no comparison that could be resumed (no plan.json); start one with --out."

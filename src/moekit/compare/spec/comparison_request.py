@@ -9,7 +9,7 @@ from moekit.core.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ComparisonRequest:
     """Either a budget in seconds for everything, or training tokens a run. command: what was typed, for the report.
 
     optional: contestants that take part too, under a budget only where it allows (see moekit.compare.run.step_budget).

@@ -39,7 +39,7 @@ from moekit.core.errors import UsageError
 from moekit.core.validation import validate
 
 if TYPE_CHECKING:
-    from moekit.compare.spec.upcycling_phases import Upcycled
+    from moekit.compare.spec.upcycling_phases import UpcyclingPhases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +125,11 @@ class Contestant(Config):
             raise ValueError(f"model.context ({self.model.context}) is less than the size's, {size.context}")
         return self.model or self._planned(size)
 
-    def upcycled(self, size: Size, where: str = "upcycle") -> "tuple[ModelConfig, Upcycled]":
+    def upcycled(self, size: Size, where: str = "upcycle") -> "tuple[ModelConfig, UpcyclingPhases]":
         """What comes out, and the phases of a run; raises UsageError with `where` where `upcycle` does not fit."""
-        from moekit.compare.spec.upcycling_phases import Upcycle, upcycled
+        from moekit.compare.spec.upcycling_phases import UpcyclingOptions, upcycled
 
-        options, dense = validate(Upcycle, self.upcycle, where=where), self.config(size)
+        options, dense = validate(UpcyclingOptions, self.upcycle, where=where), self.config(size)
         assert isinstance(dense, ModelConfig)
         try:
             return upcycled(dense, options, size.context)

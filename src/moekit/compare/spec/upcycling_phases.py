@@ -18,20 +18,20 @@ from moekit.models import build
 from moekit.training import TrainingConfig
 
 
-class Upcycle(Upcycling):
+class UpcyclingOptions(Upcycling):
     """after: the share of the FLOPs that the dense model gets. To `seed` that of the run is added."""
 
     after: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
-class Upcycled(Config):
+class UpcyclingPhases(Config):
     """The two phases of a run: dense, then upcycled.
 
     dense: the model of the first. flops_per_token: of training, in each phase. steps: of each, once `scheduled`.
     """
 
     dense: ModelConfig
-    options: Upcycle
+    options: UpcyclingOptions
     flops_per_token: tuple[PositiveInt, PositiveInt]
     steps: tuple[PositiveInt, PositiveInt] = (1, 1)
 
@@ -68,7 +68,7 @@ class Upcycled(Config):
         return float(step_tokens * (dense * self.flops_per_token[0] + (step - dense) * self.flops_per_token[1]))
 
 
-def upcycled(dense: ModelConfig, options: Upcycle, context: int) -> tuple[ModelConfig, Upcycled]:
+def upcycled(dense: ModelConfig, options: UpcyclingOptions, context: int) -> tuple[ModelConfig, UpcyclingPhases]:
     """What `dense` becomes, by the conversion itself, planned on an untrained model; and the phases, not scheduled yet.
 
     Raises UsageError where the options do not fit the model.
@@ -82,4 +82,4 @@ def upcycled(dense: ModelConfig, options: Upcycle, context: int) -> tuple[ModelC
             raise UsageError(str(error).replace(str(folder), "the dense model")) from error
     costs = costs_of(dense, context), costs_of(config, context)
     flops = costs[0].flops_per_token, costs[1].flops_per_token
-    return config, Upcycled(dense=dense, options=options, flops_per_token=flops)
+    return config, UpcyclingPhases(dense=dense, options=options, flops_per_token=flops)
