@@ -95,7 +95,7 @@ def write_model(config: Any, kind: Any, path: Path) -> int:
         tensors.append(
             OutputTensor(name=entry.name, type=of, shape=shape, make=lambda r=rows, o=of, c=shape[-1]: blocks(r, o, c))
         )
-        layer = config.layers[0]
+        layer = config.feed_forwards[0]
         share = layer.router.top_k / layer.experts if isinstance(layer, MoEConfig) and "_exps" in entry.name else 1.0
         read += 0 if entry.name == "token_embd.weight" else int(tensors[-1].size * share)
     metadata = metadata | {"general.quantization_version": 2, "tokenizer.ggml.model": "no_vocab"}

@@ -18,8 +18,11 @@ from moekit.models import Decoder
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_parameters_equal_the_modules(any_config: ModelConfig, kv_heads: int, tied: bool) -> None:
-    attention = any_config.attention.model_copy(update={"kv_heads": kv_heads})
-    config = any_config.model_copy(update={"attention": attention, "tie_embeddings": tied})
+    layers = tuple(
+        layer.model_copy(update={"attention": layer.attention.model_copy(update={"kv_heads": kv_heads})})
+        for layer in any_config.layers
+    )
+    config = any_config.model_copy(update={"layers": layers, "tie_embeddings": tied})
     model = Decoder(config)
     counted = count_parameters(config)
     assert counted.total == sum(parameter.numel() for parameter in model.parameters())
@@ -37,8 +40,9 @@ def test_parameters_equal_the_modules(any_config: ModelConfig, kv_heads: int, ti
 @pytest.mark.parametrize("bias", [False, True])
 def test_active_parameters_are_those_one_token_touches(any_config: ModelConfig, *, bias: bool) -> None:
     """One token through the model: experts whose weights get a gradient are the active ones, all others idle."""
-    layers = [layer.model_copy(update={"bias": bias}) for layer in any_config.layers]
-    any_config = any_config.model_copy(update={"layers": tuple(layers)})
+    any_config = any_config.with_feed_forwards(
+        [part.model_copy(update={"bias": bias}) for part in any_config.feed_forwards]
+    )
     model = Decoder(any_config, backend="reference")
     model(torch.tensor([[7]])).sum().backward()
     touched = 0

@@ -34,7 +34,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     width = config.width
     parts: Counter[str] = Counter(
         embedding=(config.vocab_size + (config.context if config.learned_positions else 0)) * width,
-        attention=_attention(width, config.attention) * len(config.layers),
+        attention=sum(_attention(width, layer.attention) for layer in config.layers),
         norm=_norms(config),
         head=0 if config.tie_embeddings else config.vocab_size * width,
         dense=0,
@@ -43,7 +43,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         branch=0,
     )
     idle = 0
-    for layer in config.layers:
+    for layer in config.feed_forwards:
         match layer:
             case DenseConfig():
                 parts["dense"] += _parameters(width, layer)
@@ -60,10 +60,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 def inference_flops_per_token(config: ModelConfig, context: int) -> int:
     """FLOPs of the forward pass for one token that attends to `context` keys, its prediction included."""
     layers = sum(
-        2 * _attention_weights(config.width, config.attention)
-        + _scores(config.attention) * min(context, config.window(index) or context)
-        + _feed_forward_flops(config.width, layer)
-        for index, layer in enumerate(config.layers)
+        2 * _attention_weights(config.width, layer.attention)
+        + _scores(layer.attention) * min(context, layer.attention.window or context)
+        + _feed_forward_flops(config.width, layer.feed_forward)
+        for layer in config.layers
     )
     return layers + 2 * config.width * config.vocab_size
 
@@ -75,7 +75,7 @@ def training_flops_per_token(config: ModelConfig, context: int) -> int:
     """
     noise = sum(
         2 * config.width * layer.experts * _noise_projections(layer)
-        for layer in config.layers
+        for layer in config.feed_forwards
         if isinstance(layer, MoEConfig)
     )
     return 3 * (inference_flops_per_token(config, context) + noise)
@@ -83,7 +83,7 @@ def training_flops_per_token(config: ModelConfig, context: int) -> int:
 
 def cached_values_per_token(config: ModelConfig) -> int:
     """What the key-value caches of all layers hold for one token, in numbers; a window bounds the tokens, not this."""
-    return config.attention.cached_values_per_token * len(config.layers)
+    return sum(layer.attention.cached_values_per_token for layer in config.layers)
 
 
 def count_lstm_parameters(config: LSTMConfig) -> ParameterCount:
@@ -140,8 +140,10 @@ def _scores(attention: AnyAttentionConfig) -> int:
 
 
 def _norms(config: ModelConfig) -> int:
-    per_layer = {"pre": 2, "sandwich": 4, "parallel": 2, "parallel_shared": 1}[config.block]
-    return (per_layer * len(config.layers) + 1) * config.width * (2 if config.norm == "layer" else 1)
+    per_layer = {"pre": 2, "sandwich": 4, "parallel": 2, "parallel_shared": 1}
+    vectors = {"rms": 1, "layer": 2}
+    layers = sum(per_layer[layer.block] * vectors[layer.norm.kind] for layer in config.layers)
+    return (layers + vectors[config.norm.kind]) * config.width
 
 
 def _feed_forward_flops(width: int, layer: FeedForwardConfig) -> int:

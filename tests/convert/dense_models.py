@@ -34,7 +34,7 @@ def config(
 GELU = DenseConfig(width=48, activation="gelu", gated=False)
 MODELS = {
     "llama": config(),
-    "mistral": config(attention=AttentionConfig(**GROUPED, windows=(5,))),
+    "mistral": config(attention=AttentionConfig(**GROUPED, window=5)),
     "qwen2": config(attention=AttentionConfig(**GROUPED, qkv_bias=True), tie_embeddings=True),
     "qwen3": config(attention=AttentionConfig(**GROUPED, query_key_norm="head")),
     "falcon": config(dense=GELU, block="parallel", norm="layer", tie_embeddings=True),
@@ -46,7 +46,7 @@ MODELS = {
         tie_embeddings=True,
     ),
     "gpt_neo": config(
-        attention=AttentionConfig(**ALL_HEADS, positions="none", scale=1.0, output_bias=True, windows=(None, 5)),
+        attention=ALL_HEADS | {"positions": "none", "scale": 1.0, "output_bias": True, "windows": (None, 5)},
         dense=DenseConfig(width=48, activation="gelu_tanh", gated=False, bias=True),
         norm="layer",
         learned_positions=True,

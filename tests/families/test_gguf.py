@@ -13,9 +13,9 @@ from torch import Tensor
 
 from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Strings, write_gguf
 from moekit.config import AttentionConfig, DenseConfig, LinearScaling, ModelConfig, YarnScaling
+from moekit.config.comparing import same_function
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError
-from moekit.families import same_function
 from moekit.families.gguf import ARCHITECTURES, GGUFModel, describe, layout
 from moekit.kernels.native.weights import LayerWeights, MoEWeights, NetworkWeights
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, F32, PackedMatrix, dequantize
@@ -156,8 +156,7 @@ def numbers(matrix: PackedMatrix) -> Tensor:
 
 def halves(rows: Tensor, config: ModelConfig) -> Tensor:
     """Rows of pairs next to each other as rows of two halves, head by head: written out as a loop."""
-    assert isinstance(config.attention, AttentionConfig)
-    width = config.attention.head_width
+    width = config.layers[0].attention.head_width
     order = [
         begin + 2 * pair + half for begin in range(0, len(rows), width) for half in (0, 1) for pair in range(width // 2)
     ]
@@ -245,9 +244,7 @@ def test_published_factors_without_keys_are_understood(tmp_path: Path) -> None:
         path = changed(file_of(folder), without_our_keys).rename(folder.with_suffix(".gguf"))
         before = load(folder)
         assert isinstance(before, Decoder)
-        a, b = load_gguf(path).rotary, before.rotary
-        assert a is not None
-        assert b is not None
+        (a,), (b,) = load_gguf(path).ropes, before.ropes
         assert a.frequencies == pytest.approx(b.frequencies, rel=1e-4)
 
 
@@ -296,15 +293,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(**more: Any) -> ModelConfig:
-    attention = AttentionConfig(heads=2, kv_heads=1, head_width=8, **more.pop("attention", {}))
-    return ModelConfig(vocab_size=8, width=16, context=32, attention=attention, layers=(DenseConfig(width=8),), **more)
+    attention = {"heads": 2, "kv_heads": 1, "head_width": 8} | more.pop("attention", {})
+    layers = (DenseConfig(width=8),) * 2
+    return ModelConfig(vocab_size=8, width=16, context=32, attention=attention, layers=layers, **more)
 
 
 @pytest.mark.parametrize("scaling", [None, LinearScaling(factor=4), YarnScaling(factor=4, context=16, magnitude=1.5)])
 def test_scaled_positions_survive(scaling: Any, tmp_path: Path) -> None:
     config = plain(attention={"rope_scaling": scaling})
     Decoder(config).save(tmp_path / "model")
-    read = load_gguf(file_of(tmp_path / "model")).config.attention
+    read = load_gguf(file_of(tmp_path / "model")).config.layers[0].attention
     assert isinstance(read, AttentionConfig)
     if isinstance(scaling, YarnScaling):
         assert isinstance(read.rope_scaling, YarnScaling)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from moekit.config import ModelConfig
+from moekit.config.comparing import same_function
 from moekit.counting import count_parameters
-from moekit.families import describe, presets, same_function
+from moekit.families import describe, presets
 from moekit.families.settings import Settings
 from moekit.models import build
 from moekit.models.folder import layout_of, own_tensors

@@ -27,7 +27,7 @@ def config(*layers: FeedForwardConfig, **attention: object) -> ModelConfig:
         vocab_size=256,
         width=64,
         context=600,
-        attention=AttentionConfig(heads=4, kv_heads=2, head_width=32, **attention),  # type: ignore[arg-type]
+        attention={"heads": 4, "kv_heads": 2, "head_width": 32} | attention,
         layers=layers,
         init_std=0.1,
     )

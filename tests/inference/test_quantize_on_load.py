@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.inference.runner_logits import decode, prefill
 
-from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig, NormConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
 from moekit.families.gguf import GGUFModel
@@ -103,7 +103,9 @@ def test_a_model_that_the_kernels_do_not_compute(folder: Path) -> None:
     config = load(folder).config  # type: ignore[union-attr]
     assert isinstance(config, ModelConfig)
     other = folder.with_name("other")
-    Decoder(config.model_copy(update={"norm": "layer"})).save(other)
+    norm = NormConfig(kind="layer")
+    layers = tuple(layer.model_copy(update={"norm": norm}) for layer in config.layers)
+    Decoder(config.model_copy(update={"layers": layers, "norm": norm})).save(other)
     for weights in other.glob("*.safetensors"):
         weights.write_bytes(b"no weights")
     with pytest.raises(UsageError, match="they do not compute this model, because its norm is layer"):

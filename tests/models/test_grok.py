@@ -116,15 +116,18 @@ def test_logits_equal_the_oracles(model: Decoder) -> None:
 def test_each_of_its_extras_matters(model: Decoder) -> None:
     """The comparison above would notice each of them missing."""
     tokens = torch.randint(0, VOCAB, (1, 11))
-    attention = CONFIG.attention
-    assert isinstance(attention, AttentionConfig)
+    uncapped = tuple(
+        layer.model_copy(update={"attention": layer.attention.model_copy(update={"soft_cap": None})})
+        for layer in CONFIG.layers
+    )
+    silu = [part.model_copy(update={"activation": "silu"}) for part in CONFIG.feed_forwards]
     with torch.no_grad():
         expected = model(tokens)
         for change in (
             {"embedding_scale": 1.0},
             {"logit_scale": 1.0},
-            {"attention": attention.model_copy(update={"soft_cap": None})},
-            {"layers": tuple(layer.model_copy(update={"activation": "silu"}) for layer in CONFIG.layers)},
+            {"layers": uncapped},
+            {"layers": CONFIG.with_feed_forwards(silu).layers},
         ):
             other = Decoder(CONFIG.model_copy(update=change)).double().eval()
             other.load_state_dict(model.state_dict())

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from moekit.config import AttentionConfig, RotaryConfig
-from moekit.nn import Attention, KeyValueCache, Rotary, Scores, plain_attention, visible
+from moekit.config import AttentionConfig, NormConfig, RotaryConfig
+from moekit.nn import Attention, KeyValueCache, Rope, Scores, plain_attention, visible
 
 
-def loop_rotary(x: torch.Tensor, position: int, base: float) -> torch.Tensor:
-    """One head's vector x_C turned pair by pair."""
+def loop_rope(x: torch.Tensor, position: int, base: float) -> torch.Tensor:
+    """One head's vector x_C rotated pair by pair."""
     width = x.numel()
     turned = x.clone()
     for i in range(width // 2):
@@ -22,33 +22,33 @@ def loop_rotary(x: torch.Tensor, position: int, base: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("start", [0, 5])
-def test_rotary_turns_pairs(start: int) -> None:
-    rotary = Rotary(8, RotaryConfig(rope_base=100.0))
+def test_rope_rotates_pairs(start: int) -> None:
+    rope = Rope(8, RotaryConfig(rope_base=100.0))
     x_BHTC = torch.randn(2, 3, 4, 8)
-    turned = rotary.turn(start, 4, x_BHTC.device)(x_BHTC)
+    rotated = rope.angles(start, 4, x_BHTC.device).rotate(x_BHTC)
     for batch in range(2):
         for head in range(3):
             for token in range(4):
-                expected = loop_rotary(x_BHTC[batch, head, token], start + token, 100.0)
-                torch.testing.assert_close(turned[batch, head, token], expected, rtol=1e-5, atol=1e-5)
+                expected = loop_rope(x_BHTC[batch, head, token], start + token, 100.0)
+                torch.testing.assert_close(rotated[batch, head, token], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
 def test_attention_equals_the_loop(heads: int, kv_heads: int) -> None:
     config = AttentionConfig(heads=heads, kv_heads=kv_heads, head_width=8)
-    attention = Attention(16, config).double()
-    turn = Rotary(8, config).turn(0, 6, torch.device("cpu"))
+    attention = Attention(16, config, NormConfig()).double()
+    angles = Rope(8, config).angles(0, 6, torch.device("cpu"))
     x_TD = torch.randn(6, 16, dtype=torch.float64)
-    got = attention(x_TD[None], turn)[0]
+    got = attention(x_TD[None], angles)[0]
     q, k, v = (x_TD @ attention.query_key_value.weight.T).view(6, -1, 8).split([heads, kv_heads, kv_heads], 1)
     rows = []
     for t in range(6):
         mixed = []
         for head in range(heads):
             shared = head * kv_heads // heads
-            query = loop_rotary(q[t, head], t, config.rope_base)
+            query = loop_rope(q[t, head], t, config.rope_base)
             scores = torch.stack(
-                [query @ loop_rotary(k[s, shared], s, config.rope_base) / math.sqrt(8) for s in range(t + 1)]
+                [query @ loop_rope(k[s, shared], s, config.rope_base) / math.sqrt(8) for s in range(t + 1)]
             )
             mixed.append((scores.softmax(0)[:, None] * v[: t + 1, shared]).sum(0))
         rows.append(torch.cat(mixed) @ attention.output.weight.T)

@@ -19,6 +19,8 @@ from tests.training.one_step import (
     step,
 )
 
+from moekit.models import Decoder
+
 
 @cache
 def whole(kind: str) -> Step:
@@ -75,8 +77,8 @@ def test_averaging_the_losses_of_micro_batches_would_be_another_gradient() -> No
 def test_the_pass_that_counts_and_the_one_that_learns_draw_the_same_noise(kinds: tuple[str, str]) -> None:
     """Real random numbers: the sums that the losses were made of are those of the pass with gradients, to the bit."""
     jitter = {"jitter": 0.3} if "switch" in kinds else {}
-    model = decoder(kinds[0])
-    model.layers.append(decoder(kinds[1], **jitter).layers[0])
+    first, second = decoder(kinds[0]).config, decoder(kinds[1], **jitter).config
+    model = Decoder(first.model_copy(update={"layers": first.layers + second.layers})).double()
     seen: list[list[torch.Tensor]] = [[], []]
     for index, layer in enumerate(model.moe_layers):
         layer.register_forward_hook(lambda _m, _i, out, index=index: seen[index].append(out[1].sums["probs"].detach()))

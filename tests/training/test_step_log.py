@@ -110,7 +110,7 @@ def test_figures_go_by_the_layer_in_the_model(make_config: Callable[..., ModelCo
 
 
 def test_a_dense_model_has_no_figures(make_config: Callable[..., ModelConfig], tmp_path: Path) -> None:
-    dense = make_config().layers[0]
+    dense = make_config().feed_forwards[0]
     reports: list[StepReport] = []
     trainer(make_config((dense,)), tmp_path).run(reports.append)
     assert reports[0].load_max_over_mean is None

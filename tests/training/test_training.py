@@ -109,9 +109,9 @@ def test_micro_batches_add_up(make_config: Callable[..., ModelConfig]) -> None:
         layer
         if layer.kind == "dense"
         else layer.model_copy(update={"router": SoftmaxTopKConfig(top_k=2, balance_loss=0.0, z_loss=0.0)})
-        for layer in config.layers
+        for layer in config.feed_forwards
     ]
-    config = config.model_copy(update={"layers": tuple(quiet)})
+    config = config.with_feed_forwards(quiet)
     after = []
     for micro in (1, 2, 4):
         torch.manual_seed(3)

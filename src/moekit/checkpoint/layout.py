@@ -36,12 +36,14 @@ class Stored:
     shape: may be left out where there is one part which is the whole stored tensor.
     optional: files may lack it, as they lack the copy of a tied weight; it is not written, and its parts must
     be covered by other tensors.
+    plus: what is added to our numbers where they are stored: files of GGUF hold 1 + w for norms that hold w.
     """
 
     name: str
     parts: tuple[Part, ...]
     shape: tuple[int, ...] | None = None
     optional: bool = False
+    plus: float = 0.0
 
 
 def stored(name: str, ours: str, of_ours: View = whole) -> Stored:

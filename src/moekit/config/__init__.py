@@ -1,7 +1,8 @@
 """A model is its configuration: frozen, keyword-only classes that say everything about its shape.
 
-No behaviour hangs on a model's name. A layer plan says per layer whether its feed-forward part is dense or a
-mixture of experts (MoE), the latter alone, with a shared expert, or beside a residual dense branch.
+No behaviour hangs on a model's name. A decoder is a plan of layers (`LayerConfig`), which says per layer what attention
+it has and whether its feed-forward part is dense or a mixture of experts (MoE), the latter alone, with a shared expert,
+or beside a residual dense branch.
 Nothing here needs torch, so a configuration can be read, checked and counted (`moekit.counting`) at once.
 """
 
@@ -20,11 +21,12 @@ from moekit.config.attention import (
     YarnScaling,
 )
 from moekit.config.base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layers, NonNegative, Positive
-from moekit.config.decoder import ModelConfig
+from moekit.config.decoder import BlockName, LayerConfig, ModelConfig, decoder_layers
 from moekit.config.encoder import EncoderConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
 from moekit.config.feed_forward import ActivationName, DenseConfig, FeedForwardConfig, MoEConfig, never_learns
 from moekit.config.ngram import NGramConfig
+from moekit.config.norm import NormConfig
 from moekit.config.recurrent import LSTMConfig
 from moekit.config.routers import (
     AnyRouterConfig,
@@ -63,6 +65,7 @@ __all__ = [
     "AnyModelConfig",
     "AnyRouterConfig",
     "AttentionConfig",
+    "BlockName",
     "Config",
     "Count",
     "DenseConfig",
@@ -76,6 +79,7 @@ __all__ = [
     "LSTMConfig",
     "LSTMSeq2SeqConfig",
     "LatentAttentionConfig",
+    "LayerConfig",
     "Layers",
     "LinearScaling",
     "Llama3Scaling",
@@ -84,6 +88,7 @@ __all__ = [
     "NGramConfig",
     "NoisyTopKConfig",
     "NonNegative",
+    "NormConfig",
     "Positive",
     "RenormalizingConfig",
     "RopeScaling",
@@ -96,5 +101,6 @@ __all__ = [
     "TopKConfig",
     "XLNetConfig",
     "YarnScaling",
+    "decoder_layers",
     "never_learns",
 ]

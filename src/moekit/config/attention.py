@@ -65,7 +65,7 @@ class AttentionConfig(RotaryConfig):
     """Grouped-query causal attention (arXiv 2305.13245).
 
     positions: `rotary`; `alibi`, a penalty on distance (arXiv 2108.12409); or `none`, where the model has learned ones.
-    windows: how far back layers look, in tokens, themselves included; None is everything; repeated over the layers.
+    window: how far back a token looks, in tokens, itself included; None is everything.
     scale: of the scores, None for 1 / sqrt(head_width). soft_cap: scores become cap · tanh(score / cap) (Grok-1).
     query_key_norm: RMSNorm of queries and keys before they are turned, `head` by head or over `all` heads at once.
     """
@@ -75,7 +75,7 @@ class AttentionConfig(RotaryConfig):
     kv_heads: PositiveInt
     head_width: PositiveInt
     positions: Literal["rotary", "alibi", "none"] = "rotary"
-    windows: Annotated[tuple[PositiveInt | None, ...], Field(min_length=1)] = (None,)
+    window: PositiveInt | None = None
     scale: Positive | None = None
     soft_cap: Positive | None = None
     qkv_bias: bool = False
@@ -119,6 +119,11 @@ class LatentAttentionConfig(RotaryConfig):
         if self.rotary_width % 2:
             raise ValueError(f"rotary_width ({self.rotary_width}) must be even: rotary positions turn pairs")
         return self
+
+    @property
+    def window(self) -> None:
+        """Tell that a token sees all that came before it."""
+        return None
 
     @property
     def cached_values_per_token(self) -> int:

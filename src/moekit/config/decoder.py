@@ -1,35 +1,60 @@
-"""The causal decoder's configuration, which GPT-2, Llama, Falcon, Mixtral, Grok-1 and DeepSeek-V3 all are."""
+"""The causal decoder's configuration, which GPT-2, Llama, Falcon, Mixtral, Gemma, Grok-1 and DeepSeek-V3 all are."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from moekit.config.attention import AnyAttentionConfig, AttentionConfig
 from moekit.config.base import MAX_LAYERS, Config, Count, Positive
-from moekit.config.feed_forward import FeedForwardConfig
+from moekit.config.feed_forward import DenseConfig, FeedForwardConfig, MoEConfig
+from moekit.config.norm import NormConfig
+
+BlockName = Literal["pre", "sandwich", "parallel", "parallel_shared"]
+
+
+class LayerConfig(Config):
+    """One layer of a decoder: what attention, what feed-forward part, and how they stand around the residual stream.
+
+    block: `pre` is h += attention(norm(h)), h += feed_forward(norm(h)); `sandwich` norms what is added, too (Grok-1,
+    Gemma 3); `parallel` adds both at once, each with its norm, `parallel_shared` with one norm for both (Falcon).
+    norm: of the layer's norms, those of queries and keys included.
+    """
+
+    attention: AnyAttentionConfig
+    feed_forward: FeedForwardConfig
+    block: BlockName = "pre"
+    norm: NormConfig = NormConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grouped_by_default(cls, data: object) -> object:
+        """Take attention without a kind for grouped attention."""
+        if isinstance(data, Mapping) and isinstance(data.get("attention"), Mapping):
+            return {**data, "attention": {"kind": "grouped"} | dict(data["attention"])}
+        return data
 
 
 class ModelConfig(Config):
-    """A causal decoder.
+    """A causal decoder: its layers, and what is of the whole model.
 
-    width: of the residual stream (D). layers: the plan, one feed-forward configuration a layer.
+    width: of the residual stream (D). layers: the plan, a LayerConfig a layer. norm: the last one, before the head.
     context: the longest sequence in tokens. learned_positions: a table of `context` positions is added to embeddings.
-    block: `pre` is h += attention(norm(h)), h += feed_forward(norm(h)); `sandwich` norms what is added, too (Grok-1);
-    `parallel` adds both at once, each with its norm, `parallel_shared` with one norm for both (Falcon).
     embedding_scale, logit_scale: factors of the embeddings and of the logits.
     init_std: of the normal initialisation; matrices that write to the residual stream get
     init_std / sqrt(2 * layers) (GPT-2).
+
+    Data (YAML, JSON) may say once what all layers share: `attention` (its `windows` repeated over the layers), `block`,
+    `norm` and `norm_eps` then stand beside `layers`, which lists feed-forward parts alone. Files from before layers had
+    an attention of their own are written so. In Python, `decoder_layers` does the same.
     """
 
     kind: Literal["decoder"] = "decoder"
     vocab_size: Count
     width: Count
     context: Count
-    attention: AnyAttentionConfig
-    layers: Annotated[tuple[FeedForwardConfig, ...], Field(min_length=1, max_length=MAX_LAYERS)]
-    block: Literal["pre", "sandwich", "parallel", "parallel_shared"] = "pre"
-    norm: Literal["rms", "layer"] = "rms"
-    norm_eps: Positive = 1e-5
+    layers: Annotated[tuple[LayerConfig, ...], Field(min_length=1, max_length=MAX_LAYERS)]
+    norm: NormConfig = NormConfig()
     learned_positions: bool = False
     tie_embeddings: bool = False
     embedding_scale: Positive = 1.0
@@ -38,24 +63,90 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_attention(cls, data: object) -> object:
-        """Without a kind, grouped attention."""
-        if isinstance(data, dict) and isinstance(data.get("attention"), dict):
-            return data | {"attention": {"kind": "grouped"} | data["attention"]}
-        return data
+    def _spread(cls, data: object) -> object:
+        """Give each layer what the data say once for all of them."""
+        return _spread_over_layers(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for layer in self.layers:
-            if layer.kind == "moe" and layer.router.kind == "expert_choice" and not layer.router.leaky:
+        for part in self.feed_forwards:
+            if part.kind == "moe" and part.router.kind == "expert_choice" and not part.router.leaky:
                 raise ValueError(
                     "an expert-choice router in a causal decoder sees the tokens that it has to predict; set leaky: "
                     "true on the router if that is what you want to study"
                 )
         return self
 
-    def window(self, layer: int) -> int | None:
-        """How far back the layer of that index looks, itself included; None for everything."""
-        if not isinstance(self.attention, AttentionConfig):
-            return None
-        return self.attention.windows[layer % len(self.attention.windows)]
+    @property
+    def feed_forwards(self) -> tuple[FeedForwardConfig, ...]:
+        """The feed-forward part of each layer."""
+        return tuple(layer.feed_forward for layer in self.layers)
+
+    def with_feed_forwards(self, feed_forwards: Sequence[FeedForwardConfig]) -> Self:
+        """The same model with other feed-forward parts, one for each layer."""
+        layers = tuple(
+            layer.model_copy(update={"feed_forward": part})
+            for layer, part in zip(self.layers, feed_forwards, strict=True)
+        )
+        return self.model_copy(update={"layers": layers})
+
+
+def decoder_layers(
+    attention: AnyAttentionConfig,
+    feed_forwards: Sequence[FeedForwardConfig],
+    *,
+    windows: Sequence[int | None] = (),
+    block: BlockName = "pre",
+    norm: NormConfig | None = None,
+) -> tuple[LayerConfig, ...]:
+    """The layers of a decoder that differ in their feed-forward parts and windows alone.
+
+    windows: of grouped attention, repeated over the layers; none: that of `attention` for all.
+    """
+    layers = []
+    for index, part in enumerate(feed_forwards):
+        if windows and isinstance(attention, AttentionConfig):
+            attention = attention.model_copy(update={"window": windows[index % len(windows)]})
+        layers.append(LayerConfig(attention=attention, feed_forward=part, block=block, norm=norm or NormConfig()))
+    return tuple(layers)
+
+
+def _spread_over_layers(given: Mapping[Any, Any]) -> dict[Any, Any]:
+    data = dict(given)
+    norm = data.pop("norm", None)
+    if norm is None or isinstance(norm, str):
+        norm = {"kind": norm or "rms"}
+        if "norm_eps" in data:
+            norm["eps"] = data.pop("norm_eps")
+    data["norm"] = norm
+    layers = data.get("layers")
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not any(map(_is_feed_forward, layers)):
+        return data
+    shared = {key: data.pop(key) for key in ("attention", "block") if key in data} | {"norm": norm}
+    windows: Any = None
+    if isinstance(shared.get("attention"), Mapping):
+        attention = {"kind": "grouped"} | dict(shared["attention"])
+        windows = attention.pop("windows", None)
+        shared["attention"] = attention
+    if not (isinstance(windows, Sequence) and windows and not isinstance(windows, str)):
+        windows = None if windows is None else (windows,)
+    data["layers"] = [
+        _layer(part, shared, windows[index % len(windows)] if windows else None)
+        for index, part in enumerate(layers[: MAX_LAYERS + 1])
+    ]
+    return data
+
+
+def _layer(part: Any, shared: dict[str, Any], window: Any) -> Any:
+    if not _is_feed_forward(part):
+        return part
+    layer = {**shared, "feed_forward": part}
+    if window is not None:
+        layer["attention"] = {**shared["attention"], "window": window}
+    return layer
+
+
+def _is_feed_forward(part: object) -> bool:
+    if isinstance(part, Mapping):
+        return not {"attention", "feed_forward"} & part.keys()
+    return isinstance(part, DenseConfig | MoEConfig)

@@ -55,3 +55,8 @@ class EncoderConfig(Config):
         """The ids that stand for no text."""
         tokens = (self.pad_token, self.start_token, self.separator_token, self.mask_token)
         return tuple(token for token in tokens if token is not None)
+
+    @property
+    def feed_forwards(self) -> tuple[FeedForwardConfig, ...]:
+        """The feed-forward part of each layer."""
+        return self.layers

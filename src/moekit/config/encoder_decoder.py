@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from moekit.config.base import MAX_LAYERS, Config, Count, Positive
 from moekit.config.feed_forward import FeedForwardConfig
+from moekit.config.norm import NormConfig
 
 _Layers = Annotated[tuple[FeedForwardConfig, ...], Field(min_length=1, max_length=MAX_LAYERS)]
 _Token = Annotated[int, Field(ge=0)]
@@ -73,6 +74,11 @@ class EncoderDecoderConfig(Config):
                     "the router if that is what you want to study"
                 )
         return self
+
+    @property
+    def norm_config(self) -> NormConfig:
+        """The norm that all layers and both stacks have."""
+        return NormConfig(kind=self.norm, eps=self.norm_eps)
 
     @property
     def target_vocabulary(self) -> int:

@@ -48,3 +48,8 @@ class XLNetConfig(Config):
                         "has to be predicted; take another, with capacity_factor: null"
                     )
         return self
+
+    @property
+    def feed_forwards(self) -> tuple[FeedForwardConfig, ...]:
+        """The feed-forward part of each layer."""
+        return self.layers

@@ -23,7 +23,7 @@ from moekit.kernels.assignments import Assignments
 from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
 from moekit.moe import MoELayer, RouterInput
-from moekit.nn import Turn
+from moekit.nn import RopeAngles
 from moekit.nn.meta import on_meta
 
 _HEAD_ROWS = 8192
@@ -146,16 +146,17 @@ class ModelStream:
     def layer(self, index: int, h_BTD: Tensor, probe: Probe) -> Tensor:
         """h_BTD after that layer."""
         layer = cast(DecoderLayer, self.model.layers[index])
-        found = self.config.layers[index]
+        found = self.config.feed_forwards[index]
         if isinstance(found, MoEConfig) and isinstance(layer.feed_forward, MoELayer):
             streamed = _StreamedExperts(self.stored, index, found)
             layer.feed_forward.experts = streamed  # type: ignore[assignment]
         given = RouterInput(token_T=probe.tokens_BT.flatten(), real_T=probe.real_BT.flatten())
-        arguments = (h_BTD, self._turn(h_BTD.shape[1]), None, given)
+        arguments = (h_BTD, self._rope_angles(index, h_BTD.shape[1]), None, given)
         return cast(Tensor, functional_call(layer, self._weights(f"layers.{index}."), arguments)[0])
 
-    def _turn(self, tokens: int) -> Turn | None:
-        return self.model.rotary.turn(0, tokens, torch.device("cpu")) if self.model.rotary else None
+    def _rope_angles(self, layer: int, tokens: int) -> RopeAngles | None:
+        rope = self.model.rope_of_layer[layer]
+        return None if rope is None else self.model.ropes[rope].angles(0, tokens, torch.device("cpu"))
 
     def _weights(self, prefix: str) -> dict[str, Tensor]:
         names = [name for name in self.stored.shapes if name.startswith(prefix) and ".experts." not in name]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moekit.families.base import Family, Preset
-    from moekit.families.catalogue import FAMILIES, describe, family_of, preset, presets, same_function
+    from moekit.families.catalogue import FAMILIES, describe, family_of, preset, presets
     from moekit.families.settings import Settings
 
-__all__ = ["FAMILIES", "Family", "Preset", "Settings", "describe", "family_of", "preset", "presets", "same_function"]
+__all__ = ["FAMILIES", "Family", "Preset", "Settings", "describe", "family_of", "preset", "presets"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from moekit.config import (
     ModelConfig,
     XLNetConfig,
 )
+from moekit.config.comparing import same_function
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.families import (
     bert,
@@ -63,11 +64,6 @@ FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
     GRUSeq2SeqConfig: (seq2seq.GRU_FAMILY,),
 }
 
-# What only training looks at: two configurations that differ in nothing else are the same function.
-_TRAINING_ONLY = frozenset(
-    {"init_std", "init_factor", "jitter", "z_loss", "balance_loss", "importance_loss", "load_loss", "bias_step"}
-)
-
 
 def presets() -> dict[str, Preset]:
     """Every published configuration, by its name."""
@@ -114,24 +110,3 @@ def _says(family: Family, settings: dict[str, Any], config: Config) -> bool:
     except (MoekitError, ValueError):
         return False
     return same_function(again, config)
-
-
-def same_function(a: Config, b: Config) -> bool:
-    """Whether both configurations compute the same, whatever they say of training."""
-    return _same(_without_training(a.model_dump(mode="json")), _without_training(b.model_dump(mode="json")))
-
-
-def _without_training(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_training(inner) for key, inner in value.items() if key not in _TRAINING_ONLY}
-    return [_without_training(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= 1e-9 * max(abs(a), abs(b))  # a factor that was written as another one's square
-    return bool(a == b)

@@ -15,7 +15,9 @@ from moekit.config import (
     LinearScaling,
     ModelConfig,
     MoEConfig,
+    NormConfig,
     SoftmaxTopKConfig,
+    decoder_layers,
 )
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
@@ -29,6 +31,7 @@ from moekit.families.llama_like import (
     read_attention,
     read_decoder,
     routed_experts,
+    shared_attention,
     write_decoder,
 )
 from moekit.families.parts import gated_network
@@ -85,7 +88,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     if sparse is None or attention is None or sparse.branch != "shared" or sparse.branch_width % sparse.expert_width:
         return None
     router, places = dropless_softmax(sparse), _places(config)
-    dense = {layer for layer in config.layers if isinstance(layer, DenseConfig)}
+    dense = {layer for layer in config.feed_forwards if isinstance(layer, DenseConfig)}
     if router is None or places is None or len(dense) > 1 or any(layer.bias for layer in dense):
         return None
     settings = write_decoder(
@@ -110,10 +113,8 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 def _write_attention(config: ModelConfig) -> dict[str, Any] | None:
     """None where it is not Llama's at the usual head width, which its code takes for granted."""
-    attention = config.attention
-    if not isinstance(attention, AttentionConfig) or attention.head_width * attention.heads != config.width:
-        return None
-    if attention.query_key_norm != "none" or attention.windows != (None,):
+    attention = shared_attention(config)
+    if attention is None or attention.head_width * attention.heads != config.width:
         return None
     scaling, written = attention.rope_scaling, None
     if isinstance(scaling, LinearScaling):
@@ -127,7 +128,7 @@ def _write_attention(config: ModelConfig) -> dict[str, Any] | None:
 
 def _places(config: ModelConfig) -> tuple[int, int] | None:
     """first_k_dense_replace and moe_layer_freq; None where the sparse layers do not stand like that."""
-    sparse = [isinstance(layer, MoEConfig) for layer in config.layers]
+    sparse = [isinstance(layer, MoEConfig) for layer in config.feed_forwards]
     first, count = sparse.index(True), len(sparse)
     for step in range(1, count + 1):
         if sparse == [_is_sparse(index, first, step) for index in range(count)]:
@@ -141,6 +142,7 @@ def _sparse(theirs: str, layer: MoEConfig, ours: str) -> Iterator[Stored]:
         yield from gated_network(f"{theirs}.mlp.shared_experts", layer.dense_branch, f"{ours}.branch")
 
 
+_NORM = NormConfig(eps=1e-6)
 _SPARSE = MoEConfig(
     experts=64,
     expert_width=1408,
@@ -162,9 +164,12 @@ FAMILY = Family(
                 vocab_size=102_400,
                 width=2048,
                 context=4096,
-                attention=AttentionConfig(heads=16, kv_heads=16, head_width=128),
-                layers=(DenseConfig(width=10_944),) + (_SPARSE,) * 27,
-                norm_eps=1e-6,
+                layers=decoder_layers(
+                    AttentionConfig(heads=16, kv_heads=16, head_width=128),
+                    (DenseConfig(width=10_944),) + (_SPARSE,) * 27,
+                    norm=_NORM,
+                ),
+                norm=_NORM,
             ),
             source="arXiv 2401.06066, section 5.1, and its published config.json",
             parameters=16.4e9,

@@ -14,8 +14,10 @@ from moekit.config import (
     LatentAttentionConfig,
     ModelConfig,
     MoEConfig,
+    NormConfig,
     SigmoidBiasConfig,
     YarnScaling,
+    decoder_layers,
 )
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
@@ -88,14 +90,14 @@ def _attention(settings: Settings) -> LatentAttentionConfig:
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A DeepSeek-V3's settings."""
-    attention, sparse = config.attention, only_moe(config)
+    attention, sparse = config.layers[0].attention, only_moe(config)
     if not isinstance(attention, LatentAttentionConfig) or sparse is None or sparse.branch != "shared":
         return None
     router, shared = sparse.router, sparse.branch_width // sparse.expert_width
     if not isinstance(router, SigmoidBiasConfig) or router.capacity_factor is not None:
         return None
-    dense = [layer for layer in config.layers if isinstance(layer, DenseConfig)]
-    if len(set(dense)) > 1 or list(config.layers[: len(dense)]) != dense:
+    dense = [layer for layer in config.feed_forwards if isinstance(layer, DenseConfig)]
+    if len(set(dense)) > 1 or list(config.feed_forwards[: len(dense)]) != dense:
         return None
     rope = write_rope(attention)
     rope["rope_parameters"] |= _scale_as_yarn(attention)
@@ -126,7 +128,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "routed_scaling_factor": router.scale,
         "num_nextn_predict_layers": 0,
         "tie_word_embeddings": config.tie_embeddings,
-        "rms_norm_eps": config.norm_eps,
+        "rms_norm_eps": config.norm.eps,
         "initializer_range": config.init_std,
         **rope,
     }
@@ -142,12 +144,12 @@ def _scale_as_yarn(attention: LatentAttentionConfig) -> dict[str, float]:
 
 def layout(config: ModelConfig, experts: SparseLayout = routed_experts) -> list[Stored]:
     """DeepSeek-V3's tensors; `experts` gives those of a sparse layer's router and routed experts."""
-    assert isinstance(config.attention, LatentAttentionConfig)
-    return [*embeddings_and_norm(config), *_layers(config, config.attention, experts)]
+    return [*embeddings_and_norm(config), *_layers(config, experts)]
 
 
-def _layers(config: ModelConfig, attention: LatentAttentionConfig, experts: SparseLayout) -> Iterator[Stored]:
-    for index, layer in enumerate(config.layers):
+def _layers(config: ModelConfig, experts: SparseLayout) -> Iterator[Stored]:
+    for index, (attention, layer) in enumerate((layer.attention, layer.feed_forward) for layer in config.layers):
+        assert isinstance(attention, LatentAttentionConfig)
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
         yield stored(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
         yield stored(f"{theirs}.post_attention_layernorm.weight", f"{ours}.feed_forward_norm.weight")
@@ -210,6 +212,7 @@ def _is_left_out(name: str) -> bool:
     return is_rotary_buffer(name) or name.startswith("model.layers.61.")
 
 
+_NORM = NormConfig(eps=1e-6)
 _SPARSE = MoEConfig(
     experts=256,
     expert_width=2048,
@@ -232,18 +235,21 @@ FAMILY = Family(
                 vocab_size=129_280,
                 width=7168,
                 context=163_840,
-                attention=LatentAttentionConfig(
-                    heads=128,
-                    head_width=128,
-                    rotary_width=64,
-                    value_width=128,
-                    kv_rank=512,
-                    query_rank=1536,
-                    rope_scaling=YarnScaling(factor=40.0, context=4096, magnitude=1.0),
-                    scale=yarn_magnitude(40.0) ** 2 / math.sqrt(192),
+                layers=decoder_layers(
+                    LatentAttentionConfig(
+                        heads=128,
+                        head_width=128,
+                        rotary_width=64,
+                        value_width=128,
+                        kv_rank=512,
+                        query_rank=1536,
+                        rope_scaling=YarnScaling(factor=40.0, context=4096, magnitude=1.0),
+                        scale=yarn_magnitude(40.0) ** 2 / math.sqrt(192),
+                    ),
+                    (DenseConfig(width=18_432),) * 3 + (_SPARSE,) * 58,
+                    norm=_NORM,
                 ),
-                layers=(DenseConfig(width=18_432),) * 3 + (_SPARSE,) * 58,
-                norm_eps=1e-6,
+                norm=_NORM,
             ),
             source="arXiv 2412.19437, section 4.2, and its published config.json",
             parameters=671e9,

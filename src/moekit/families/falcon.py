@@ -6,10 +6,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
 from moekit.families.base import Family, Preset
 from moekit.families.gpt2 import head, norm
-from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, number_of_layers, only_dense
+from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, number_of_layers, only_dense, shared_attention
 from moekit.families.parts import both, read_rope, write_rope
 from moekit.families.settings import Settings
 
@@ -33,27 +33,30 @@ def read(settings: Settings) -> ModelConfig:
         gated=False,
         bias=bias,
     )
+    attention = AttentionConfig(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=width // heads,
+        positions="alibi" if alibi else "rotary",
+        rope_base=rope.rope_base,
+        rope_scaling=rope.rope_scaling,
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    block, norm = _read_block(settings, grouped=grouped), _norm(settings.number("layer_norm_epsilon", 1e-5))
     return ModelConfig(
         vocab_size=settings.integer("vocab_size"),
         width=width,
         context=settings.integer("max_position_embeddings", 2048),
-        attention=AttentionConfig(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_width=width // heads,
-            positions="alibi" if alibi else "rotary",
-            rope_base=rope.rope_base,
-            rope_scaling=rope.rope_scaling,
-            qkv_bias=bias,
-            output_bias=bias,
-        ),
-        layers=(layer,) * number_of_layers(settings),
-        block=_read_block(settings, grouped=grouped),
-        norm="layer",
-        norm_eps=settings.number("layer_norm_epsilon", 1e-5),
+        layers=decoder_layers(attention, (layer,) * number_of_layers(settings), block=block, norm=norm),
+        norm=norm,
         tie_embeddings=settings.flag("tie_word_embeddings", True),
         init_std=settings.number("initializer_range", 0.02),
     )
+
+
+def _norm(eps: float = 1e-5) -> NormConfig:
+    return NormConfig(kind="layer", eps=eps)
 
 
 def _read_block(settings: Settings, *, grouped: bool) -> Block:
@@ -65,10 +68,10 @@ def _read_block(settings: Settings, *, grouped: bool) -> Block:
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A Falcon's settings."""
-    layer, attention = only_dense(config), config.attention
-    if layer is None or not isinstance(attention, AttentionConfig) or config.block == "sandwich":
+    layer, attention, block = only_dense(config), shared_attention(config), config.layers[0].block
+    if layer is None or attention is None:
         return None
-    grouped = config.block == "parallel" or attention.kv_heads not in (1, attention.heads)
+    grouped = block == "parallel" or attention.kv_heads not in (1, attention.heads)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -81,10 +84,10 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "bias": layer.bias,
         "alibi": attention.positions == "alibi",
         "new_decoder_architecture": grouped,
-        "num_ln_in_parallel_attn": (1 if config.block == "parallel_shared" else 2) if grouped else None,
+        "num_ln_in_parallel_attn": (1 if block == "parallel_shared" else 2) if grouped else None,
         "multi_query": attention.kv_heads == 1,
-        "parallel_attn": config.block != "pre",
-        "layer_norm_epsilon": config.norm_eps,
+        "parallel_attn": block != "pre",
+        "layer_norm_epsilon": config.norm.eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
         **write_rope(attention),
@@ -93,20 +96,21 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 def layout(config: ModelConfig) -> list[Stored]:
     """Falcon's tensors."""
-    assert isinstance(config.attention, AttentionConfig)
-    return list(_layout(config, config.attention))
+    return list(_layout(config))
 
 
-def _layout(config: ModelConfig, attention: AttentionConfig) -> Iterator[Stored]:
+def _layout(config: ModelConfig) -> Iterator[Stored]:
     yield stored("transformer.word_embeddings.weight", "embedding.weight")
-    for index in range(len(config.layers)):
+    for index, layer in enumerate(config.layers):
+        attention = layer.attention
+        assert isinstance(attention, AttentionConfig)
         theirs, ours = f"transformer.h.{index}", f"layers.{index}"
-        if config.block == "parallel":
+        if layer.block == "parallel":
             yield from norm(f"{theirs}.ln_attn", f"{ours}.attention_norm")
             yield from norm(f"{theirs}.ln_mlp", f"{ours}.feed_forward_norm")
         else:
             yield from norm(f"{theirs}.input_layernorm", f"{ours}.attention_norm")
-        if config.block == "pre":
+        if layer.block == "pre":
             yield from norm(f"{theirs}.post_attention_layernorm", f"{ours}.feed_forward_norm")
         yield from _projections(f"{theirs}.self_attention", attention, f"{ours}.attention", config.width)
         yield from both(f"{theirs}.self_attention.dense", f"{ours}.attention.output", bias=attention.output_bias)
@@ -168,21 +172,21 @@ def _falcon(
     vocab: int = 65_024,
     bias: bool = False,
 ) -> ModelConfig:
+    attention = AttentionConfig(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=width // heads,
+        positions=positions,
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    layer = DenseConfig(width=4 * width, activation="gelu", gated=False, bias=bias)
     return ModelConfig(
         vocab_size=vocab,
         width=width,
         context=2048,
-        attention=AttentionConfig(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_width=width // heads,
-            positions=positions,
-            qkv_bias=bias,
-            output_bias=bias,
-        ),
-        layers=(DenseConfig(width=4 * width, activation="gelu", gated=False, bias=bias),) * layers,
-        block=block,
-        norm="layer",
+        layers=decoder_layers(attention, (layer,) * layers, block=block, norm=_norm()),
+        norm=_norm(),
         tie_embeddings=True,
     )
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
 from moekit.families.base import Family, Preset
-from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense
+from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense, shared_attention
 from moekit.families.parts import transposed
 from moekit.families.settings import Settings
 
@@ -45,6 +45,7 @@ def gpt2(
     vocab: int = 50_257,
     activation: str = "gelu_tanh",
     windows: tuple[int | None, ...] = (None,),
+    norm_eps: float = 1e-5,
     tie_embeddings: bool = True,
     **more: Any,
 ) -> ModelConfig:
@@ -56,16 +57,15 @@ def gpt2(
         positions="none",
         qkv_bias=True,
         output_bias=True,
-        windows=windows,
     )
+    norm = NormConfig(kind="layer", eps=norm_eps)
     layer = {"width": hidden or 4 * width, "activation": activation, "gated": False, "bias": True}
     return ModelConfig(
         vocab_size=vocab,
         width=width,
         context=context,
-        attention=attention,
-        layers=(DenseConfig.model_validate(layer),) * layers,
-        norm="layer",
+        layers=decoder_layers(attention, (DenseConfig.model_validate(layer),) * layers, windows=windows, norm=norm),
+        norm=norm,
         learned_positions=True,
         tie_embeddings=tie_embeddings,
         **more,
@@ -74,8 +74,8 @@ def gpt2(
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A GPT-2's settings."""
-    layer, attention = only_dense(config), config.attention
-    if layer is None or not isinstance(attention, AttentionConfig) or attention.windows != (None,):
+    layer, attention = only_dense(config), shared_attention(config)
+    if layer is None or attention is None:
         return None
     return {
         "vocab_size": config.vocab_size,
@@ -85,7 +85,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "n_head": attention.heads,
         "n_inner": layer.width,
         "activation_function": ACTIVATION_NAMES[layer.activation],
-        "layer_norm_epsilon": config.norm_eps,
+        "layer_norm_epsilon": config.norm.eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
     }

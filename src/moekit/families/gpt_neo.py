@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
 from moekit.families.base import Family, Preset
 from moekit.families.gpt2 import head, norm
-from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense
+from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense, shared_attention, windows_of
 from moekit.families.parts import both, separate_projections
 from moekit.families.settings import Settings
 
@@ -61,24 +61,20 @@ def _neo(
     vocab: int = 50_257,
     context: int = 2048,
     activation: str = "gelu_tanh",
+    norm_eps: float = 1e-5,
     **more: Any,
 ) -> ModelConfig:
+    attention = AttentionConfig(
+        heads=heads, kv_heads=heads, head_width=width // heads, positions="none", scale=1.0, output_bias=True
+    )
     layer = {"width": hidden, "activation": activation, "gated": False, "bias": True}
+    norm = NormConfig(kind="layer", eps=norm_eps)
     return ModelConfig(
         vocab_size=vocab,
         width=width,
         context=context,
-        attention=AttentionConfig(
-            heads=heads,
-            kv_heads=heads,
-            head_width=width // heads,
-            positions="none",
-            scale=1.0,
-            output_bias=True,
-            windows=windows,
-        ),
-        layers=(DenseConfig.model_validate(layer),) * layers,
-        norm="layer",
+        layers=decoder_layers(attention, (DenseConfig.model_validate(layer),) * layers, windows=windows, norm=norm),
+        norm=norm,
         learned_positions=True,
         **{"tie_embeddings": True, **more},
     )
@@ -86,10 +82,10 @@ def _neo(
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A GPT-Neo's settings."""
-    layer, attention = only_dense(config), config.attention
-    if layer is None or not isinstance(attention, AttentionConfig) or attention.scale != 1:
+    layer, attention = only_dense(config), shared_attention(config)
+    if layer is None or attention is None:
         return None
-    windows = [config.window(index) for index in range(len(config.layers))]
+    windows = windows_of(config)
     sizes = {window for window in windows if window is not None}
     if len(sizes) > 1:
         return None
@@ -105,7 +101,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "attention_types": [[[kind], 1] for kind in kinds],
         "attention_layers": kinds,
         "activation_function": ACTIVATION_NAMES[layer.activation],
-        "layer_norm_epsilon": config.norm_eps,
+        "layer_norm_epsilon": config.norm.eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
     }
@@ -113,18 +109,18 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 def layout(config: ModelConfig) -> list[Stored]:
     """GPT-Neo's tensors."""
-    assert isinstance(config.attention, AttentionConfig)
-    return list(_layout(config, config.attention))
+    return list(_layout(config))
 
 
-def _layout(config: ModelConfig, attention: AttentionConfig) -> Iterator[Stored]:
+def _layout(config: ModelConfig) -> Iterator[Stored]:
     yield stored("transformer.wte.weight", "embedding.weight")
     yield stored("transformer.wpe.weight", "position_embedding.weight")
-    for index in range(len(config.layers)):
+    for index, layer in enumerate(config.layers):
+        assert isinstance(layer.attention, AttentionConfig)
         theirs, ours = f"transformer.h.{index}", f"layers.{index}"
         yield from norm(f"{theirs}.ln_1", f"{ours}.attention_norm")
         yield from norm(f"{theirs}.ln_2", f"{ours}.feed_forward_norm")
-        yield from separate_projections(f"{theirs}.attn.attention", attention, f"{ours}.attention", "out_proj")
+        yield from separate_projections(f"{theirs}.attn.attention", layer.attention, f"{ours}.attention", "out_proj")
         yield from both(f"{theirs}.mlp.c_fc", f"{ours}.feed_forward.gate_up", bias=True)
         yield from both(f"{theirs}.mlp.c_proj", f"{ours}.feed_forward.down", bias=True)
     yield from norm("transformer.ln_f", "norm")

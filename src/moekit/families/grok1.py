@@ -1,6 +1,6 @@
 """Grok-1's published configuration. Its weights are pickled JAX arrays, which moekit does not read."""
 
-from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
 from moekit.families.base import Preset
 
 PRESETS = {
@@ -9,17 +9,19 @@ PRESETS = {
             vocab_size=131_072,
             width=6144,
             context=8192,
-            attention=AttentionConfig(heads=48, kv_heads=8, head_width=128, soft_cap=30.0),
-            layers=(
-                MoEConfig(
-                    experts=8,
-                    expert_width=32_768,
-                    router=SoftmaxTopKConfig(top_k=2, renormalize=False),
-                    activation="gelu_tanh",
-                ),
-            )
-            * 64,
-            block="sandwich",
+            layers=decoder_layers(
+                AttentionConfig(heads=48, kv_heads=8, head_width=128, soft_cap=30.0),
+                (
+                    MoEConfig(
+                        experts=8,
+                        expert_width=32_768,
+                        router=SoftmaxTopKConfig(top_k=2, renormalize=False),
+                        activation="gelu_tanh",
+                    ),
+                )
+                * 64,
+                block="sandwich",
+            ),
             tie_embeddings=True,
             embedding_scale=78.38367176906169,
             logit_scale=0.5773502691896257,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moekit.config import AttentionConfig, DenseConfig, Llama3Scaling, ModelConfig
+from moekit.config import AttentionConfig, DenseConfig, Llama3Scaling, ModelConfig, decoder_layers
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     dense_layer,
@@ -12,6 +12,7 @@ from moekit.families.llama_like import (
     only_dense,
     read_attention,
     read_decoder,
+    shared_attention,
     write_decoder,
 )
 from moekit.families.settings import Settings
@@ -27,8 +28,8 @@ def read(settings: Settings) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A Llama's settings."""
-    layer, attention = only_dense(config), config.attention
-    if layer is None or not isinstance(attention, AttentionConfig) or attention.qkv_bias != attention.output_bias:
+    layer, attention = only_dense(config), shared_attention(config)
+    if layer is None or attention is None or attention.qkv_bias != attention.output_bias:
         return None
     return write_decoder(config, intermediate_size=layer.width, attention_bias=attention.qkv_bias, mlp_bias=layer.bias)
 
@@ -46,18 +47,18 @@ def _llama(
     factor: float | None = None,
     tied: bool = False,
 ) -> ModelConfig:
+    attention = AttentionConfig(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=width // heads,
+        rope_base=base,
+        rope_scaling=Llama3Scaling(factor=factor, context=8192) if factor else None,
+    )
     return ModelConfig(
         vocab_size=vocab,
         width=width,
         context=context,
-        attention=AttentionConfig(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_width=width // heads,
-            rope_base=base,
-            rope_scaling=Llama3Scaling(factor=factor, context=8192) if factor else None,
-        ),
-        layers=(DenseConfig(width=hidden),) * layers,
+        layers=decoder_layers(attention, (DenseConfig(width=hidden),) * layers),
         tie_embeddings=tied,
     )
 

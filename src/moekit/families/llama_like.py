@@ -4,7 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import (
+    AnyAttentionConfig,
+    AttentionConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+    SoftmaxTopKConfig,
+    decoder_layers,
+)
 from moekit.families.parts import expert_networks, gated_network, read_rope, separate_projections, write_rope
 from moekit.families.settings import Settings
 
@@ -30,7 +40,6 @@ def read_attention(
     qkv_bias: bool = False,
     output_bias: bool = False,
     query_key_norm: Literal["none", "head", "all"] = "none",
-    windows: Sequence[int | None] = (None,),
 ) -> AttentionConfig:
     """Heads, rotary positions, and what the caller knows of the rest."""
     heads = settings.integer("num_attention_heads")
@@ -44,7 +53,6 @@ def read_attention(
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         query_key_norm=query_key_norm,
-        windows=tuple(windows),
     )
 
 
@@ -69,16 +77,22 @@ def read_windows(settings: Settings, *, default_on: bool) -> tuple[int | None, .
     return tuple(choices[kind] for kind in kinds)
 
 
-def read_decoder(settings: Settings, attention: AnyAttentionConfig, layers: Sequence[Any], **more: Any) -> ModelConfig:
-    """The whole, from its attention and its layers' feed-forward parts."""
+def read_decoder(
+    settings: Settings,
+    attention: AnyAttentionConfig,
+    feed_forwards: Sequence[FeedForwardConfig],
+    windows: Sequence[int | None] = (None,),
+    **more: Any,
+) -> ModelConfig:
+    """The whole, from the attention of all layers, their feed-forward parts, and their windows, which are repeated."""
+    norm = NormConfig(eps=settings.number("rms_norm_eps", 1e-6))
     return ModelConfig(
         vocab_size=settings.integer("vocab_size"),
         width=settings.integer("hidden_size"),
         context=settings.integer("max_position_embeddings"),
-        attention=attention,
-        layers=tuple(layers),
+        layers=decoder_layers(attention, feed_forwards, windows=windows, norm=norm),
+        norm=norm,
         tie_embeddings=settings.flag("tie_word_embeddings", False),
-        norm_eps=settings.number("rms_norm_eps", 1e-6),
         init_std=settings.number("initializer_range", 0.02),
         **more,
     )
@@ -102,16 +116,13 @@ def dense_layer(settings: Settings, width_key: str = "intermediate_size", *, bia
 
 
 def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
-    """The settings that all of these families have; None where the model is not of Llama's shape."""
-    attention = config.attention
-    plain = config.block == "pre" and config.norm == "rms" and not config.learned_positions
-    unscaled = config.embedding_scale == config.logit_scale == 1
-    if not (plain and unscaled) or not isinstance(attention, AttentionConfig):
-        return None
-    if attention.positions != "rotary" or attention.scale is not None or attention.soft_cap is not None:
-        return None
-    activations = {layer.activation for layer in config.layers}
-    if len(activations) > 1 or not all(layer.gated for layer in config.layers):
+    """The settings that all of these families have; None where one of them cannot hold what the layers have.
+
+    What else the family cannot say shows when what was written is read again (`catalogue.describe`).
+    """
+    attention = shared_attention(config)
+    activations = {part.activation for part in config.feed_forwards}
+    if attention is None or len(activations) > 1:
         return None
     return {
         "vocab_size": config.vocab_size,
@@ -123,7 +134,7 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
         "head_dim": attention.head_width,
         "hidden_act": ACTIVATION_NAMES[activations.pop()],
         "tie_word_embeddings": config.tie_embeddings,
-        "rms_norm_eps": config.norm_eps,
+        "rms_norm_eps": config.norm.eps,
         "initializer_range": config.init_std,
         **write_rope(attention),
         **more,
@@ -132,7 +143,7 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:
     """`sliding_window` and `layer_types`; nothing where no layer has a window."""
-    windows = [config.window(index) for index in range(len(config.layers))]
+    windows = windows_of(config)
     sizes = {window for window in windows if window is not None}
     if not sizes:
         return {"sliding_window": None, "use_sliding_window": False}
@@ -140,15 +151,31 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
     return {"sliding_window": max(sizes), "use_sliding_window": True, "layer_types": kinds, "max_window_layers": 0}
 
 
+def shared_attention(config: ModelConfig) -> AttentionConfig | None:
+    """Give the grouped attention of all layers, without its window; None where layers differ or have another kind."""
+    first = config.layers[0].attention
+    if not isinstance(first, AttentionConfig):
+        return None
+    for layer in config.layers:
+        if layer.attention.model_copy(update={"window": first.window}) != first:
+            return None
+    return first.model_copy(update={"window": None})
+
+
+def windows_of(config: ModelConfig) -> list[int | None]:
+    """Give the window of each layer."""
+    return [layer.attention.window for layer in config.layers]
+
+
 def only_dense(config: ModelConfig) -> DenseConfig | None:
     """The one dense network that every layer is; None where layers differ or are mixtures."""
-    first = config.layers[0]
-    return first if isinstance(first, DenseConfig) and set(config.layers) == {first} else None
+    first = config.feed_forwards[0]
+    return first if isinstance(first, DenseConfig) and set(config.feed_forwards) == {first} else None
 
 
 def only_moe(config: ModelConfig) -> MoEConfig | None:
     """The one mixture that every sparse layer is; None where they differ or there is none."""
-    kinds = {layer for layer in config.layers if isinstance(layer, MoEConfig)}
+    kinds = {layer for layer in config.feed_forwards if isinstance(layer, MoEConfig)}
     return kinds.pop() if len(kinds) == 1 else None
 
 
@@ -160,22 +187,22 @@ def dropless_softmax(config: MoEConfig) -> SoftmaxTopKConfig | None:
 
 def llama_layout(config: ModelConfig, moe: SparseLayout | None = None) -> list[Stored]:
     """Llama's tensors, with those that `moe` gives for a sparse layer."""
-    assert isinstance(config.attention, AttentionConfig)
-    return list(_llama_layout(config, config.attention, moe))
+    return list(_llama_layout(config, moe))
 
 
-def _llama_layout(config: ModelConfig, attention: AttentionConfig, moe: SparseLayout | None) -> Iterator[Stored]:
+def _llama_layout(config: ModelConfig, moe: SparseLayout | None) -> Iterator[Stored]:
     yield from embeddings_and_norm(config)
     for index, layer in enumerate(config.layers):
+        assert isinstance(layer.attention, AttentionConfig)
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
         yield stored(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
         yield stored(f"{theirs}.post_attention_layernorm.weight", f"{ours}.feed_forward_norm.weight")
-        yield from separate_projections(f"{theirs}.self_attn", attention, f"{ours}.attention")
-        if isinstance(layer, DenseConfig):
-            yield from gated_network(f"{theirs}.mlp", layer, f"{ours}.feed_forward")
+        yield from separate_projections(f"{theirs}.self_attn", layer.attention, f"{ours}.attention")
+        if isinstance(layer.feed_forward, DenseConfig):
+            yield from gated_network(f"{theirs}.mlp", layer.feed_forward, f"{ours}.feed_forward")
         else:
             assert moe is not None
-            yield from moe(theirs, layer, f"{ours}.feed_forward")
+            yield from moe(theirs, layer.feed_forward, f"{ours}.feed_forward")
 
 
 def embeddings_and_norm(config: ModelConfig) -> Iterator[Stored]:

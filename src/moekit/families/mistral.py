@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig, decoder_layers
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     dense_layer,
@@ -20,16 +20,16 @@ from moekit.families.settings import Settings
 def read(settings: Settings) -> ModelConfig:
     """Our configuration of a Mistral's settings."""
     window = settings.integer("sliding_window") if settings.has("sliding_window") else None
-    attention = read_attention(settings, windows=(window,))
-    return read_decoder(settings, attention, [dense_layer(settings)] * number_of_layers(settings))
+    layers = [dense_layer(settings)] * number_of_layers(settings)
+    return read_decoder(settings, read_attention(settings), layers, windows=(window,))
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A Mistral's settings."""
     layer = only_dense(config)
-    if layer is None or not isinstance(config.attention, AttentionConfig) or len(config.attention.windows) > 1:
+    if layer is None:
         return None
-    return write_decoder(config, intermediate_size=layer.width, sliding_window=config.window(0))
+    return write_decoder(config, intermediate_size=layer.width, sliding_window=config.layers[0].attention.window)
 
 
 FAMILY = Family(
@@ -45,8 +45,10 @@ FAMILY = Family(
                 vocab_size=32_000,
                 width=4096,
                 context=32_768,
-                attention=AttentionConfig(heads=32, kv_heads=8, head_width=128, windows=(4096,)),
-                layers=(DenseConfig(width=14_336),) * 32,
+                layers=decoder_layers(
+                    AttentionConfig(heads=32, kv_heads=8, head_width=128, window=4096),
+                    (DenseConfig(width=14_336),) * 32,
+                ),
             ),
             source="arXiv 2310.06825, table 1, and version 0.1's published params.json",
             parameters=7.24e9,

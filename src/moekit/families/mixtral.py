@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
@@ -35,19 +35,16 @@ def read(settings: Settings) -> ModelConfig:
         ),
         activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
     )
-    attention = read_attention(settings, windows=(window,))
-    return read_decoder(settings, attention, [layer] * number_of_layers(settings))
+    return read_decoder(settings, read_attention(settings), [layer] * number_of_layers(settings), windows=(window,))
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """A Mixtral's settings."""
     layer = only_moe(config)
-    if layer is None or layer.branch != "none" or set(config.layers) != {layer}:
+    if layer is None or layer.branch != "none":
         return None
     router = dropless_softmax(layer)
-    if router is None or not router.renormalize or not isinstance(config.attention, AttentionConfig):
-        return None
-    if len(config.attention.windows) > 1:
+    if router is None or not router.renormalize:
         return None
     return write_decoder(
         config,
@@ -55,7 +52,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         num_local_experts=layer.experts,
         num_experts_per_tok=router.top_k,
         router_aux_loss_coef=router.balance_loss,
-        sliding_window=config.window(0),
+        sliding_window=config.layers[0].attention.window,
     )
 
 
@@ -74,8 +71,10 @@ def _mixtral(layers: int, width: int, heads: int, hidden: int, vocab: int, conte
         vocab_size=vocab,
         width=width,
         context=context,
-        attention=AttentionConfig(heads=heads, kv_heads=8, head_width=128, rope_base=1e6),
-        layers=(MoEConfig(experts=8, expert_width=hidden, router=SoftmaxTopKConfig(top_k=2)),) * layers,
+        layers=decoder_layers(
+            AttentionConfig(heads=heads, kv_heads=8, head_width=128, rope_base=1e6),
+            (MoEConfig(experts=8, expert_width=hidden, router=SoftmaxTopKConfig(top_k=2)),) * layers,
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from moekit.checkpoint.layout import Stored
-from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
@@ -17,6 +17,7 @@ from moekit.families.llama_like import (
     read_attention,
     read_decoder,
     routed_experts,
+    shared_attention,
     write_decoder,
 )
 from moekit.families.settings import Settings
@@ -43,13 +44,11 @@ def read(settings: Settings) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
     """An OLMoE's settings."""
-    layer, attention = only_moe(config), config.attention
-    if layer is None or layer.branch != "none" or set(config.layers) != {layer}:
+    layer, attention = only_moe(config), shared_attention(config)
+    if layer is None or layer.branch != "none" or attention is None:
         return None
     router = dropless_softmax(layer)
-    if router is None or not isinstance(attention, AttentionConfig) or attention.query_key_norm != "all":
-        return None
-    if attention.qkv_bias != attention.output_bias or attention.windows != (None,):
+    if router is None or attention.qkv_bias != attention.output_bias:
         return None
     return write_decoder(
         config,
@@ -81,9 +80,11 @@ FAMILY = Family(
                 vocab_size=50_304,
                 width=2048,
                 context=4096,
-                attention=AttentionConfig(heads=16, kv_heads=16, head_width=128, query_key_norm="all"),
-                layers=(MoEConfig(experts=64, expert_width=1024, router=SoftmaxTopKConfig(top_k=8, renormalize=False)),)
-                * 16,
+                layers=decoder_layers(
+                    AttentionConfig(heads=16, kv_heads=16, head_width=128, query_key_norm="all"),
+                    (MoEConfig(experts=64, expert_width=1024, router=SoftmaxTopKConfig(top_k=8, renormalize=False)),)
+                    * 16,
+                ),
             ),
             source="arXiv 2409.02060, table 1 and appendix B",
             parameters=6.9e9,

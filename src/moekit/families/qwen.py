@@ -5,7 +5,16 @@ from functools import partial
 from typing import Any, Literal
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.config import AttentionConfig, DenseConfig, FeedForwardConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import (
+    AttentionConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+    SoftmaxTopKConfig,
+    decoder_layers,
+)
 from moekit.families.base import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
@@ -22,6 +31,7 @@ from moekit.families.llama_like import (
     read_decoder,
     read_windows,
     routed_experts,
+    shared_attention,
     write_decoder,
     write_windows,
 )
@@ -30,20 +40,20 @@ from moekit.families.settings import Settings
 
 Norms = Literal["none", "head"]
 
+_NORM = NormConfig(eps=1e-6)
+
 
 def _attention(settings: Settings, norms: Norms) -> AttentionConfig:
     """Version 2 has biases and no norms, version 3 norms and biases where it says so."""
-    windows = read_windows(settings, default_on=False)
     if norms == "none":
-        bias = settings.flag("qkv_bias", True)
-        return read_attention(settings, qkv_bias=bias, windows=windows)
+        return read_attention(settings, qkv_bias=settings.flag("qkv_bias", True))
     bias = settings.flag("attention_bias", False)
-    return read_attention(settings, qkv_bias=bias, output_bias=bias, query_key_norm="head", windows=windows)
+    return read_attention(settings, qkv_bias=bias, output_bias=bias, query_key_norm="head")
 
 
 def _write_attention(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
-    attention = config.attention
-    if not isinstance(attention, AttentionConfig) or attention.query_key_norm != norms:
+    attention = shared_attention(config)
+    if attention is None or attention.query_key_norm != norms:
         return None
     if norms == "none":
         return None if attention.output_bias else {"qkv_bias": attention.qkv_bias}
@@ -51,7 +61,8 @@ def _write_attention(config: ModelConfig, norms: Norms) -> dict[str, Any] | None
 
 
 def _read_dense(settings: Settings, norms: Norms) -> ModelConfig:
-    return read_decoder(settings, _attention(settings, norms), [dense_layer(settings)] * number_of_layers(settings))
+    layers = [dense_layer(settings)] * number_of_layers(settings)
+    return read_decoder(settings, _attention(settings, norms), layers, read_windows(settings, default_on=False))
 
 
 def _write_dense(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
@@ -84,7 +95,7 @@ def _read_moe(settings: Settings, norms: Norms) -> ModelConfig:
         dense_layer(settings) if index in dense_ones or (index + 1) % step else sparse
         for index in range(number_of_layers(settings))
     ]
-    return read_decoder(settings, _attention(settings, norms), layers)
+    return read_decoder(settings, _attention(settings, norms), layers, read_windows(settings, default_on=False))
 
 
 def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
@@ -92,7 +103,7 @@ def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
     if sparse is None or attention is None or sparse.branch != ("gated_shared" if norms == "none" else "none"):
         return None
     router = dropless_softmax(sparse)
-    dense = {layer for layer in config.layers if isinstance(layer, DenseConfig)}
+    dense = {layer for layer in config.feed_forwards if isinstance(layer, DenseConfig)}
     if router is None or len(dense) > 1 or any(layer.bias for layer in dense):
         return None
     more = {"shared_expert_intermediate_size": sparse.branch_width} if norms == "none" else {}
@@ -105,7 +116,7 @@ def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
         norm_topk_prob=router.renormalize,
         router_aux_loss_coef=router.balance_loss,
         decoder_sparse_step=1,
-        mlp_only_layers=[index for index, layer in enumerate(config.layers) if isinstance(layer, DenseConfig)],
+        mlp_only_layers=[index for index, layer in enumerate(config.feed_forwards) if isinstance(layer, DenseConfig)],
         **attention,
         **write_windows(config),
         **more,
@@ -126,13 +137,13 @@ _fused_layout = partial(llama_layout, moe=partial(_sparse, experts=fused_experts
 def _qwen3(
     layers: int, width: int, heads: int, kv_heads: int, feed_forward: FeedForwardConfig, *, tied: bool = False
 ) -> ModelConfig:
+    attention = AttentionConfig(heads=heads, kv_heads=kv_heads, head_width=128, rope_base=1e6, query_key_norm="head")
     return ModelConfig(
         vocab_size=151_936,
         width=width,
         context=40_960,
-        attention=AttentionConfig(heads=heads, kv_heads=kv_heads, head_width=128, rope_base=1e6, query_key_norm="head"),
-        layers=(feed_forward,) * layers,
-        norm_eps=1e-6,
+        layers=decoder_layers(attention, (feed_forward,) * layers, norm=_NORM),
+        norm=_NORM,
         tie_embeddings=tied,
     )
 
@@ -146,18 +157,21 @@ _QWEN_15_MOE = ModelConfig(
     vocab_size=151_936,
     width=2048,
     context=8192,
-    attention=AttentionConfig(heads=16, kv_heads=16, head_width=128, rope_base=1e6, qkv_bias=True),
-    layers=(
-        MoEConfig(
-            experts=60,
-            expert_width=1408,
-            router=SoftmaxTopKConfig(top_k=4, renormalize=False, balance_loss=0.001),
-            branch="gated_shared",
-            branch_width=5632,
-        ),
-    )
-    * 24,
-    norm_eps=1e-6,
+    layers=decoder_layers(
+        AttentionConfig(heads=16, kv_heads=16, head_width=128, rope_base=1e6, qkv_bias=True),
+        (
+            MoEConfig(
+                experts=60,
+                expert_width=1408,
+                router=SoftmaxTopKConfig(top_k=4, renormalize=False, balance_loss=0.001),
+                branch="gated_shared",
+                branch_width=5632,
+            ),
+        )
+        * 24,
+        norm=_NORM,
+    ),
+    norm=_NORM,
 )
 
 FAMILIES = (

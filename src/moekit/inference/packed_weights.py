@@ -136,7 +136,7 @@ def _as_stored(numbers_RC: Tensor) -> PackedMatrix:
 
 def _weight(norm: nn.Module | None) -> Numbers:
     assert isinstance(norm, RMSNorm)
-    return _numbers(norm.weight)
+    return _numbers(norm.factor_D)
 
 
 def _numbers(parameter: Tensor) -> Numbers:

@@ -1,4 +1,4 @@
-"""The causal decoder: GPT-2, Llama, Falcon, Mixtral, Grok-1 and DeepSeek-V3 are its configurations.
+"""The causal decoder: GPT-2, Llama, Falcon, Mixtral, Gemma 3, Grok-1 and DeepSeek-V3 are its configurations.
 
 B batch, T tokens, D model width, V vocabulary, L layers.
 """
@@ -13,38 +13,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moekit.config import DenseConfig, ModelConfig
+from moekit.config import DenseConfig, LayerConfig, ModelConfig
 from moekit.kernels.backends import Backend
 from moekit.models.language_model import LanguageModel, is_bias
 from moekit.moe import Decision, MoELayer, RouterInput, Routing
-from moekit.nn import FeedForward, KeyValueCache, Turn, new_attention, new_norm, new_rotary
+from moekit.nn import FeedForward, KeyValueCache, Rope, RopeAngles, new_attention, new_norm, new_rope
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward around the residual stream, arranged as `ModelConfig.block` says."""
+    """Attention and feed-forward around the residual stream, arranged as `LayerConfig.block` says."""
 
-    def __init__(self, config: ModelConfig, index: int, backend: Backend) -> None:
+    def __init__(self, model: ModelConfig, config: LayerConfig, backend: Backend) -> None:
         super().__init__()
-        self.block, feed_forward = config.block, config.layers[index]
-        self.attention_norm = new_norm(config.norm, config.width, config.norm_eps)
-        self.attention = new_attention(config.width, config.attention, config.window(index), config.norm_eps)
+        self.block, width = config.block, model.width
+        self.attention_norm = new_norm(config.norm, width)
+        self.attention = new_attention(width, config.attention, config.norm)
         if config.block != "parallel_shared":
-            self.feed_forward_norm = new_norm(config.norm, config.width, config.norm_eps)
+            self.feed_forward_norm = new_norm(config.norm, width)
         if config.block == "sandwich":
-            self.attention_after_norm = new_norm(config.norm, config.width, config.norm_eps)
-            self.feed_forward_after_norm = new_norm(config.norm, config.width, config.norm_eps)
+            self.attention_after_norm = new_norm(config.norm, width)
+            self.feed_forward_after_norm = new_norm(config.norm, width)
         self.feed_forward: FeedForward | MoELayer
-        if isinstance(feed_forward, DenseConfig):
-            self.feed_forward = FeedForward(config.width, feed_forward)
+        if isinstance(config.feed_forward, DenseConfig):
+            self.feed_forward = FeedForward(width, config.feed_forward)
         else:
-            self.feed_forward = MoELayer(config.width, feed_forward, config.vocab_size, backend)
+            self.feed_forward = MoELayer(width, config.feed_forward, model.vocab_size, backend)
 
     def forward(
-        self, h_BTD: Tensor, turn: Turn | None, cache: KeyValueCache | None, given: RouterInput
+        self, h_BTD: Tensor, angles: RopeAngles | None, cache: KeyValueCache | None, given: RouterInput
     ) -> tuple[Tensor, Routing | None]:
-        """h_BTD after this layer, and its Routing where it has experts."""
+        """Give h_BTD after this layer, and its Routing where it has experts."""
         normed_BTD = self.attention_norm(h_BTD)
-        y_BTD = self.attention(normed_BTD, turn, cache)
+        y_BTD = self.attention(normed_BTD, angles, cache)
         match self.block:
             case "pre":
                 h_BTD = h_BTD + y_BTD
@@ -78,9 +78,10 @@ class Decoder(LanguageModel):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width) if config.learned_positions else None
-        self.rotary = new_rotary(config.attention)
-        self.layers = nn.ModuleList(DecoderLayer(config, index, backend) for index in range(len(config.layers)))
-        self.norm = new_norm(config.norm, config.width, config.norm_eps)
+        # Layers with the same frequencies share their angles.
+        self.ropes, self.rope_of_layer = _distinct([new_rope(layer.attention) for layer in config.layers])
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, backend) for layer in config.layers)
+        self.norm = new_norm(config.norm, config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -125,11 +126,12 @@ class Decoder(LanguageModel):
         )
         to_obey = iter(decisions or [Decision() for _ in self.moe_layers])
         h_BTD = self._embed(tokens_BT, start)
-        turn = self.rotary.turn(start, tokens_BT.shape[1], tokens_BT.device) if self.rotary else None
+        angles = [rope.angles(start, tokens_BT.shape[1], tokens_BT.device) for rope in self.ropes]
         for index, layer in enumerate(self.layers):
             if isinstance(layer.feed_forward, MoELayer) and (decisions or recompute):
                 given = replace(given, decision=next(to_obey))
-            arguments = (h_BTD, turn, caches[index] if caches else None, given)
+            rope = self.rope_of_layer[index]
+            arguments = (h_BTD, None if rope is None else angles[rope], caches[index] if caches else None, given)
             if recompute and torch.is_grad_enabled():
                 h_BTD, routing = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -199,8 +201,21 @@ class Decoder(LanguageModel):
                 nn.init.zeros_(parameter)
                 continue
             if parameter.dim() == 1:
-                continue  # norms start at one
+                continue  # norms start at one, or at zero where it stands for one
             writes_to_residual = name.endswith(("attention.output.weight", "down.weight", "down_EDF"))
             nn.init.normal_(parameter, std=residual_std if writes_to_residual else std)
         for layer in self.moe_layers:
             layer.router.initialize(std)
+
+
+def _distinct(ropes: list[Rope | None]) -> tuple[list[Rope], list[int | None]]:
+    """Keep one of several equal ropes. The second list says which of those kept each layer has."""
+    kept: dict[tuple[tuple[float, ...], float], tuple[int, Rope]] = {}
+    places: list[int | None] = []
+    for rope in ropes:
+        if rope is None:
+            places.append(None)
+        else:
+            key = tuple(rope.frequencies), rope.magnitude
+            places.append(kept.setdefault(key, (len(kept), rope))[0])
+    return [rope for _, rope in kept.values()], places

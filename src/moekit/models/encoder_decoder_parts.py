@@ -86,12 +86,12 @@ class Layer(nn.Module):
         self, config: EncoderDecoderConfig, feed_forward: FeedForwardConfig, backend: Backend, *, cross: bool
     ) -> None:
         super().__init__()
-        self.attention_norm = new_norm(config.norm, config.width, config.norm_eps)
+        self.attention_norm = new_norm(config.norm_config, config.width)
         self.attention = SelfAttention(config)
         if cross:
-            self.cross_norm = new_norm(config.norm, config.width, config.norm_eps)
+            self.cross_norm = new_norm(config.norm_config, config.width)
             self.cross_attention = CrossAttention(config)
-        self.feed_forward_norm = new_norm(config.norm, config.width, config.norm_eps)
+        self.feed_forward_norm = new_norm(config.norm_config, config.width)
         self.feed_forward: FeedForward | MoELayer
         if isinstance(feed_forward, DenseConfig):
             self.feed_forward = FeedForward(config.width, feed_forward)
@@ -135,7 +135,7 @@ class Stack(nn.Module):
         else:
             self.relative_bias = RelativeBias(config.heads, config.buckets, config.max_distance, both_ways=not decoder)
         self.layers = nn.ModuleList(Layer(config, feed_forward, backend, cross=decoder) for feed_forward in plan)
-        self.norm = new_norm(config.norm, config.width, config.norm_eps)
+        self.norm = new_norm(config.norm_config, config.width)
 
     def forward(
         self,

@@ -15,8 +15,9 @@ from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.writing import write_folder as write_whole
 from moekit.checkpoint.writing import write_weights
 from moekit.config import Config
+from moekit.config.comparing import same_function
 from moekit.core.errors import MoekitError
-from moekit.families import Family, Settings, describe, family_of, same_function
+from moekit.families import Family, Settings, describe, family_of
 from moekit.models.special_tokens import with_special_tokens
 from moekit.nn.meta import on_meta
 

@@ -1,28 +1,26 @@
-"""The parts that models share: norm, rotary positions, attention, feed-forward. Each idea once."""
+"""The parts that models share: norm, rope, attention, feed-forward. Each idea once."""
 
-from moekit.config import AnyAttentionConfig, AttentionConfig
+from moekit.config import AnyAttentionConfig, AttentionConfig, NormConfig
 from moekit.nn.attention import Attention, KeyValueCache
 from moekit.nn.feed_forward import FeedForward
 from moekit.nn.latent_attention import LatentAttention
 from moekit.nn.norm import RMSNorm, new_norm
-from moekit.nn.rotary import Rotary, Turn
+from moekit.nn.rope import Rope, RopeAngles
 from moekit.nn.scores import Scores, plain_attention, visible
 
 
-def new_attention(
-    width: int, config: AnyAttentionConfig, window: int | None, norm_eps: float
-) -> Attention | LatentAttention:
-    """The attention that `config` describes, for a layer that looks `window` tokens back (None: everything)."""
+def new_attention(width: int, config: AnyAttentionConfig, norm: NormConfig) -> Attention | LatentAttention:
+    """Build the attention that `config` describes. norm: of queries and keys, where grouped attention norms them."""
     if isinstance(config, AttentionConfig):
-        return Attention(width, config, window, norm_eps)
+        return Attention(width, config, norm)
     return LatentAttention(width, config)
 
 
-def new_rotary(config: AnyAttentionConfig) -> Rotary | None:
-    """The rotary positions of all layers' attention, or None where it has others."""
+def new_rope(config: AnyAttentionConfig) -> Rope | None:
+    """Build the rotary positions of that attention; None where it has others."""
     if isinstance(config, AttentionConfig):
-        return Rotary(config.head_width, config) if config.positions == "rotary" else None
-    return Rotary(config.rotary_width, config)
+        return Rope(config.head_width, config) if config.positions == "rotary" else None
+    return Rope(config.rotary_width, config)
 
 
 __all__ = [
@@ -31,12 +29,12 @@ __all__ = [
     "KeyValueCache",
     "LatentAttention",
     "RMSNorm",
-    "Rotary",
+    "Rope",
+    "RopeAngles",
     "Scores",
-    "Turn",
     "new_attention",
     "new_norm",
-    "new_rotary",
+    "new_rope",
     "plain_attention",
     "visible",
 ]

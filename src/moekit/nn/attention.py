@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moekit.config import AttentionConfig
+from moekit.config import AttentionConfig, NormConfig
 from moekit.nn.norm import RMSNorm
-from moekit.nn.rotary import Turn
+from moekit.nn.rope import RopeAngles
 from moekit.nn.scores import Scores
 
 
@@ -40,10 +40,10 @@ class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key-value heads (Ainslie et al., arXiv 2305.13245).
 
     query_key_value: one matrix of (H + 2 G) C rows, queries first, then keys, then values.
-    window: how far back each token looks, itself included; None for everything.
+    norm: of queries and keys, where the configuration asks for one: an RMSNorm in any case.
     """
 
-    def __init__(self, width: int, config: AttentionConfig, window: int | None = None, norm_eps: float = 1e-5) -> None:
+    def __init__(self, width: int, config: AttentionConfig, norm: NormConfig) -> None:
         super().__init__()
         self.config = config
         heads, kv_heads, head_width = config.heads, config.kv_heads, config.head_width
@@ -53,24 +53,27 @@ class Attention(nn.Module):
         self.key_norm: RMSNorm | None = None
         if config.query_key_norm != "none":
             together = (heads, kv_heads) if config.query_key_norm == "all" else (1, 1)
-            self.query_norm, self.key_norm = (RMSNorm(count * head_width, norm_eps) for count in together)
+            self.query_norm, self.key_norm = (
+                RMSNorm(count * head_width, norm.eps, zero_centered=norm.zero_centered) for count in together
+            )
         self.scores = Scores(
             scale=config.scale or 1 / math.sqrt(head_width),
-            window=window,
+            window=config.window,
             soft_cap=config.soft_cap,
             alibi_heads=heads if config.positions == "alibi" else 0,
         )
 
-    def forward(self, x_BTD: Tensor, turn: Turn | None, cache: KeyValueCache | None = None) -> Tensor:
-        """y_BTD. turn: of the positions of x, where they are rotary. With a cache, x follows the tokens in it."""
+    def forward(self, x_BTD: Tensor, angles: RopeAngles | None, cache: KeyValueCache | None = None) -> Tensor:
+        """Give y_BTD. angles: of the positions of x, where they are rotary. With a cache, x follows its tokens."""
         heads, kv_heads = self.config.heads, self.config.kv_heads
         batch, tokens, _ = x_BTD.shape
         projected = self._normed(self.query_key_value(x_BTD))
         projected = projected.view(batch, tokens, heads + 2 * kv_heads, -1).transpose(1, 2)
-        turned = projected[:, : heads + kv_heads]
-        if turn:
-            turned = turn(turned)
-        query_BHTC, key_BGPC, value_BGPC = turned[:, :heads], turned[:, heads:], projected[:, heads + kv_heads :]
+        queries_keys = projected[:, : heads + kv_heads]
+        if angles:
+            queries_keys = angles.rotate(queries_keys)
+        query_BHTC, key_BGPC = queries_keys[:, :heads], queries_keys[:, heads:]
+        value_BGPC = projected[:, heads + kv_heads :]
         if cache:
             key_BGPC, value_BGPC = cache.append(key_BGPC, value_BGPC)
         mixed_BHTC = self.scores.mix(query_BHTC, key_BGPC, value_BGPC)

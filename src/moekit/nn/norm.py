@@ -3,29 +3,39 @@
 T tokens (all leading dimensions), D model width.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from moekit.config import NormConfig
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich, arXiv 1910.07467, eq. 4), computed in at least fp32.
 
     The result has autocast's dtype where autocast is on, since matrix products read it, else that of x.
+    zero_centered: multiply by 1 + weight, computed in at least fp32, the weight starting at 0 (Gemma).
     """
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, zero_centered: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width) if zero_centered else torch.ones(width))
+        self.eps, self.zero_centered = eps, zero_centered
+
+    @property
+    def factor_D(self) -> Tensor:
+        """What the normed vector is multiplied by."""
+        if not self.zero_centered:
+            return self.weight
+        return 1 + self.weight.to(torch.promote_types(torch.float32, self.weight.dtype))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """y_TD for any leading shape; differentiable once."""
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
-        y_TD: Tensor = _RMSNorm.apply(x_TD, self.weight, self.eps, dtype)  # type: ignore[no-untyped-call]
+        y_TD: Tensor = _RMSNorm.apply(x_TD, self.factor_D, self.eps, dtype)  # type: ignore[no-untyped-call]
         return y_TD
 
 
@@ -54,6 +64,8 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x_TD.to(x_TD.dtype), grad_weight_D.to(weight_D.dtype), None, None
 
 
-def new_norm(kind: Literal["rms", "layer"], width: int, eps: float) -> nn.Module:
-    """RMSNorm, or LayerNorm with a bias."""
-    return RMSNorm(width, eps) if kind == "rms" else nn.LayerNorm(width, eps)
+def new_norm(config: NormConfig, width: int) -> nn.Module:
+    """Build an RMSNorm, or a LayerNorm with a bias."""
+    if config.kind == "rms":
+        return RMSNorm(width, config.eps, zero_centered=config.zero_centered)
+    return nn.LayerNorm(width, config.eps)

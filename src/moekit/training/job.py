@@ -88,7 +88,7 @@ class Job(Config):
     def _check(self) -> Self:
         if sum(given is not None for given in (self.model, self.preset, self.start)) != 1:
             raise ValueError("give one of model, preset and start")
-        layers = self.model.layers if isinstance(self.model, ModelConfig | EncoderConfig | XLNetConfig) else ()
+        layers = self.model.feed_forwards if isinstance(self.model, ModelConfig | EncoderConfig | XLNetConfig) else ()
         if reason := never_learns(layers):
             raise ValueError(reason)
         if self.training is None and not isinstance(self.model, NGramConfig):

@@ -63,7 +63,7 @@ def test_domains_and_layers_add_up(any_config: ModelConfig) -> None:
     windows = {"a": torch.randint(1, 256, (20, 13)), "b": torch.randint(1, 256, (3, 13))}
     total, by_domain, routing, tables = measure_domains(model, windows, "float32")
     assert total == pytest.approx((20 * by_domain["a"] + 3 * by_domain["b"]) / 23)
-    moe_layers = [index for index, layer in enumerate(any_config.layers) if layer.kind == "moe"]
+    moe_layers = [index for index, layer in enumerate(any_config.feed_forwards) if layer.kind == "moe"]
     assert [stats.layer for stats in routing] == [table.layer for table in tables] == moe_layers
     for table in tables:
         assert [sum(row) for row in table.share] == pytest.approx([1.0, 1.0])

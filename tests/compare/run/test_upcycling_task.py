@@ -151,7 +151,7 @@ def test_it_is_the_dense_run_until_it_is_converted(ran: tuple[ComparisonFolder, 
         one = task(folder, seed)
         converted = load(folder.run("upcycled", seed) / "upcycled")
         assert isinstance(converted, LanguageModel)
-        assert isinstance(converted.config.layers[0], MoEConfig)
+        assert isinstance(converted.config.feed_forwards[0], MoEConfig)
         assert converted.config == one.config
         found = mean_bits_per_byte(converted, one.windows(256), "float32")
         assert found == pytest.approx(before[-1][2], rel=1e-6)

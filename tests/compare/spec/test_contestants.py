@@ -37,8 +37,8 @@ def test_the_default_set_keeps_its_promises(size_name: str) -> None:
         assert counts[name].active == pytest.approx(counts["dense"].active, rel=0.02)
     for name in ("moe-fine", "dense-large"):
         assert counts[name].total == pytest.approx(counts["moe"].total, rel=0.02)
-    assert [layer.kind for layer in models["hybrid"].layers[:2]] == ["dense", "moe"]
-    assert {model.attention for model in models.values()} == {models["dense"].attention}
+    assert [layer.kind for layer in models["hybrid"].feed_forwards[:2]] == ["dense", "moe"]
+    assert len({layer.attention for model in models.values() for layer in model.layers}) == 1
 
 
 @pytest.mark.parametrize("size_name", sorted(SIZES))
@@ -49,7 +49,7 @@ def test_the_routers_differ_in_the_router_alone(size_name: str) -> None:
     flops = {name: training_flops_per_token(model, size.context) for name, model in models.items()}
     assert check_set(list(contestants.values()), None) == "dense"
     assert flops == pytest.approx(dict.fromkeys(flops, flops["dense"]), rel=0.02)
-    routed = [model.layers[0] for name, model in models.items() if name != "dense"]
+    routed = [model.feed_forwards[0] for name, model in models.items() if name != "dense"]
     assert {layer.experts for layer in routed} == {8}  # type: ignore[union-attr]
     assert len({layer.router.kind for layer in routed}) == len(routed) == 8  # type: ignore[union-attr]
     assert [name for name, model in models.items() if caveat_of(model)] == ["gshard", "expert-choice"]
@@ -69,7 +69,7 @@ def test_those_of_their_own_shape_compute_as_much(size_name: str) -> None:
     assert isinstance(gpt3, ModelConfig)
     assert gpt3.tie_embeddings
     assert gpt3.learned_positions
-    assert [gpt3.window(layer) for layer in (0, 1)] == [None, size.context // 2]
+    assert [layer.attention.window for layer in gpt3.layers[:2]] == [None, size.context // 2]
     assert isinstance(lstm, LSTMConfig)
     assert lstm.tie_embeddings
     assert not any(getattr(lstm, name) for name in LSTMConfig.model_fields if name.endswith("_dropout"))
@@ -106,7 +106,7 @@ def test_yaml_mixes_names_and_plans(tmp_path: Path) -> None:
     assert contestants[0] == default_contestants(SIZES["s"])["moe"]
     assert contestants[1] == router_contestants(SIZES["s"])["sinkhorn"]
     model = contestants[2].config(SIZES["s"])
-    assert [layer.kind for layer in model.layers] == ["dense", "moe", "dense", "moe"]
+    assert [part.kind for part in model.feed_forwards] == ["dense", "moe", "dense", "moe"]
 
 
 def test_yaml_takes_whole_models(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_models_that_cannot_be_upcycled(tmp_path: Path, dense: dict[str, Path]) 
     with pytest.raises(UsageError, match=r"Layer 1 .* mixture already"):
         plan_upcycling(tmp_path / "half", Upcycling())
     plan_upcycling(tmp_path / "half", Upcycling(layers=(0,))).run(tmp_path / "whole")
-    assert all(isinstance(layer, MoEConfig) for layer in load(tmp_path / "whole").config.layers)  # type: ignore[attr-defined]
+    assert all(isinstance(layer, MoEConfig) for layer in load(tmp_path / "whole").config.feed_forwards)  # type: ignore[attr-defined]
     check_same(dense["llama"], tmp_path / "whole")
 
 

@@ -39,7 +39,7 @@ def test_the_command_takes_published_families_with_biases(
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["exact"] is True
     assert model_type(tmp_path / "out") == "moekit_decoder"
-    mixtures = [layer for layer in load(tmp_path / "out").config.layers if isinstance(layer, MoEConfig)]  # type: ignore[attr-defined]
+    mixtures = [layer for layer in load(tmp_path / "out").config.feed_forwards if isinstance(layer, MoEConfig)]  # type: ignore[attr-defined]
     assert [layer.bias for layer in mixtures] == [True] * (layers.count(",") + 1)
     check_same(dense[name], tmp_path / "out")
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile
 from moekit.cli.quantize import quantize as verb
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType, dequantize
@@ -21,13 +21,15 @@ from moekit.models.gguf import load_gguf
 MOE = MoEConfig(experts=3, expert_width=256, router=SoftmaxTopKConfig(top_k=2))
 
 
-def saved(folder: Path, layer: DenseConfig | MoEConfig = MOE, *, tied: bool = False, **attention: object) -> Path:
+def saved(
+    folder: Path, layer: DenseConfig | MoEConfig = MOE, *, layers: int = 1, tied: bool = False, **attention: object
+) -> Path:
     config = ModelConfig(
         vocab_size=256,
         width=256,
         context=16,
-        attention=AttentionConfig(heads=4, kv_heads=2, head_width=64, **attention),
-        layers=(layer,),
+        attention={"heads": 4, "kv_heads": 2, "head_width": 64} | attention,
+        layers=(layer,) * layers,
         tie_embeddings=tied,
     )
     Decoder(config).to(torch.bfloat16).save(folder)
@@ -76,7 +78,7 @@ def test_rows_that_are_no_whole_blocks_fall_back_and_that_is_said(width: int, in
     assert {tensor.name: tensor.type.name for tensor in quantization.tensors}["blk.0.ffn_down.weight"] == instead
     assert any(f"({width} numbers) are not whole blocks of q4_k" in note for note in quantization.notes)
     quantization.run(tmp_path / "m.gguf")
-    assert load_gguf(tmp_path / "m.gguf").config.layers == (DenseConfig(width=width),)
+    assert load_gguf(tmp_path / "m.gguf").config.feed_forwards == (DenseConfig(width=width),)
 
 
 def test_what_stands_in_the_way_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_what_stands_in_the_way_is_one_sentence(folder: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match="exists already"):
         quantization.run(taken)
     assert taken.read_text() == "mine"
-    windows = saved(tmp_path / "windows", windows=(4, None))
+    windows = saved(tmp_path / "windows", layers=2, windows=(4, None))
     with pytest.raises(UsageError, match="cannot become a GGUF file: none of the architectures"):
         plan_quantization(windows, BLOCK_TYPES_BY_NAME["q8_0"])
 

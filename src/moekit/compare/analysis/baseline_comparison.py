@@ -67,7 +67,7 @@ def kind_of(config: ContestantConfig) -> Kind:
     """`lstm`, `ngram`; of decoders `dense`, `moe`, or `hybrid` where some layers have experts and some do not."""
     if isinstance(config, LSTMConfig | NGramConfig):
         return config.kind
-    routed = {layer.kind == "moe" for layer in config.layers}
+    routed = {layer.kind == "moe" for layer in config.feed_forwards}
     return "hybrid" if len(routed) == 2 else "moe" if True in routed else "dense"
 
 

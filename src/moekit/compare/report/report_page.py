@@ -192,7 +192,7 @@ def _routing_table(results: Results) -> Table:
 
 def _router(one: ContestantResults, layer: int) -> RouterConfig:
     assert isinstance(one.config, ModelConfig)
-    moe = one.config.layers[layer]
+    moe = one.config.feed_forwards[layer]
     assert isinstance(moe, MoEConfig)
     return moe.router
 

@@ -29,9 +29,11 @@ from moekit.config import (
     MoEConfig,
     NGramConfig,
     NoisyTopKConfig,
+    NormConfig,
     SigmoidBiasConfig,
     SinkhornConfig,
     SwitchConfig,
+    decoder_layers,
     never_learns,
 )
 from moekit.config import SoftmaxTopKConfig as SoftmaxTopK
@@ -104,7 +106,7 @@ class Contestant(Config):
     def _check(self) -> Self:
         if (self.layers is None) == (self.model is None):
             raise ValueError("a contestant is either layers, a plan in the size's shape, or model, a whole one")
-        planned = self.model.layers if isinstance(self.model, ModelConfig) else self.layers
+        planned = self.model.feed_forwards if isinstance(self.model, ModelConfig) else self.layers
         if reason := never_learns(planned or ()):
             raise ValueError(reason)
         if self.upcycle is not None and isinstance(self.model, LSTMConfig | NGramConfig):
@@ -142,8 +144,10 @@ class Contestant(Config):
             vocab_size=BYTE_VOCAB_SIZE,
             width=size.width,
             context=size.context,
-            attention=AttentionConfig(heads=size.heads, kv_heads=size.kv_heads, head_width=size.width // size.heads),
-            layers=tuple(self.layers[index % len(self.layers)] for index in range(size.depth)),
+            layers=decoder_layers(
+                AttentionConfig(heads=size.heads, kv_heads=size.kv_heads, head_width=size.width // size.heads),
+                [self.layers[index % len(self.layers)] for index in range(size.depth)],
+            ),
             init_std=_init_std(size.width),
         )
 
@@ -198,7 +202,7 @@ def own_contestants(size: Size) -> dict[str, Contestant]:
     """Those with a shape of their own, by name: `gpt3` and `lstm` with the FLOPs of `dense`, and `ngram`."""
     gpt3, lstm = _gpt3(size), _lstm(size)
     ngram = NGramConfig(order=NGRAM_ORDER)
-    feed_forward = gpt3.layers[0]
+    feed_forward = gpt3.feed_forwards[0]
     assert isinstance(feed_forward, DenseConfig)
     found = [
         Contestant(
@@ -247,21 +251,21 @@ def _gpt3(size: Size) -> ModelConfig:
 
     def model(hidden: int) -> ModelConfig:
         network = DenseConfig(width=hidden, activation="gelu_tanh", gated=False, bias=True)
+        attention = AttentionConfig(
+            heads=size.heads,
+            kv_heads=size.heads,
+            head_width=size.width // size.heads,
+            positions="none",
+            qkv_bias=True,
+            output_bias=True,
+        )
+        windows, norm = (None, max(1, size.context // 2)), NormConfig(kind="layer")
         return ModelConfig(
             vocab_size=BYTE_VOCAB_SIZE,
             width=size.width,
             context=size.context,
-            attention=AttentionConfig(
-                heads=size.heads,
-                kv_heads=size.heads,
-                head_width=size.width // size.heads,
-                positions="none",
-                windows=(None, max(1, size.context // 2)),
-                qkv_bias=True,
-                output_bias=True,
-            ),
-            layers=(network,) * size.depth,
-            norm="layer",
+            layers=decoder_layers(attention, (network,) * size.depth, windows=windows, norm=norm),
+            norm=norm,
             learned_positions=True,
             tie_embeddings=True,
             init_std=_init_std(size.width),
@@ -332,7 +336,7 @@ def caveat_of(model: ContestantConfig) -> str | None:
     """Why the model's bits per byte do not count as a language model's; None where they do."""
     if not isinstance(model, ModelConfig):
         return None
-    for layer in model.layers:
+    for layer in model.feed_forwards:
         if isinstance(layer, MoEConfig) and isinstance(layer.router, ExpertChoiceConfig):
             return "its router sees later tokens, so its bits per byte do not count as a language model's"
         if isinstance(layer, MoEConfig) and isinstance(layer.router, GShardConfig) and layer.router.capacity_factor:

@@ -322,13 +322,13 @@ def runs_of(channels: Sequence[int]) -> list[range]:
 
 def dense_of(config: ModelConfig, layer: int) -> DenseConfig:
     """The layer's network; AssertionError where it is a mixture."""
-    found = config.layers[layer]
+    found = config.feed_forwards[layer]
     assert isinstance(found, DenseConfig)
     return found
 
 
 def moe_of(config: ModelConfig, layer: int) -> MoEConfig:
     """The layer's mixture; AssertionError where it is dense."""
-    found = config.layers[layer]
+    found = config.feed_forwards[layer]
     assert isinstance(found, MoEConfig)
     return found

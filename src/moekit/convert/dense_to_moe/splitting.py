@@ -115,7 +115,7 @@ def plan_splitting(
 
 
 def _config(config: ModelConfig, layers: Sequence[int], options: Splitting) -> ModelConfig:
-    changed = list(config.layers)
+    changed = list(config.feed_forwards)
     for layer in layers:
         dense = dense_of(config, layer)
         changed[layer] = MoEConfig(
@@ -126,7 +126,7 @@ def _config(config: ModelConfig, layers: Sequence[int], options: Splitting) -> M
             gated=dense.gated,
             bias=dense.bias,
         )
-    return config.model_copy(update={"layers": tuple(changed)})
+    return config.with_feed_forwards(changed)
 
 
 def _mixture(width: int, layer: int, channels: Channels, options: Splitting) -> Mixture:

@@ -19,7 +19,6 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from moekit.config import (
-    AttentionConfig,
     Config,
     DenseConfig,
     LatentAttentionConfig,
@@ -143,7 +142,7 @@ def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> list[in
     for layer in chosen:
         if layer >= count:
             raise UsageError(f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}.")
-        if isinstance(source.config.layers[layer], MoEConfig):
+        if isinstance(source.config.feed_forwards[layer], MoEConfig):
             raise UsageError(
                 f"Layer {layer} of {source.folder} is a mixture already; give a dense model or other layers."
             )
@@ -152,30 +151,20 @@ def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> list[in
 
 def candidates(config: ModelConfig, layers: list[int], options: Upcycling) -> list[ModelConfig]:
     """Configurations that compute what is asked for, the best first; they differ in how a shared expert is added."""
-    latent = isinstance(config.attention, LatentAttentionConfig)
+    latent = any(isinstance(layer.attention, LatentAttentionConfig) for layer in config.layers)
     branches: tuple[_Branch, ...] = ("none",)
     if options.shared:
         branches = ("shared",) if latent else ("gated_shared", "shared")
-    found = [_with_layers(config, layers, branch, options, latent=latent) for branch in branches]
-    # Where no family has a gated one, a plain one is simpler. Some families say a window only layer by layer.
-    return [*found, *map(window_by_layer, found), found[-1]]
-
-
-def window_by_layer(config: ModelConfig) -> ModelConfig:
-    """The same model, its attention's windows written out for every layer."""
-    if not isinstance(config.attention, AttentionConfig):
-        return config
-    windows = tuple(config.window(layer) for layer in range(len(config.layers)))
-    return config.model_copy(update={"attention": config.attention.model_copy(update={"windows": windows})})
+    return [_with_layers(config, layers, branch, options, latent=latent) for branch in branches]
 
 
 def _with_layers(
     config: ModelConfig, layers: list[int], branch: _Branch, options: Upcycling, *, latent: bool
 ) -> ModelConfig:
-    changed = list(config.layers)
+    changed = list(config.feed_forwards)
     for layer in layers:
         changed[layer] = _layer(dense_of(config, layer), branch, options, latent=latent)
-    return config.model_copy(update={"layers": tuple(changed)})
+    return config.with_feed_forwards(changed)
 
 
 def _layer(dense: DenseConfig, branch: _Branch, options: Upcycling, *, latent: bool) -> MoEConfig:

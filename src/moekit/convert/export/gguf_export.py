@@ -18,7 +18,6 @@ from torch import Tensor
 from moekit.checkpoint.gguf import OutputTensor, Written, check_free, gguf_bytes, write_gguf
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, pieces, stored_shape
-from moekit.config import AttentionConfig
 from moekit.convert.stored_model import StoredModel, row_width
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data.gguf_vocabulary import tokenizer_metadata
@@ -159,7 +158,7 @@ def _rows(source: StoredModel, entry: Stored) -> Iterator[Tensor]:
         begin = offset // width
         held = source.rows(part.ours, begin, last // width + 1)
         strided = held.flatten().as_strided(piece.ours.shape, piece.ours.stride(), offset - begin * width)
-        yield strided.float().reshape(-1, columns)
+        yield strided.float().add(entry.plus).reshape(-1, columns)
 
 
 def _packed(name: str, kind: BlockType, rows: Callable[[], Iterator[Tensor]]) -> Iterator[Bytes]:
@@ -182,8 +181,8 @@ def _notes(source: StoredModel, kind: BlockType, tensors: list[OutputTensor]) ->
             f"Rows of {first.name} ({first.shape[-1]} numbers) are not whole blocks of {kind.name}, so "
             f"{len(other)} of {len(tensors)} tensors are {first.type.name}."
         )
-    attention = source.config.attention
-    window = attention.windows[0] if isinstance(attention, AttentionConfig) else None
+    windows = {layer.attention.window for layer in source.config.layers}
+    window = windows.pop() if len(windows) == 1 else None
     if window is not None and window < source.config.context:
         found.append(f"llama.cpp does not know the window of {window:,} tokens in this architecture; moekit does.")
     if not (source.folder / TOKENIZER).is_file():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moekit.checkpoint.alignment import aligned
 from moekit.config import AttentionConfig, ModelConfig
-from moekit.nn.rotary import Rotary
+from moekit.nn.rope import Rope
 from moekit.nn.scores import visible
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -74,11 +74,11 @@ def blocks(
         before, after = (_read(weights, name.format(index), dtype) for name in names)
         attention = _Attention(config, index, weights, dtype)
         mixed = [
-            h_BTD + attention(rms_norm(h_BTD, before, config.norm_eps), batch)
+            h_BTD + attention(rms_norm(h_BTD, before, config.layers[index].norm.eps), batch)
             for h_BTD, batch in zip(hidden, batches, strict=True)
         ]
         del attention
-        normed = [rms_norm(h_BTD, after, config.norm_eps) for h_BTD in mixed]
+        normed = [rms_norm(h_BTD, after, config.layers[index].norm.eps) for h_BTD in mixed]
         yield Block(index, hidden, normed)
         if index + 1 < len(config.layers):
             hidden = [h_BTD + y_BTD for h_BTD, y_BTD in zip(mixed, feed_forward(index, normed), strict=True)]
@@ -90,7 +90,7 @@ def dense_network(config: ModelConfig, weights: Weights, dtype: torch.dtype) -> 
     def apply(index: int, normed: list[Tensor]) -> list[Tensor]:
         names = ("gate_proj", "up_proj", "down_proj")
         matrices = [_read(weights, f"model.layers.{index}.mlp.{name}.weight", dtype) for name in names]
-        return [network(x_BTD, matrices, config.layers[index].activation) for x_BTD in normed]
+        return [network(x_BTD, matrices, config.layers[index].feed_forward.activation) for x_BTD in normed]
 
     return apply
 
@@ -125,8 +125,9 @@ class _Attention:
     """One block's attention, its weights read."""
 
     def __init__(self, config: ModelConfig, index: int, weights: Weights, dtype: torch.dtype) -> None:
-        assert isinstance(config.attention, AttentionConfig)
-        self._config, self._window, self._eps = config.attention, config.window(index), config.norm_eps
+        layer = config.layers[index]
+        assert isinstance(layer.attention, AttentionConfig)
+        self._config, self._window, self._eps = layer.attention, layer.attention.window, layer.norm.eps
         prefix = f"model.layers.{index}.self_attn"
 
         def read(name: str, *, there: bool = True) -> Tensor | None:
@@ -179,15 +180,15 @@ class _Attention:
 
 def _angles(config: AttentionConfig, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of T positions, (T, C), computed in fp32 and rounded to `dtype`."""
-    rotary = Rotary(config.head_width, config)
+    rope = Rope(config.head_width, config)
     if config.rope_scaling is None:
         exponent = torch.arange(0, config.head_width, 2, dtype=torch.float) / config.head_width
         frequency = 1.0 / (config.rope_base**exponent)
     else:
-        frequency = torch.tensor(rotary.frequencies, dtype=torch.float)
+        frequency = torch.tensor(rope.frequencies, dtype=torch.float)
     angle = torch.arange(tokens).float()[:, None] * frequency
     angle = torch.cat((angle, angle), -1)
-    return (angle.cos() * rotary.magnitude).to(dtype), (angle.sin() * rotary.magnitude).to(dtype)
+    return (angle.cos() * rope.magnitude).to(dtype), (angle.sin() * rope.magnitude).to(dtype)
 
 
 def _rotate_half(x: Tensor) -> Tensor:

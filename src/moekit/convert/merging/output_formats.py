@@ -153,10 +153,11 @@ def merged_config(output: Output, config: MergeConfig, base: Source) -> ModelCon
         branch_width=width if config.shared_experts else 0,
         activation=base.layer.activation,
     )
-    update: dict[str, Any] = {"layers": (layer,) * len(base.config.layers)}
+    update: dict[str, Any] = {"feed_forward": layer}
     if output is QWEN2_MOE:  # its readers want biases of queries, keys and values
         update["attention"] = base.attention.model_copy(update={"qkv_bias": True})
-    return base.config.model_copy(update=update)
+    layers = tuple(one.model_copy(update=update) for one in base.config.layers)
+    return base.config.model_copy(update={"layers": layers})
 
 
 def merged_settings(output: Output, config: MergeConfig, base: Source, dtype: str | None) -> dict[str, Any]:

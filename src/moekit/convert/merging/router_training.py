@@ -66,7 +66,7 @@ def train_routers(
     else than a router changed.
     """
     training = training or RouterTraining()
-    if reason := never_learns(merge.model_config().layers):
+    if reason := never_learns(merge.model_config().feed_forwards):
         raise UsageError(f"--train-router: {reason}.")
     rows = _rows(merge, documents, min(training.tokens, merge.base.config.context))
     model = loaded(merge)

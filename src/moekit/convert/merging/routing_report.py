@@ -94,7 +94,7 @@ class _Routers:
 
     def __init__(self, merge: Merge, dtype: torch.dtype) -> None:
         self._merge, self._dtype = merge, dtype
-        layer = merge.model_config().layers[0]
+        layer = merge.model_config().feed_forwards[0]
         assert isinstance(layer, MoEConfig)
         self._layer = layer
 

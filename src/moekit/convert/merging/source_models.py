@@ -48,15 +48,16 @@ class Source:
     @property
     def layer(self) -> DenseConfig:
         """The feed-forward network that every layer has."""
-        layer = self.config.layers[0]
+        layer = self.config.feed_forwards[0]
         assert isinstance(layer, DenseConfig)
         return layer
 
     @property
     def attention(self) -> AttentionConfig:
         """Its attention, which is grouped in all of these families."""
-        assert isinstance(self.config.attention, AttentionConfig)
-        return self.config.attention
+        attention = self.config.layers[0].attention
+        assert isinstance(attention, AttentionConfig)
+        return attention
 
     def piece(self, name: str) -> Piece:
         """The stored tensor of that name: its bytes, or computed where the adapter changes it."""
@@ -101,7 +102,7 @@ def open_source(reference: Reference) -> Source:
     if family.model_type not in LLAMA_LIKE or not isinstance(config, ModelConfig):
         known = ", ".join(LLAMA_LIKE)
         raise MoekitError(f"{settings.file}: model_type is {family.model_type!r}, and what can be merged is {known}.")
-    if any(isinstance(layer, DenseConfig) and layer.bias for layer in config.layers):
+    if any(isinstance(layer, DenseConfig) and layer.bias for layer in config.feed_forwards):
         raise MoekitError(
             f"{settings.file}: mlp_bias is set, and the formats that merges are written in have no biases in experts."
         )

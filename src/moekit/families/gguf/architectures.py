@@ -8,21 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from moekit.checkpoint.gguf import Metadata, Written
+from moekit.checkpoint.gguf import Metadata
 from moekit.config import (
     MAX_LAYERS,
+    ActivationName,
     AttentionConfig,
-    Config,
+    BlockName,
     DenseConfig,
     FeedForwardConfig,
+    LayerConfig,
     ModelConfig,
     MoEConfig,
+    NormConfig,
+    RotaryConfig,
     SoftmaxTopKConfig,
-    YarnScaling,
 )
 from moekit.core.errors import did_you_mean
-from moekit.families.gguf.rope import read_rope, rope_factors, write_rope
-from moekit.families.llama_like import dropless_softmax, only_dense, only_moe
+from moekit.families.gguf.rope import read_rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,10 @@ class Architecture:
     experts: whether its layers may be, have to be, or cannot be mixtures. renormalize: the chosen experts' weights.
     biases: of attention's matrices; `any` where files may have them or not.
     expert_width_key: the key of the experts' hidden width.
+    scaled_embedding: embeddings are multiplied by the square root of the model's width.
+    window_period: every layer of that number, the sixth say, sees everything, where files do not say another; rope of
+    the others has a base of its own, `window_rope_base`. None: all layers have the window.
+    wide_scale_layers: with that many layers scores are scaled by 1 / sqrt(width / heads), not by the heads' own width.
     """
 
     name: str
@@ -43,6 +49,12 @@ class Architecture:
     query_key_norm: Literal["none", "head", "all"] = "none"
     biases: Literal["none", "qkv", "any"] = "none"
     expert_width_key: str = "feed_forward_length"
+    block: BlockName = "pre"
+    activation: ActivationName = "silu"
+    scaled_embedding: bool = False
+    window_period: int | None = None
+    window_rope_base: float = 10_000.0
+    wide_scale_layers: int | None = None
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -63,6 +75,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             name="qwen3moe", experts="always", query_key_norm="head", expert_width_key="expert_feed_forward_length"
         ),
         Architecture(name="olmoe", experts="always", renormalize=False, query_key_norm="all"),
+        Architecture(
+            name="gemma3",
+            query_key_norm="head",
+            block="sandwich",
+            activation="gelu_tanh",
+            scaled_embedding=True,
+            window_period=6,
+            wide_scale_layers=62,
+        ),
     )
 }
 """By name; the first that can say a configuration is the one it is written as."""
@@ -85,11 +106,23 @@ def architecture_of(metadata: Metadata) -> Architecture:
     return ARCHITECTURES[name]
 
 
+_NOT_COMPUTED = (
+    "expert_weights_scale",
+    "attention.clamp_kqv",
+    "attention.scale",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "logit_scale",
+    "embedding_scale",
+)
+"""Keys that change what is computed, by what other architectures have and these have not."""
+
+
 def read_config(metadata: Metadata, contents: Contents) -> ModelConfig:
     """Our configuration of a file; MoekitError where it is not supported or contradicts itself."""
     architecture = architecture_of(metadata)
     prefix = architecture.name
-    for key in ("expert_weights_scale", "attention.clamp_kqv", "attention.scale", "logit_scale", "embedding_scale"):
+    for key in _NOT_COMPUTED:
         if metadata.get(f"{prefix}.{key}") not in (None, 0.0, 1.0):
             raise metadata.problem(f"{prefix}.{key}", "is set, which moekit does not compute in this architecture")
     layers = metadata.get_as(int, f"{prefix}.block_count")
@@ -100,29 +133,25 @@ def read_config(metadata: Metadata, contents: Contents) -> ModelConfig:
         raise metadata.problem(
             "token_embd.weight", "is missing or no matrix; there is no other place for the vocabulary"
         )
+    width = metadata.get_as(int, f"{prefix}.embedding_length")
     try:
+        norm = NormConfig(eps=_eps(metadata, prefix))
+        feed_forward = _feed_forward(metadata, architecture, contents)
         return ModelConfig(
             vocab_size=embedding[0],
-            width=metadata.get_as(int, f"{prefix}.embedding_length"),
+            width=width,
             context=metadata.get_as(int, f"{prefix}.context_length"),
-            attention=_attention(metadata, architecture, contents),
-            layers=(_feed_forward(metadata, architecture, contents),) * layers,
-            norm_eps=_eps(metadata, prefix),
+            layers=tuple(
+                LayerConfig(attention=attention, feed_forward=feed_forward, block=architecture.block, norm=norm)
+                for attention in _attentions(metadata, architecture, contents, layers)
+            ),
+            norm=norm,
             tie_embeddings="output.weight" not in contents.shapes,
+            embedding_scale=width**0.5 if architecture.scaled_embedding else 1.0,
         )
     except ValueError as error:  # pydantic's: values contradict each other or lie out of bounds
         problem = str(error).splitlines()
         raise metadata.problem("its metadata", f"describes no model ({' '.join(problem[1:3]).strip()})") from error
-
-
-def describe(config: Config) -> tuple[Architecture, dict[str, Written]]:
-    """The architecture to write a model of that configuration as, and its metadata; ValueError where there is none."""
-    if isinstance(config, ModelConfig):
-        for architecture in ARCHITECTURES.values():
-            if _says(architecture, config):
-                return architecture, _write(architecture, config)
-    names = ", ".join(ARCHITECTURES)
-    raise ValueError(f"none of the architectures of GGUF files that moekit writes ({names}) can say this model")
 
 
 def _eps(metadata: Metadata, prefix: str) -> float:
@@ -130,27 +159,38 @@ def _eps(metadata: Metadata, prefix: str) -> float:
     return float(f"{metadata.get_as(float, f'{prefix}.attention.layer_norm_rms_epsilon'):.7g}")
 
 
-def _attention(metadata: Metadata, architecture: Architecture, contents: Contents) -> AttentionConfig:
+def _attentions(
+    metadata: Metadata, architecture: Architecture, contents: Contents, layers: int
+) -> list[AttentionConfig]:
+    """Of each layer: those with a window may have another rope than those that see everything."""
     prefix = architecture.name
-    heads = metadata.get_as(int, f"{prefix}.attention.head_count")
-    width = metadata.get_as(int, f"{prefix}.embedding_length") // max(heads, 1)
-    head_width = metadata.get_as(int, f"{prefix}.attention.key_length", width)
+    heads, width = (metadata.get_as(int, f"{prefix}.{key}") for key in ("attention.head_count", "embedding_length"))
+    head_width = metadata.get_as(int, f"{prefix}.attention.key_length", width // max(heads, 1))
     if metadata.get_as(int, f"{prefix}.attention.value_length", head_width) != head_width:
         raise metadata.problem(f"{prefix}.attention.value_length", "differs from the length of keys")
     context = metadata.get_as(int, f"{prefix}.context_length")
     rope = read_rope(metadata, prefix, head_width, context, contents.rope_factors)
-    window = metadata.get_as(int, f"{prefix}.attention.sliding_window", 0)
-    return AttentionConfig(
+    everywhere = AttentionConfig(
         heads=heads,
         kv_heads=metadata.get_as(int, f"{prefix}.attention.head_count_kv", heads),
         head_width=head_width,
         rope_base=rope.rope_base,
         rope_scaling=rope.rope_scaling,
-        windows=(window or None,),
+        scale=(width / heads) ** -0.5 if layers == architecture.wide_scale_layers else None,
         qkv_bias="blk.0.attn_q.bias" in contents.shapes,
         output_bias="blk.0.attn_output.bias" in contents.shapes,
         query_key_norm=architecture.query_key_norm,
     )
+    window = metadata.get_as(int, f"{prefix}.attention.sliding_window", 0)
+    if not window:
+        return [everywhere] * layers
+    if architecture.window_period is None:
+        return [everywhere.model_copy(update={"window": window})] * layers
+    period = metadata.get_as(int, f"{prefix}.attention.sliding_window_pattern", architecture.window_period)
+    base = metadata.get_as(float, f"{prefix}.rope.freq_base_swa", architecture.window_rope_base)
+    local = everywhere.model_copy(update={"window": window, **dict(RotaryConfig(rope_base=base))})
+    # With a period of 0 no layer sees everything.
+    return [local if not period or (index + 1) % period else everywhere for index in range(layers)]
 
 
 def _feed_forward(metadata: Metadata, architecture: Architecture, contents: Contents) -> FeedForwardConfig:
@@ -160,7 +200,8 @@ def _feed_forward(metadata: Metadata, architecture: Architecture, contents: Cont
         raise metadata.problem(f"{prefix}.expert_count", f"is {experts}, which this architecture cannot have")
     if not experts:
         width = metadata.get_as(int, f"{prefix}.feed_forward_length")
-        return DenseConfig(width=width, bias="blk.0.ffn_down.bias" in contents.shapes)
+        bias = "blk.0.ffn_down.bias" in contents.shapes
+        return DenseConfig(width=width, activation=architecture.activation, bias=bias)
     top_k = metadata.get_as(int, f"{prefix}.expert_used_count")
     branch = _branch_width(metadata, architecture, contents)
     return MoEConfig(
@@ -169,6 +210,7 @@ def _feed_forward(metadata: Metadata, architecture: Architecture, contents: Cont
         router=SoftmaxTopKConfig(top_k=top_k, renormalize=architecture.renormalize),
         branch="gated_shared" if branch else "none",
         branch_width=branch,
+        activation=architecture.activation,
     )
 
 
@@ -185,78 +227,3 @@ def _branch_width(metadata: Metadata, architecture: Architecture, contents: Cont
     shape = contents.shapes.get("blk.0.ffn_gate_shexp.weight")
     width = shape[0] if shape is not None and len(shape) == 2 else None
     return metadata.get_as(int, f"{architecture.name}.expert_shared_feed_forward_length", width)
-
-
-def _says(architecture: Architecture, config: ModelConfig) -> bool:
-    """Whether the architecture computes what the configuration says."""
-    attention = config.attention
-    plain = config.block == "pre" and config.norm == "rms" and not config.learned_positions
-    if not plain or config.embedding_scale != 1 or config.logit_scale != 1:
-        return False
-    if not isinstance(attention, AttentionConfig) or attention.positions != "rotary" or len(attention.windows) > 1:
-        return False
-    if attention.scale is not None or attention.soft_cap is not None:
-        return False
-    if isinstance(attention.rope_scaling, YarnScaling) and not attention.rope_scaling.whole_ends:
-        return False
-    if attention.query_key_norm != architecture.query_key_norm or not _says_biases(architecture, attention):
-        return False
-    dense, mixture = only_dense(config), only_moe(config)
-    if dense is not None:
-        bias = dense.bias and architecture.biases != "any"
-        return architecture.experts != "always" and dense.gated and dense.activation == "silu" and not bias
-    return mixture is not None and set(config.layers) == {mixture} and _says_mixture(architecture, mixture)
-
-
-def _says_biases(architecture: Architecture, attention: AttentionConfig) -> bool:
-    match architecture.biases:
-        case "none":
-            return not attention.qkv_bias and not attention.output_bias
-        case "qkv":
-            return attention.qkv_bias and not attention.output_bias
-        case "any":
-            return attention.qkv_bias == attention.output_bias
-
-
-def _says_mixture(architecture: Architecture, layer: MoEConfig) -> bool:
-    router = dropless_softmax(layer)
-    if architecture.experts == "never" or router is None or router.renormalize != architecture.renormalize:
-        return False
-    branch = "gated_shared" if architecture.gated_branch else "none"
-    return layer.branch == branch and layer.gated and not layer.bias and layer.activation == "silu"
-
-
-def _write(architecture: Architecture, config: ModelConfig) -> dict[str, Written]:
-    attention, layer, prefix = config.attention, config.layers[0], architecture.name
-    assert isinstance(attention, AttentionConfig)
-    keys: dict[str, Written] = {
-        f"{prefix}.block_count": len(config.layers),
-        f"{prefix}.context_length": config.context,
-        f"{prefix}.embedding_length": config.width,
-        f"{prefix}.vocab_size": config.vocab_size,
-        f"{prefix}.attention.head_count": attention.heads,
-        f"{prefix}.attention.head_count_kv": attention.kv_heads,
-        f"{prefix}.attention.key_length": attention.head_width,
-        f"{prefix}.attention.value_length": attention.head_width,
-        f"{prefix}.attention.layer_norm_rms_epsilon": config.norm_eps,
-        **write_rope(attention, prefix, attention.head_width),
-    }
-    if attention.windows[0] is not None:
-        keys[f"{prefix}.attention.sliding_window"] = attention.windows[0]
-    if isinstance(layer, DenseConfig):
-        return keys | {f"{prefix}.feed_forward_length": layer.width}
-    keys |= {
-        f"{prefix}.feed_forward_length": layer.expert_width,
-        f"{prefix}.{architecture.expert_width_key}": layer.expert_width,
-        f"{prefix}.expert_count": layer.experts,
-        f"{prefix}.expert_used_count": layer.router.experts_per_token,
-    }
-    if architecture.gated_branch:
-        keys[f"{prefix}.expert_shared_feed_forward_length"] = layer.branch_width
-    return keys
-
-
-def factors_of(config: ModelConfig) -> list[float] | None:
-    """The numbers of the tensor of rotary factors that a file of that model has; None where it has none."""
-    assert isinstance(config.attention, AttentionConfig)
-    return rope_factors(config.attention, config.attention.head_width)

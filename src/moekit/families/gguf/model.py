@@ -10,11 +10,11 @@ import numpy as np
 
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile
 from moekit.checkpoint.layout import Stored
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig
+from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, ModelConfig, MoEConfig
 from moekit.core.errors import MoekitError
 from moekit.families.gguf.architectures import ARCHITECTURES, Contents, read_config
 from moekit.families.gguf.rope import FACTORS
-from moekit.families.gguf.tensors import layout
+from moekit.families.gguf.tensors import layout, norm_names
 from moekit.kernels.native.weights import (
     AttentionWeights,
     DecoderWeights,
@@ -71,15 +71,21 @@ class GGUFModel:
 
     def _layer(self, index: int) -> LayerWeights:
         name, width, layer = f"blk.{index}", self.config.width, self.config.layers[index]
+        part = layer.feed_forward
+        norms = {
+            ours: self._vector(f"{name}.{theirs}.weight", width) for theirs, ours in norm_names(layer.block).items()
+        }
         return LayerWeights(
-            attention_norm_D=self._vector(f"{name}.attn_norm.weight", width),
-            attention=self._attention(name),
-            feed_forward_norm_D=self._vector(f"{name}.ffn_norm.weight", width),
-            feed_forward=self._dense(name, "", layer) if isinstance(layer, DenseConfig) else self._mixture(name, layer),
+            attention_norm_D=norms["attention_norm"],
+            attention=self._attention(name, layer.attention),
+            feed_forward_norm_D=norms["feed_forward_norm"],
+            feed_forward=self._dense(name, "", part) if isinstance(part, DenseConfig) else self._mixture(name, part),
+            attention_after_norm_D=norms.get("attention_after_norm"),
+            feed_forward_after_norm_D=norms.get("feed_forward_after_norm"),
         )
 
-    def _attention(self, name: str) -> AttentionWeights:
-        attention, width = self.config.attention, self.config.width
+    def _attention(self, name: str, attention: AnyAttentionConfig) -> AttentionWeights:
+        width = self.config.width
         assert isinstance(attention, AttentionConfig)
         queries, keys = attention.heads * attention.head_width, attention.kv_heads * attention.head_width
         normed = {"none": (0, 0), "head": (attention.head_width,) * 2, "all": (queries, keys)}[attention.query_key_norm]

@@ -4,10 +4,11 @@ D model width, H heads, C head width, E experts.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
-from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig
+from moekit.config import AttentionConfig, BlockName, DenseConfig, LayerConfig, ModelConfig, MoEConfig, NormConfig
 from moekit.families.gguf.architectures import Architecture
 from moekit.families.parts import both, of_expert, rows
 
@@ -27,24 +28,38 @@ def layout(
 
 
 def _layout(architecture: Architecture, config: ModelConfig, has: Callable[[str], bool]) -> Iterator[Stored]:
-    attention = config.attention
-    assert isinstance(attention, AttentionConfig)
     yield stored("token_embd.weight", "embedding.weight")
-    yield stored("output_norm.weight", "norm.weight")
+    yield _norm("output_norm", "norm", config.norm)
     if not config.tie_embeddings:
         yield stored("output.weight", "head.weight")
     for index, layer in enumerate(config.layers):
-        theirs, ours = f"blk.{index}", f"layers.{index}"
-        yield stored(f"{theirs}.attn_norm.weight", f"{ours}.attention_norm.weight")
-        yield stored(f"{theirs}.ffn_norm.weight", f"{ours}.feed_forward_norm.weight")
-        yield from _attention(theirs, attention, config.width, f"{ours}.attention", architecture.interleaved)
-        if isinstance(layer, DenseConfig):
-            yield from _network(theirs, "", layer, f"{ours}.feed_forward")
+        theirs, ours, feed_forward = f"blk.{index}", f"layers.{index}", layer.feed_forward
+        for their_name, our_name in norm_names(layer.block).items():
+            yield _norm(f"{theirs}.{their_name}", f"{ours}.{our_name}", layer.norm)
+        yield from _attention(theirs, layer, config.width, f"{ours}.attention", architecture.interleaved)
+        if isinstance(feed_forward, DenseConfig):
+            yield from _network(theirs, "", feed_forward, f"{ours}.feed_forward")
         else:
-            yield from _mixture(theirs, layer, f"{ours}.feed_forward", has)
+            yield from _mixture(theirs, feed_forward, f"{ours}.feed_forward", has)
 
 
-def _attention(theirs: str, attention: AttentionConfig, width: int, ours: str, interleaved: bool) -> Iterator[Stored]:
+def norm_names(block: BlockName) -> dict[str, str]:
+    """Give the norms of a layer of that form, by the names that files have for them, with ours."""
+    names = {"attn_norm": "attention_norm", "ffn_norm": "feed_forward_norm"}
+    if block == "sandwich":
+        names |= {"post_attention_norm": "attention_after_norm", "post_ffw_norm": "feed_forward_after_norm"}
+    return names
+
+
+def _norm(theirs: str, ours: str, norm: NormConfig) -> Stored:
+    """A norm's weight; files hold 1 + w where ours holds w."""
+    entry = stored(f"{theirs}.weight", f"{ours}.weight")
+    return replace(entry, plus=1.0) if norm.zero_centered else entry
+
+
+def _attention(theirs: str, layer: LayerConfig, width: int, ours: str, interleaved: bool) -> Iterator[Stored]:
+    attention = layer.attention
+    assert isinstance(attention, AttentionConfig)
     queries, keys = attention.heads * attention.head_width, attention.kv_heads * attention.head_width
     places = {
         "attn_q": (0, queries, attention.heads),
@@ -61,8 +76,8 @@ def _attention(theirs: str, attention: AttentionConfig, width: int, ours: str, i
                 yield stored(their_name, our_name, rows(begin, end))
     yield from both(f"{theirs}.attn_output", f"{ours}.output", bias=attention.output_bias)
     if attention.query_key_norm != "none":
-        yield stored(f"{theirs}.attn_q_norm.weight", f"{ours}.query_norm.weight")
-        yield stored(f"{theirs}.attn_k_norm.weight", f"{ours}.key_norm.weight")
+        yield _norm(f"{theirs}.attn_q_norm", f"{ours}.query_norm", layer.norm)
+        yield _norm(f"{theirs}.attn_k_norm", f"{ours}.key_norm", layer.norm)
 
 
 def _interleaved(theirs: str, ours: str, begin: int, shape: tuple[int, ...], heads: int) -> Stored:

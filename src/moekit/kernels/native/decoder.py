@@ -34,18 +34,24 @@ _WIDEST_HEAD = 1024
 
 def unsupported(config: ModelConfig) -> str | None:
     """Why the native decoder cannot compute that model, in words that follow "because"; None where it can."""
-    attention = config.attention
+    first = config.layers[0]
+    attention = first.attention
     if not isinstance(attention, AttentionConfig):
         return "its attention is latent"
     if attention.positions == "alibi" or config.learned_positions:
         return "its positions are not rotary"
     if attention.head_width > _WIDEST_HEAD:
         return f"its heads are wider than {_WIDEST_HEAD}"
-    if config.block not in ("pre", "sandwich"):
-        return f"its blocks are {config.block}"
-    if config.norm != "rms":
-        return f"its norm is {config.norm}"
-    reasons = (_unsupported_layer(layer) for layer in config.layers)
+    for layer in config.layers:
+        if layer.attention.model_copy(update={"window": attention.window}) != attention:
+            return "its layers' attention differs in more than the window"
+        if (layer.block, layer.norm) != (first.block, config.norm):
+            return "its layers differ in their norms"
+    if first.block not in ("pre", "sandwich"):
+        return f"its blocks are {first.block}"
+    if config.norm.kind != "rms":
+        return f"its norm is {config.norm.kind}"
+    reasons = (_unsupported_layer(layer) for layer in config.feed_forwards)
     return next((reason for reason in reasons if reason), None)
 
 
@@ -65,8 +71,9 @@ class NativeCache:
     """Keys and values of one sequence, all layers; memory is taken 256 positions at a time, as they come."""
 
     def __init__(self, config: ModelConfig, kind: CacheKind) -> None:
-        assert isinstance(config.attention, AttentionConfig)
-        self.kv_heads, self.head_width = config.attention.kv_heads, config.attention.head_width
+        attention = config.layers[0].attention
+        assert isinstance(attention, AttentionConfig)
+        self.kv_heads, self.head_width = attention.kv_heads, attention.head_width
         layers = len(config.layers)
         self.native = native().Cache(_CACHE_KINDS[kind], layers, self.kv_heads, self.head_width, config.context)
 
@@ -147,8 +154,9 @@ class _Parts:
     """Weights as the native side takes them, checked against the configuration."""
 
     def __init__(self, config: ModelConfig) -> None:
-        assert isinstance(config.attention, AttentionConfig)
-        self.config, self.attention = config, config.attention
+        attention = config.layers[0].attention
+        assert isinstance(attention, AttentionConfig)
+        self.config, self.attention = config, attention
         self.query_rows = self.attention.heads * self.attention.head_width
         self.key_rows = self.attention.kv_heads * self.attention.head_width
         self.kept: list[Bytes | Numbers] = []
@@ -164,7 +172,7 @@ class _Parts:
             "heads": attention.heads,
             "kv_heads": attention.kv_heads,
             "head_width": attention.head_width,
-            "norm_eps": config.norm_eps,
+            "norm_eps": config.norm.eps,
             "attention_scale": attention.scale or attention.head_width**-0.5,
             "soft_cap": attention.soft_cap or 0.0,
             "norm_all_heads": attention.query_key_norm == "all",
@@ -181,12 +189,12 @@ class _Parts:
     def layer(self, index: int, weights: LayerWeights) -> dict[str, Any]:
         """The parts of one layer; those that it lacks are left out."""
         config = self.config
-        sandwich = config.block == "sandwich"
+        sandwich = config.layers[index].block == "sandwich"
         after = {"attention": weights.attention_after_norm_D, "ffn": weights.feed_forward_after_norm_D}
         parts = {
             "attention_norm": self._vector("attention_norm", weights.attention_norm_D, config.width),
             "ffn_norm": self._vector("feed_forward_norm", weights.feed_forward_norm_D, config.width),
-            "window": config.window(index) or 0,
+            "window": config.layers[index].attention.window or 0,
             **{
                 f"{name}_post_norm": self._vector(f"{name}_after_norm", norm_D, config.width)
                 for name, norm_D in after.items()
@@ -194,7 +202,7 @@ class _Parts:
             },
             **self._attention(weights),
         }
-        layer = config.layers[index]
+        layer = config.feed_forwards[index]
         parts["function"] = _FUNCTIONS[layer.activation]
         if isinstance(layer, MoEConfig) and isinstance(weights.feed_forward, MoEWeights):
             return parts | self._moe(layer, weights.feed_forward)
