@@ -17,7 +17,7 @@ from typing import Any
 
 from environment import environment
 from moekit.compare.results_schema import ContestantResults, Run, read_results
-from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.spec.comparison_folder import ComparisonFolder
 
 # A layer is uneven in a step where its busiest expert has more than this times its share.
 UNEVEN = 2.0

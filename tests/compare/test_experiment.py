@@ -1,6 +1,7 @@
 """The whole experiment on a tiny scale: with real worker processes, stopped, killed, and with contestants that fail."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -14,16 +15,20 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from moekit.compare import experiment
+from moekit.compare import compare, experiment
 from moekit.compare.results_schema import Results, Run, read_results
-from moekit.compare.run.run_task import Calibration, failure_text
+from moekit.compare.run import worker_process
+from moekit.compare.run.run_task import failure_text
 from moekit.compare.run.step_budget import JOINING_STEPS, MINIMUM_STEPS
 from moekit.compare.run.training_task import TrainingTask
-from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.run.worker_messages import Calibrated
+from moekit.compare.spec.comparison_folder import ComparisonFolder
+from moekit.compare.spec.comparison_plan import new_plan
 from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestants import Contestant, Size, own_contestants
 from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.core.errors import TrainingFailed, UsageError
+from moekit.core.progress import Advanced, Finished, ProgressEvent
 from moekit.data import Corpus, Document, build_corpus
 from moekit.moe.routers import HashRouter
 
@@ -71,7 +76,7 @@ def figures(run: Run) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonFolder, Results]:
     folder = ComparisonFolder(tmp_path_factory.mktemp("finished") / "run")
-    return folder, experiment.start(request(seeds=2), corpus, folder, experiment.Listener())
+    return folder, experiment.start(request(seeds=2), corpus, folder)
 
 
 def test_results_hold_what_the_schema_promises(finished: tuple[ComparisonFolder, Results], corpus: Corpus) -> None:
@@ -112,7 +117,7 @@ def test_contestants_see_the_same_data_and_repeat(
 ) -> None:
     """A second comparison gives the same figures to the last bit."""
     _, results = finished
-    again = experiment.start(request(seeds=2), corpus, ComparisonFolder(tmp_path / "again"), experiment.Listener())
+    again = experiment.start(request(seeds=2), corpus, ComparisonFolder(tmp_path / "again"))
     for a, b in zip(results.contestants, again.contestants, strict=True):
         assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
 
@@ -122,10 +127,13 @@ def test_hash_routers_are_evened_out_by_the_text(corpus: Corpus, tmp_path: Path)
     folder = ComparisonFolder(tmp_path / "run")
     hashed = Contestant(name="hash", layers=(MoEConfig(experts=4, expert_width=16, router=HashConfig()),))
     corpus.save(folder.corpus)
-    folder.write_plan(experiment.new_plan(request((hashed,))))
+    folder.write_plan(new_plan(request((hashed,))))
     frequencies = torch.from_numpy(corpus.byte_frequencies())
     assert float(frequencies.sum()) == pytest.approx(1.0)
-    tables = [TrainingTask(folder, "hash", seed).model.moe_layers[0].router.expert_V for seed in (0, 0, 1)]
+    tables = [
+        TrainingTask(folder, "hash", seed, lambda report: None).model.moe_layers[0].router.expert_V
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(tables[0], tables[1])
     assert torch.equal(tables[0], tables[2])
     loads = torch.bincount(tables[0], weights=frequencies, minlength=4)
@@ -139,7 +147,7 @@ def test_a_router_that_sees_later_tokens_gets_a_caveat(corpus: Corpus, tmp_path:
     leaky = ExpertChoiceConfig(mean_experts=2, leaky=True)
     chosen = Contestant(name="choice", layers=(MoEConfig(experts=4, expert_width=16, router=leaky),))
     folder = ComparisonFolder(tmp_path / "run")
-    results = experiment.start(request((DENSE, chosen)), corpus, folder, experiment.Listener())
+    results = experiment.start(request((DENSE, chosen)), corpus, folder)
     assert [one.caveat is None for one in results.contestants] == [True, False]
     assert results.contestants[1].runs[0].status == "done"
     assert "choice is not comparable" in re.sub("<.*?>", "", folder.report.read_text(encoding="utf-8"))
@@ -151,12 +159,10 @@ _SCRIPT = """
 import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from pathlib import Path
 from moekit.compare import experiment
-from moekit.compare.spec.comparison_plan import ComparisonFolder
 from moekit.core.errors import MoekitError
 try:
-    experiment.resume(ComparisonFolder(Path(sys.argv[1])), experiment.Listener())
+    experiment.resume(sys.argv[1])
 except MoekitError as error:
     sys.exit(error.exit_status)
 """
@@ -167,7 +173,7 @@ def prepare(
 ) -> None:
     """A folder with a plan that saves its state after every step, and nothing done yet."""
     corpus.save(folder.corpus)
-    plan = experiment.new_plan(request(contestants, tokens=steps * STEP))
+    plan = new_plan(request(contestants, tokens=steps * STEP))
     training = plan.training.model_copy(update={"checkpoint_seconds": 0.0})
     folder.write_plan(plan.model_copy(update={"training": training}))
 
@@ -185,7 +191,7 @@ def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_pat
     whole, parts = ComparisonFolder(tmp_path / "whole"), ComparisonFolder(tmp_path / "parts")
     for folder in (whole, parts):
         prepare(corpus, folder, steps=120)
-    expected = experiment.resume(whole, experiment.Listener())
+    expected = experiment.resume(whole.root)
     process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(parts.root)])
     wait_for(parts.state("dense", 0), process)
     time.sleep(0.1)
@@ -196,7 +202,7 @@ def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_pat
     state = parts.state("dense", 0)
     with safe_open(state, framework="pt") as stored:
         assert 1 <= json.loads(stored.metadata()["progress"])["step"] <= 120
-    got = experiment.resume(parts, experiment.Listener())
+    got = experiment.resume(parts.root)
     for a, b in zip(expected.contestants, got.contestants, strict=True):
         assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
 
@@ -207,7 +213,7 @@ def test_lstm_and_ngram_go_on_to_the_same_figures(corpus: Corpus, tmp_path: Path
     whole, parts = ComparisonFolder(tmp_path / "whole"), ComparisonFolder(tmp_path / "parts")
     for folder in (whole, parts):
         prepare(corpus, folder, steps=120, contestants=contestants)
-    expected = experiment.resume(whole, experiment.Listener())
+    expected = experiment.resume(whole.root)
     process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(parts.root)])
     wait_for(parts.state("lstm", 0), process)
     time.sleep(0.1)
@@ -215,7 +221,7 @@ def test_lstm_and_ngram_go_on_to_the_same_figures(corpus: Corpus, tmp_path: Path
     process.wait(timeout=30)
     assert not parts.result("ngram", 0).exists()
     time.sleep(0.5)
-    got = experiment.resume(parts, experiment.Listener())
+    got = experiment.resume(parts.root)
     for a, b in zip(expected.contestants, got.contestants, strict=True):
         assert [run.status for run in a.runs] == ["done"]
         assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
@@ -253,18 +259,17 @@ def test_a_worker_that_is_killed_fails_alone(corpus: Corpus, tmp_path: Path) -> 
     folder = ComparisonFolder(tmp_path / "run")
     prepare(corpus, folder, steps=100)
 
-    class Killer(experiment.Listener):
-        def step(self, report: object) -> None:
-            if not folder.result("dense", 0).exists():
-                subprocess.run(["pkill", "-KILL", "-f", f"moekit.compare.run.worker {folder.root} dense"], check=False)
+    def kill(event: ProgressEvent) -> None:
+        if isinstance(event, Advanced) and event.task == "dense, seed 0":
+            subprocess.run(["pkill", "-KILL", "-f", f"moekit.compare.run.worker {folder.root} dense"], check=False)
 
-    results = experiment.resume(folder, Killer())
+    results = experiment.resume(folder.root, progress=kill)
     dense, moe = results.contestants
     assert dense.runs[0].status == "failed"
     assert "ran out of memory" in (dense.runs[0].failure or "")
     assert dense.bits_per_byte is None
     assert moe.runs[0].status == "done"
-    assert experiment.resume(folder, experiment.Listener()).contestants[0].runs[0].status == "done"
+    assert experiment.resume(folder.root).contestants[0].runs[0].status == "done"
 
 
 def test_a_contestant_that_diverges_is_marked(corpus: Corpus, tmp_path: Path) -> None:
@@ -272,11 +277,11 @@ def test_a_contestant_that_diverges_is_marked(corpus: Corpus, tmp_path: Path) ->
     folder = ComparisonFolder(tmp_path / "run")
     prepare(corpus, folder, steps=60)
     plan = folder.read_plan()
-    wild = plan.entry("moe").model_copy(
-        update={"config": plan.entry("moe").config.model_copy(update={"init_std": 1e38})}
+    wild = plan.contestant("moe").model_copy(
+        update={"config": plan.contestant("moe").config.model_copy(update={"init_std": 1e38})}
     )
-    folder.write_plan(plan.model_copy(update={"contestants": (plan.entry("dense"), wild)}))
-    results = experiment.resume(folder, experiment.Listener())
+    folder.write_plan(plan.model_copy(update={"contestants": (plan.contestant("dense"), wild)}))
+    results = experiment.resume(folder.root)
     assert [c.runs[0].status for c in results.contestants] == ["done", "failed"]
     assert "no longer a number" in (results.contestants[1].runs[0].failure or "")
     assert "no longer a number" in folder.report.read_text(encoding="utf-8")
@@ -293,7 +298,7 @@ def test_a_budget_becomes_steps(corpus: Corpus, tmp_path: Path) -> None:
     folder = ComparisonFolder(tmp_path / "run")
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=25.0)
     began = time.monotonic()
-    results = experiment.start(asked, corpus, folder, experiment.Listener())
+    results = experiment.start(asked, corpus, folder)
     assert results.settings.tokens >= 100 * STEP
     assert time.monotonic() - began < 40
 
@@ -302,14 +307,16 @@ def test_a_budget_whose_planning_was_cut_off_is_planned_again(corpus: Corpus, tm
     """A stop while the speed is measured leaves a plan without its steps; resuming must not train that plan."""
     folder = ComparisonFolder(tmp_path / "run")
 
-    class Impatient(experiment.Listener):
-        def message(self, text: str) -> None:
-            raise KeyboardInterrupt
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        experiment.start(request(contestants=(DENSE,), tokens=None, budget_seconds=25.0), corpus, folder, Impatient())
+    asked = request(contestants=(DENSE,), tokens=None, budget_seconds=25.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_process, "calibrate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.start(asked, corpus, folder)
     assert folder.read_plan().training.steps == 1
-    results = experiment.resume(folder, experiment.Listener())
+    results = experiment.resume(folder.root)
     assert results.settings.tokens >= 100 * STEP
     assert folder.read_plan().training.steps * STEP == results.settings.tokens
 
@@ -317,39 +324,36 @@ def test_a_budget_whose_planning_was_cut_off_is_planned_again(corpus: Corpus, tm
 def test_an_impossible_budget_trains_nothing(corpus: Corpus, tmp_path: Path) -> None:
     folder = ComparisonFolder(tmp_path / "run")
     with pytest.raises(UsageError, match="need at least"):
-        experiment.start(request(tokens=None, budget_seconds=0.5), corpus, folder, experiment.Listener())
+        experiment.start(request(tokens=None, budget_seconds=0.5), corpus, folder)
     assert not folder.state("dense", 0).exists()
     assert not folder.plan.exists()
 
 
-class Hearing(experiment.Listener):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-
-def test_a_default_budget_that_is_too_small_is_exceeded(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_default_budget_that_is_too_small_is_exceeded(
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nobody asked for it: on a slow machine the comparison takes longer, and says so."""
-    hearing = Hearing()
+    caplog.set_level(logging.INFO, "moekit.compare")
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=0.5, budget_asked=False)
-    results = experiment.start(asked, corpus, ComparisonFolder(tmp_path / "run"), hearing)
+    results = experiment.start(asked, corpus, ComparisonFolder(tmp_path / "run"))
     assert results.settings.tokens == 100 * STEP
-    assert any("default budget" in text for text in hearing.said)
+    assert any("default budget" in text for text in caplog.messages)
 
 
-def test_those_that_nobody_asked_for_are_left_out_where_there_is_no_room(corpus: Corpus, tmp_path: Path) -> None:
-    folder, hearing = ComparisonFolder(tmp_path / "run"), Hearing()
+def test_those_that_nobody_asked_for_are_left_out_where_there_is_no_room(
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "moekit.compare")
+    folder = ComparisonFolder(tmp_path / "run")
     optional = [own_contestants(TINY)["gpt3"]]
     asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=0.5, budget_asked=False)
-    results = experiment.start(asked, corpus, folder, hearing)
+    results = experiment.start(asked, corpus, folder)
     assert [one.name for one in results.contestants] == ["dense"]
-    assert any(text.startswith("Left out: gpt3. The budget has to leave every run 200 steps") for text in hearing.said)
+    assert any(
+        text.startswith("Left out: gpt3. The budget has to leave every run 200 steps") for text in caplog.messages
+    )
     assert folder.read_plan().optional == ()
-    assert [one.name for one in experiment.resume(folder, hearing).contestants] == ["dense"]
+    assert [one.name for one in experiment.resume(folder.root).contestants] == ["dense"]
 
 
 def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,19 +361,19 @@ def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, m
     seconds = {"dense": 1.0, "dear": 5.0, "cheap": 1.0, "late": 0.1}
     measured: list[str] = []
 
-    def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibration:
+    def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibrated:
         measured.append(contestant)
-        return Calibration(step_seconds=seconds[contestant], curve_seconds=0, fixed_seconds=0)
+        return Calibrated(step_seconds=seconds[contestant], curve_seconds=0, fixed_seconds=0)
 
-    monkeypatch.setattr(experiment.worker_process, "calibrate", calibrate)
-    monkeypatch.setattr(experiment, "finish", lambda plan, *_, **__: plan)
+    monkeypatch.setattr(worker_process, "calibrate", calibrate)
+    monkeypatch.setattr(experiment, "_finish", lambda plan, *_, **__: plan)
 
     def settled(budget: float, name: str) -> list[str]:
         measured.clear()
         optional = [Contestant(name=one, layers=DENSE.layers) for one in seconds if one != "dense"]
         asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=budget)
-        plan = experiment.start(asked, corpus, ComparisonFolder(tmp_path / name), Hearing())
-        return [entry.name for entry in plan.contestants]  # type: ignore[attr-defined]
+        plan = experiment.start(asked, corpus, ComparisonFolder(tmp_path / name))
+        return [planned.name for planned in plan.contestants]  # type: ignore[attr-defined]
 
     assert settled(2.15 * JOINING_STEPS / 0.92, "some") == ["dense", "cheap", "late"]
     assert measured == ["dense", "dear", "cheap", "late"]
@@ -381,9 +385,9 @@ def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, m
 def test_those_that_nobody_asked_for_take_part_where_there_is_room(corpus: Corpus, tmp_path: Path) -> None:
     """Without a budget there is always room; with one, the plan says who may be left out until that is settled."""
     optional = [own_contestants(TINY)["gpt3"]]
-    unlimited = experiment.new_plan(request((DENSE,), optional=optional))
+    unlimited = new_plan(request((DENSE,), optional=optional))
     assert ([entry.name for entry in unlimited.contestants], unlimited.optional) == (["dense", "gpt3"], ())
-    limited = experiment.new_plan(request((DENSE,), optional=optional, tokens=None, budget_seconds=60.0))
+    limited = new_plan(request((DENSE,), optional=optional, tokens=None, budget_seconds=60.0))
     assert ([entry.name for entry in limited.contestants], limited.optional) == (["dense", "gpt3"], ("gpt3",))
 
 
@@ -391,5 +395,54 @@ def test_a_corpus_too_small_for_a_batch_trains_nothing(corpus: Corpus, tmp_path:
     folder = ComparisonFolder(tmp_path / "run")
     large = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=8192, sequences=4)
     with pytest.raises(UsageError, match="context"):
-        experiment.start(request(size=large), corpus, folder, experiment.Listener())
+        experiment.start(request(size=large), corpus, folder)
     assert not os.path.exists(folder.root)
+
+
+def test_one_call_does_it_all(tmp_path: Path) -> None:
+    """From text in a folder to results and report, with progress; a second call in the same folder is refused."""
+    texts = tmp_path / "texts"
+    for domain in ("cats", "sums"):
+        (texts / domain).mkdir(parents=True)
+        for index in range(12):
+            (texts / domain / f"{index}.txt").write_text(f"{index} {domain} sat on a mat. " * 300)
+    events: list[ProgressEvent] = []
+    own = Contestant(
+        name="own",
+        layers=(MoEConfig(experts=2, expert_width=32, router=SoftmaxTopKConfig(top_k=1, renormalize=False)),),
+    )
+    found = compare(
+        tmp_path / "out", data=[texts], contestants=["ngram", own], baseline="own", seeds=1, tokens=3 * 2048,
+        progress=events.append,
+    )  # fmt: skip
+    assert isinstance(found, Results)
+    assert found.baseline == "own"
+    assert read_results(tmp_path / "out" / "results.json") == found
+    assert (tmp_path / "out" / "report.html").exists()
+    ended = [event.task for event in events if isinstance(event, Finished)]
+    assert ended == ["ngram, seed 0", "own, seed 0", "all runs"]
+    steps = [event for event in events if isinstance(event, Advanced) and event.task == "own, seed 0"]
+    assert [event.done for event in steps] == [1, 2, 3]
+    assert all(event.note.startswith("loss ") for event in steps)
+    with pytest.raises(UsageError, match="holds a comparison already"):
+        compare(tmp_path / "out", data=[texts], seeds=1, tokens=3 * 2048)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"budget_seconds": 60.0, "tokens": 1000}, "exclude each other"),
+        ({"size": "xxl"}, "no size 'xxl'"),
+        ({"contestants": []}, "no contestant"),
+        ({"contestants": ["dense", "mo"]}, "did you mean 'moe'"),
+        ({"contestants": ["dense"], "baseline": "lstm"}, "baseline 'lstm'"),
+        ({"contestants": [DENSE, DENSE]}, "there twice"),
+        ({"contestants": "nothing.yaml"}, "nothing.yaml"),
+    ],
+)
+def test_wrong_arguments_are_found_before_anything_is_written(
+    tmp_path: Path, arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        compare(tmp_path / "out", **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moekit.core.errors import MoekitError, UsageError, did_you_mean
+from moekit.core.errors import MoekitError, UsageError
 
 if TYPE_CHECKING:
-    from moekit.compare.spec.comparison_plan import ComparisonFolder
-    from moekit.compare.spec.comparison_request import ComparisonRequest
-    from moekit.compare.spec.contestants import Contestant
+    from collections.abc import Callable
+
+    from moekit.compare.results_schema import Results
+    from moekit.core.progress import Progress
 
 
 @click.command(
@@ -87,97 +88,78 @@ def compare(
         raise UsageError("--contestants and --routers exclude each other; give one of them.")
     if resume_from and (data or contestants or routers or tokens or budget or out or tensorboard):
         raise UsageError("--resume goes on with what was planned; give it alone.")
+    if resume_from:
+        _work(resume_from, lambda progress: _resume(resume_from, progress), as_json=as_json)
+        return
     # Arguments are checked before anything slow is imported.
-    request = None
-    if not resume_from:
-        chosen = _contestants(contestants, size, routers=routers)
-        request = _request(*chosen, budget, tokens, seeds, size, tensorboard=tensorboard)
+    from moekit.cli.quantities import parse_count, parse_duration
+    from moekit.compare.spec.comparison_request import check_tensorboard
+    from moekit.compare.spec.contestant_selection import choose_contestants, size_named
 
-    # torch and rich take seconds to import: only now that the arguments are good.
-    from moekit.cli.display import Display, print_summary
-    from moekit.compare import experiment
-    from moekit.compare.spec.comparison_plan import ComparisonFolder
-    from moekit.data import load_corpus
+    chosen = _asked(contestants, size, routers=routers)
+    choose_contestants(chosen, size_named(size))
+    budget_seconds = parse_duration(budget) if budget else None
+    training_tokens = parse_count(tokens) if tokens else None
+    if tensorboard:
+        check_tensorboard()
+    root = out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
 
-    root = resume_from or out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
+    def start(progress: "Progress") -> "Results":
+        from moekit.compare import compare as run_comparison
+
+        return run_comparison(
+            root,
+            data=data,
+            text_column=text_column,
+            domain_column=domain_column,
+            contestants=chosen,
+            size=size,
+            seeds=seeds,
+            budget_seconds=budget_seconds,
+            tokens=training_tokens,
+            tensorboard=tensorboard,
+            command=shlex.join(["moekit", *sys.argv[1:]]),
+            progress=progress,
+        )
+
+    _work(root, start, as_json=as_json)
+
+
+def _asked(contestants: str | None, size: str, *, routers: bool) -> Path | list[str] | None:
+    """Read what was asked for: a YAML file, names, or the default set."""
+    from moekit.compare.spec.contestant_selection import size_named
+    from moekit.compare.spec.contestants import router_contestants
+
+    if routers:
+        return list(router_contestants(size_named(size)))
+    if contestants is None:
+        return None
+    if contestants.endswith((".yaml", ".yml")):
+        return Path(contestants)
+    return [name.strip() for name in contestants.split(",")]
+
+
+def _resume(root: Path, progress: "Progress") -> "Results":
+    from moekit.compare import resume
+
+    return resume(root, progress=progress)
+
+
+def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool) -> None:
+    """Do it, with progress on standard error, and print what came out."""
+    from moekit.cli.comparison_summary import print_summary
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.compare.spec.comparison_folder import ComparisonFolder
+
     folder = ComparisonFolder(root)
-    with Display() as display:
-        try:
-            if request is None:
-                results = experiment.resume(folder, display)
-            else:
-                _check_new(folder)
-                display.message("Reading the text")
-                corpus = load_corpus(data, text_column=text_column, domain_column=domain_column, say=display.message)
-                results = experiment.start(request, corpus, folder, display)
-        except MoekitError as error:
-            if folder.plan.exists():
-                display.message(f"What was done is kept; go on with: moekit compare --resume {shlex.quote(str(root))}")
-            raise error
+    try:
+        results = work(ProgressDisplay())
+    except MoekitError:
+        if folder.plan.exists():
+            click.echo(f"What was done is kept; go on with: moekit compare --resume {shlex.quote(str(root))}", err=True)
+        raise
     if as_json:
         click.echo(folder.results.read_text(encoding="utf-8"))
     else:
         print_summary(results)
     click.echo(f"Report: {folder.report}", err=as_json)
-
-
-def _check_new(folder: "ComparisonFolder") -> None:
-    if folder.plan.exists():
-        raise UsageError(
-            f"{folder.root} holds a comparison already: go on with it with --resume, or name another --out."
-        )
-
-
-def _contestants(
-    asked: str | None, size_name: str, *, routers: bool
-) -> "tuple[list[Contestant], list[Contestant], str]":
-    """Who takes part, who does too where the budget allows, and the baseline's name."""
-    from moekit.compare.spec.contestant_selection import check_set, pick_contestant, read_contestants
-    from moekit.compare.spec.contestants import SIZES, default_set, router_contestants
-
-    if size_name not in SIZES:
-        raise UsageError(f"There is no size {size_name!r}: {did_you_mean(size_name, SIZES)}")
-    size = SIZES[size_name]
-    optional: list[Contestant] = []
-    if asked is not None and asked.endswith((".yaml", ".yml")):
-        chosen, baseline = read_contestants(Path(asked), size)
-        return chosen, optional, baseline
-    if asked is not None:
-        chosen = [pick_contestant(name.strip(), size) for name in asked.split(",")]
-    elif routers:
-        chosen = list(router_contestants(size).values())
-    else:
-        chosen, optional = default_set(size)
-    return chosen, optional, check_set(chosen, None)
-
-
-def _request(
-    contestants: "list[Contestant]",
-    optional: "list[Contestant]",
-    baseline: str,
-    budget: str | None,
-    tokens: str | None,
-    seeds: int,
-    size_name: str,
-    *,
-    tensorboard: bool,
-) -> "ComparisonRequest":
-    from moekit.cli.quantities import parse_count, parse_duration
-    from moekit.compare.spec.comparison_request import ComparisonRequest, check_tensorboard
-    from moekit.compare.spec.contestants import SIZES
-
-    if tensorboard:
-        check_tensorboard()
-    return ComparisonRequest(
-        contestants=contestants,
-        optional=optional,
-        baseline=baseline,
-        size_name=size_name,
-        size=SIZES[size_name],
-        seeds=seeds,
-        command=shlex.join(["moekit", *sys.argv[1:]]),
-        budget_seconds=None if tokens else parse_duration(budget or "11m"),
-        budget_asked=budget is not None,
-        tokens=parse_count(tokens) if tokens else None,
-        tensorboard=tensorboard,
-    )

@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from moekit.compare import experiment
 from moekit.compare.run.counting_task import CountingTask, lookup_latency, params_by_part, table_bytes
 from moekit.compare.run.worker import new_task
-from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.spec.comparison_folder import ComparisonFolder
+from moekit.compare.spec.comparison_plan import new_plan
 from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestants import Contestant, Size, own_contestants
 from moekit.config import NGramConfig
 from moekit.data import Corpus, is_scored, load_corpus, training_batch
 from moekit.models import NGram
+from moekit.training import StepReport
 
 SMALL = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=64, sequences=8)
 STEPS = 24
+
+
+def ignore(report: StepReport) -> None:
+    """Hear of a step."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def folder(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Comparis
         contestants=contestants, baseline="gpt3", size_name="small", size=SMALL, seeds=2, command="", tokens=tokens
     )
     corpus.save(made.corpus)
-    made.write_plan(experiment.new_plan(request))
+    made.write_plan(new_plan(request))
     return made
 
 
@@ -60,11 +65,11 @@ def bits_per_byte(model: NGram, windows: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_curve_is_that_of_models_trained_from_scratch(corpus: Corpus, folder: ComparisonFolder, seed: int) -> None:
-    task = new_task(folder, "ngram", seed)
+    task = new_task(folder, "ngram", seed, ignore)
     assert isinstance(task, CountingTask)
     run = task.run()
     plan = folder.read_plan()
-    config = plan.entry("ngram").config
+    config = plan.contestant("ngram").config
     assert isinstance(config, NGramConfig)
     assert [point.step for point in run.curve] == sorted(plan.training.evaluate_at)
     for point in (run.curve[0], run.curve[4], run.curve[-1]):
@@ -92,9 +97,9 @@ def test_the_curve_is_that_of_models_trained_from_scratch(corpus: Corpus, folder
 
 
 def test_seeds_differ_in_their_windows(folder: ComparisonFolder) -> None:
-    first, second = (new_task(folder, "ngram", seed).tokens(1) for seed in (0, 1))
+    first, second = (new_task(folder, "ngram", seed, ignore).tokens(1) for seed in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(first, new_task(folder, "lstm", 0).tokens(1))
+    assert torch.equal(first, new_task(folder, "lstm", 0, ignore).tokens(1))
 
 
 def test_parameters_are_probabilities_and_backoff_weights() -> None:
@@ -134,12 +139,12 @@ def test_what_fails_gives_a_run_that_says_why(folder: ComparisonFolder, monkeypa
         raise MemoryError
 
     monkeypatch.setattr(NGram, "train_bytes", exhausted)
-    run = new_task(folder, "ngram", 0).run()
+    run = new_task(folder, "ngram", 0, ignore).run()
     assert (run.status, run.failure, run.curve) == ("failed", "it ran out of memory", [])
 
 
 def test_it_is_calibrated_like_the_others(folder: ComparisonFolder) -> None:
-    found = new_task(folder, "ngram", 0).calibrate()
+    found = new_task(folder, "ngram", 0, ignore).calibrate()
     assert 0 < found.step_seconds < 1
     assert found.curve_seconds > 0
     assert found.fixed_seconds > found.curve_seconds

@@ -10,16 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from moekit.compare import experiment
 from moekit.compare.analysis.baseline_comparison import compare
 from moekit.compare.report import render
 from moekit.compare.results_schema import Results, Run
 from moekit.compare.run import upcycling_task
+from moekit.compare.run.collected_results import collect_results
 from moekit.compare.run.measurements import mean_bits_per_byte
+from moekit.compare.run.run_task import Tell
 from moekit.compare.run.training_task import TrainingTask
 from moekit.compare.run.upcycling_task import UpcyclingTask
 from moekit.compare.run.worker import new_task
-from moekit.compare.spec.comparison_plan import ComparisonFolder, measured_steps
+from moekit.compare.spec.comparison_folder import ComparisonFolder
+from moekit.compare.spec.comparison_plan import measured_steps, new_plan
 from moekit.compare.spec.comparison_request import ComparisonRequest
 from moekit.compare.spec.contestant_selection import pick_contestant
 from moekit.compare.spec.contestants import SIZES, Contestant, Size, default_contestants
@@ -59,14 +61,18 @@ def prepared(corpus: Corpus, root: Path) -> ComparisonFolder:
         command="moekit compare",
         tokens=STEPS * TINY.sequences * TINY.context,
     )
-    plan = experiment.new_plan(request)
+    plan = new_plan(request)
     exact = plan.training.model_copy(update={"checkpoint_seconds": 0.0, "precision": "float32"})
     folder.write_plan(plan.model_copy(update={"curve_tokens": 256, "final_tokens": 256}).with_training(exact))
     return folder
 
 
-def task(folder: ComparisonFolder, seed: int = 0) -> UpcyclingTask:
-    made = new_task(folder, "upcycled", seed)
+def ignore(report: StepReport) -> None:
+    """Hear of a step."""
+
+
+def task(folder: ComparisonFolder, seed: int = 0, tell: Tell = ignore) -> UpcyclingTask:
+    made = new_task(folder, "upcycled", seed, tell)
     assert isinstance(made, UpcyclingTask)
     return made
 
@@ -75,12 +81,12 @@ def task(folder: ComparisonFolder, seed: int = 0) -> UpcyclingTask:
 def ran(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonFolder, dict[str, list[Run]]]:
     """Both contestants' runs of two seeds, in this process."""
     folder = prepared(corpus, tmp_path_factory.mktemp("ran") / "run")
-    runs = {name: [new_task(folder, name, seed).run() for seed in (0, 1)] for name in ("dense", "upcycled")}
+    runs = {name: [new_task(folder, name, seed, ignore).run() for seed in (0, 1)] for name in ("dense", "upcycled")}
     return folder, runs
 
 
 def phases(folder: ComparisonFolder) -> UpcyclingPhases:
-    found = folder.read_plan().entry("upcycled").upcycled
+    found = folder.read_plan().contestant("upcycled").upcycled
     assert found is not None
     return found
 
@@ -200,26 +206,31 @@ class Killed(BaseException):
     """Ends everything at once."""
 
 
-def killed_at(step: int) -> Callable[[pytest.MonkeyPatch], None]:
+Kill = Callable[[pytest.MonkeyPatch], Tell]
+
+
+def killed_at(step: int) -> Kill:
     def tell(report: StepReport) -> None:
         if report.step == step:
             raise Killed
 
-    return lambda patch: patch.setattr(upcycling_task, "tell", tell)
+    return lambda patch: tell
 
 
-def killed_before_conversion(patch: pytest.MonkeyPatch) -> None:
+def killed_before_conversion(patch: pytest.MonkeyPatch) -> Tell:
     def plan(*_: object) -> None:
         raise Killed
 
     patch.setattr(upcycling_task, "plan_upcycling", plan)
+    return ignore
 
 
-def killed_after_conversion(patch: pytest.MonkeyPatch) -> None:
+def killed_after_conversion(patch: pytest.MonkeyPatch) -> Tell:
     def start(*_: object) -> None:
         raise Killed
 
     patch.setattr(upcycling_task, "_go_on_averaging", start)
+    return ignore
 
 
 @pytest.mark.parametrize(
@@ -231,15 +242,15 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     ran: tuple[ComparisonFolder, dict[str, list[Run]]],
     corpus: Corpus,
     tmp_path: Path,
-    kill: Callable[[pytest.MonkeyPatch], None],
+    kill: Kill,
 ) -> None:
     """In either phase, and on either side of the conversion."""
     _, runs = ran
     folder = prepared(corpus, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        kill(patch)
+        tell = kill(patch)
         with pytest.raises(Killed):
-            task(folder).run()
+            task(folder, tell=tell).run()
     torch.manual_seed(99)  # another process has other random numbers
     assert figures(task(folder).run()) == figures(runs["upcycled"][0])
     lines = (folder.run("upcycled", 0) / "steps.jsonl").read_text().splitlines()
@@ -276,7 +287,7 @@ def test_calibration_means_over_both_phases(corpus: Corpus, tmp_path: Path, monk
 def test_results_and_report_say_both_phases(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     folder, runs = ran
     plan = folder.read_plan()
-    results: Results = experiment._results(plan, Corpus.open(folder.corpus), runs, wall_seconds=1.0)
+    results: Results = collect_results(plan, Corpus.open(folder.corpus), runs, wall_seconds=1.0)
     dense, one = results.contestants
     assert dense.phases == []
     made = phases(folder)

@@ -15,7 +15,8 @@ import torch
 
 from moekit.compare.results_schema import Run
 from moekit.compare.run.measurements import held_out_bits, mean_bits_per_byte
-from moekit.compare.run.run_task import FAILURES, Calibration, Task, failure_text, tell
+from moekit.compare.run.run_task import FAILURES, RunTask, failure_text
+from moekit.compare.run.worker_messages import Calibrated
 from moekit.compare.spec.comparison_plan import MEASURED_SHARES
 from moekit.config import BYTE_VOCAB_SIZE, NGramConfig
 from moekit.core import hardware
@@ -28,7 +29,7 @@ from moekit.training.signals import stop_request
 _CALIBRATION_STEPS = 32
 
 
-class CountingTask(Task):
+class CountingTask(RunTask):
     """An n-gram contestant with one seed. There is no state to save: one that was stopped starts again."""
 
     def run(self) -> Run:
@@ -54,7 +55,7 @@ class CountingTask(Task):
             }
         )
 
-    def calibrate(self) -> Calibration:
+    def calibrate(self) -> Calibrated:
         """Time one counting of a few steps' windows and one measurement."""
         begin = time.perf_counter()
         windows_BT = self._drawn(_CALIBRATION_STEPS)
@@ -70,7 +71,7 @@ class CountingTask(Task):
         curve_seconds = measured - scored
         # A step is drawn and scored once, and counted again at each point of the curve that lies behind it.
         once = (drawn - begin) + (scored - counted)
-        return Calibration(
+        return Calibrated(
             step_seconds=(once + sum(MEASURED_SHARES) * (counted - drawn)) / _CALIBRATION_STEPS,
             curve_seconds=curve_seconds,
             fixed_seconds=begin
@@ -80,7 +81,7 @@ class CountingTask(Task):
         )
 
     def _count(self, progress: Progress) -> NGram:
-        """The model of all windows, with every point of its curve in `progress`."""
+        """Count the model of all windows, with every point of its curve in `progress`."""
         drawn_BT = self._drawn(self.training.steps)
         curve_windows = self.windows(self.plan.curve_tokens)
         steps = sorted(self.training.evaluate_at)
@@ -100,7 +101,7 @@ class CountingTask(Task):
                 progress.points.append(
                     Point(step=step, seconds=progress.seconds, bits_per_byte=bits_per_byte, train_loss=train_loss)
                 )
-                tell(StepReport(step=step, loss=train_loss, seconds=spent, bits_per_byte=bits_per_byte))
+                self.tell(StepReport(step=step, loss=train_loss, seconds=spent, bits_per_byte=bits_per_byte))
                 if stop.is_set():
                     raise Interrupted(f"Stopped after step {step}.")
                 if following is None:
@@ -110,7 +111,7 @@ class CountingTask(Task):
         raise AssertionError("the last step is always measured")
 
     def _drawn(self, steps: int) -> npt.NDArray[np.uint8]:
-        """The windows of steps 1 to `steps`, one after the other."""
+        """Draw the windows of steps 1 to `steps`, one after the other, (B, T + 1)."""
         sequences = self.training.sequences
         drawn_BT = np.empty((steps * sequences, self.training.context + 1), dtype=np.uint8)
         for step in range(steps):
@@ -128,12 +129,12 @@ class CountingTask(Task):
 
 
 def train_loss_of(model: NGram, windows_BT: npt.NDArray[np.uint8]) -> float:
-    """Bits per byte of windows that the model has not seen yet, as those of a training step are before the step."""
+    """Give bits per byte of windows that the model has not seen yet, as a training step's are before the step."""
     return -float(model.log_prob(windows_BT).mean()) / math.log(2)
 
 
 def params_by_part(model: NGram) -> dict[str, int]:
-    """The numbers that the model holds, by order: a probability for each n-gram, a backoff weight for each context."""
+    """Count the numbers that the model holds, by order: a probability an n-gram, a backoff weight a context."""
     tables = model.tables
     backoffs = [*map(len, tables.log10_backoffs), 0]
     return {
@@ -143,14 +144,14 @@ def params_by_part(model: NGram) -> dict[str, int]:
 
 
 def table_bytes(model: NGram) -> int:
-    """Bytes of the tables: n-grams, probabilities and backoff weights, without the index that finds them."""
+    """Count the bytes of the tables: n-grams, probabilities and backoff weights, without the index that finds them."""
     tables = model.tables
     columns = [*(level.keys for level in tables.levels), *tables.log10_probs, *tables.log10_backoffs]
     return sum(column.nbytes for column in columns)
 
 
 def lookup_latency(model: NGram, prompt_T: torch.Tensor, tokens: int) -> list[float]:
-    """Milliseconds of each of `tokens` greedy steps after the prompt: the probabilities of all 256 next bytes."""
+    """Time each of `tokens` greedy steps after the prompt, in milliseconds: the probabilities of all 256 next bytes."""
     seen = prompt_T.tolist()
     candidates_V1 = np.arange(BYTE_VOCAB_SIZE)[:, None]
     milliseconds = []

@@ -30,7 +30,7 @@ def held_out_bits(
     precision: Precision,
     routings: list[list[Routing]] | None = None,
 ) -> tuple[float, int]:
-    """(bits, bytes): the model's code length of the windows' targets, and how many count.
+    """Give (bits, bytes): the model's code length of the windows' targets, and how many of those count.
 
     windows_NT: int64, T tokens of which all but the first are targets. Separators (0) are context, not targets.
     routings: a list that gets one list per batch, with the Routing of each MoE layer.
@@ -49,12 +49,12 @@ def held_out_bits(
 
 
 def _log_prob(model: LanguageModel | NGram, tokens_NT: Tensor, routings: list[Routing]) -> Tensor:
-    """log_prob; a decoder also tells how it routed."""
+    """Give log_prob; a decoder also tells how it routed."""
     return model.log_prob(tokens_NT, routings) if isinstance(model, Decoder) else model.log_prob(tokens_NT)
 
 
 def mean_bits_per_byte(model: LanguageModel | NGram, windows: dict[str, Tensor], precision: Precision) -> float:
-    """Bits per byte over all domains' windows together."""
+    """Give bits per byte over all domains' windows together."""
     totals = [held_out_bits(model, windows_NT, precision) for windows_NT in windows.values()]
     return sum(bits for bits, _ in totals) / sum(count for _, count in totals)
 
@@ -62,7 +62,7 @@ def mean_bits_per_byte(model: LanguageModel | NGram, windows: dict[str, Tensor],
 def measure_domains(
     model: LanguageModel, windows: dict[str, Tensor], precision: Precision
 ) -> tuple[float, dict[str, float], list[LayerRouting], list[ExpertsByDomain]]:
-    """Bits per byte in all and by domain, and per MoE layer the router's figures and its experts by domain."""
+    """Measure bits per byte in all and by domain, and per MoE layer the router's figures and its experts by domain."""
     model.eval()
     total_bits, total_count = 0.0, 0
     by_domain: dict[str, float] = {}
@@ -92,7 +92,7 @@ def measure_domains(
 
 
 def count_by_window(routing: Routing, tokens: int) -> Tensor:
-    """counts_NE: how often each window of `tokens` tokens used each expert, from a batch's Routing."""
+    """Give counts_NE: how often each window of `tokens` tokens used each expert, from a batch's Routing."""
     experts = routing.counts_E.numel()
     windows = routing.probs_TE.shape[0] // tokens
     expert_S = torch.arange(experts).repeat_interleave(routing.counts_E)
@@ -101,7 +101,7 @@ def count_by_window(routing: Routing, tokens: int) -> Tensor:
 
 
 def experts_by_domain(layer: int, counts_NE: np.ndarray, label_N: np.ndarray, domains: list[str]) -> ExpertsByDomain:
-    """The table of one layer, with its mutual information against a control.
+    """Make the table of one layer, with its mutual information against a control.
 
     counts_NE: assignments by window and expert; label_N: the windows' domains as indices into `domains`. The control
     shuffles the labels of whole windows, since the tokens of one window are not independent.
@@ -123,7 +123,7 @@ def experts_by_domain(layer: int, counts_NE: np.ndarray, label_N: np.ndarray, do
 
 
 def mutual_information(counts_ME: np.ndarray) -> float:
-    """I(row; column) in bits of the joint distribution that the counts give."""
+    """Give I(row; column) in bits of the joint distribution that the counts give."""
     joint = counts_ME / counts_ME.sum()
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
@@ -131,7 +131,7 @@ def mutual_information(counts_ME: np.ndarray) -> float:
 
 
 def decode_latency(model: LanguageModel, prompt_T: Tensor, tokens: int, precision: Precision) -> list[float]:
-    """Milliseconds of each of `tokens` greedy steps at batch 1 after the prompt, with what the model keeps of the past.
+    """Time each of `tokens` greedy steps at batch 1 after the prompt, in ms, with what the model keeps of the past.
 
     That is a key-value cache, or an LSTM's state. The model's weights are converted to `precision`, as they would be
     served: it is not for training afterwards.
@@ -150,7 +150,7 @@ def decode_latency(model: LanguageModel, prompt_T: Tensor, tokens: int, precisio
 
 
 def _new_past(model: LanguageModel, dtype: torch.dtype) -> dict[str, Any]:
-    """What a call of the model takes, and moves on, to follow the calls before it."""
+    """Make what a call of the model takes, and moves on, to follow the calls before it."""
     if isinstance(model, Decoder):
         return {"caches": model.new_caches(1, dtype)}
     assert isinstance(model, LSTMLanguageModel)

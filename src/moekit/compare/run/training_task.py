@@ -8,8 +8,9 @@ import torch
 
 from moekit.compare.results_schema import Run
 from moekit.compare.run.measurements import decode_latency, mean_bits_per_byte, measure_domains
-from moekit.compare.run.run_task import FAILURES, Calibration, Task, failure_text, tell
-from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.run.run_task import FAILURES, RunTask, Tell, failure_text
+from moekit.compare.run.worker_messages import Calibrated
+from moekit.compare.spec.comparison_folder import ComparisonFolder
 from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.core import hardware
 from moekit.models import LanguageModel, build
@@ -20,11 +21,11 @@ from moekit.training import Progress, StepLog, Trainer, TrainingConfig, new_opti
 _CALIBRATION_WARMUP, _CALIBRATION_STEPS = 5, 12
 
 
-class TrainingTask(Task):
+class TrainingTask(RunTask):
     """One contestant with one seed, trained by gradient descent, the same for every kind of model."""
 
-    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int) -> None:
-        super().__init__(folder, contestant, seed)
+    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int, tell: Tell) -> None:
+        super().__init__(folder, contestant, seed, tell)
         torch.manual_seed(seed)
         self.model = build(self.first_config)
         self._balance_hash_routers()
@@ -33,7 +34,7 @@ class TrainingTask(Task):
 
     @property
     def first_config(self) -> ContestantConfig:
-        """Of the model that the run starts with."""
+        """The configuration of the model that the run starts with."""
         return self.config
 
     def run(self) -> Run:
@@ -41,7 +42,7 @@ class TrainingTask(Task):
         log = StepLog(self.folder.run(self.contestant, self.seed), **self.logging)
         trainer = self.trainer(self.model, self.training, self.folder.state(self.contestant, self.seed), log)
         try:
-            progress = trainer.run(tell)
+            progress = trainer.run(self.tell)
         except FAILURES as error:
             return self.record(trainer.progress, failure=failure_text(error))
         return self.measured(trainer, progress)
@@ -49,7 +50,7 @@ class TrainingTask(Task):
     def trainer(
         self, model: LanguageModel, training: TrainingConfig, state: Path, log: StepLog, before: int = 0
     ) -> Trainer:
-        """That takes the steps after `before` ones, on the text that belongs to them."""
+        """Make a trainer that takes the steps after `before` ones, on the text that belongs to them."""
         windows = self.windows(self.plan.curve_tokens)
         return Trainer(
             model,
@@ -61,7 +62,7 @@ class TrainingTask(Task):
         )
 
     def measured(self, trainer: Trainer, progress: Progress) -> Run:
-        """What a training that came to its end tells, the final measurements included."""
+        """Say what a training that came to its end tells, the final measurements included."""
         peak = self.peak_memory_bytes()
         bits_per_byte, by_domain, routing, tables = measure_domains(
             trainer.averaged, self.windows(self.plan.final_tokens), self.training.precision
@@ -77,7 +78,7 @@ class TrainingTask(Task):
             }
         )
 
-    def calibrate(self) -> Calibration:
+    def calibrate(self) -> Calibrated:
         """Time a few training steps and one measurement; the model is thrown away."""
         step_seconds = self.step_seconds(self.model)
         measuring = time.perf_counter()
@@ -85,7 +86,7 @@ class TrainingTask(Task):
         decoding = time.perf_counter()
         self._decode()
         curve_seconds, decode_seconds = decoding - measuring, time.perf_counter() - decoding
-        return Calibration(
+        return Calibrated(
             step_seconds=step_seconds,
             curve_seconds=curve_seconds,
             fixed_seconds=self.start_seconds
@@ -94,7 +95,7 @@ class TrainingTask(Task):
         )
 
     def step_seconds(self, model: LanguageModel) -> float:
-        """The median of a few training steps."""
+        """Time a few training steps; gives their median."""
         optimizer = new_optimizer(model, self.training)
         seconds = []
         for step in range(1, _CALIBRATION_STEPS + 1):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from moekit.compare.results_schema import Run
-from moekit.compare.run.run_task import FAILURES, Calibration, failure_text, tell
+from moekit.compare.run.run_task import FAILURES, Tell, failure_text
 from moekit.compare.run.training_task import TrainingTask
-from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.run.worker_messages import Calibrated
+from moekit.compare.spec.comparison_folder import ComparisonFolder
 from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.compare.spec.upcycling_phases import UpcyclingPhases
 from moekit.convert.dense_to_moe.upcycling import plan_upcycling
@@ -29,19 +30,20 @@ Message = TypeVar("Message", Point, StepRecord, StepReport)
 class UpcyclingTask(TrainingTask):
     """One upcycled contestant with one seed. `model` is the dense one until it is converted."""
 
-    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int) -> None:
-        super().__init__(folder, contestant, seed)
+    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int, tell: Tell) -> None:
+        super().__init__(folder, contestant, seed, tell)
         self.place = folder.run(contestant, seed)
 
     @property
     def phases(self) -> UpcyclingPhases:
-        """The plan's."""
-        phases = self.plan.entry(self.contestant).upcycled
+        """The phases of the run, as the plan has them."""
+        phases = self.plan.contestant(self.contestant).upcycled
         assert phases is not None
         return phases
 
     @property
     def first_config(self) -> ContestantConfig:
+        """The configuration of the dense model."""
         return self.phases.dense
 
     def run(self) -> Run:
@@ -50,7 +52,7 @@ class UpcyclingTask(TrainingTask):
         dense = self.trainer(self.model, first, self.place / "dense.safetensors", StepLog(self.place, **self.logging))
         try:
             if dense.progress.step < first.steps:  # the log may go on beyond this phase already
-                dense.run(tell)
+                dense.run(self.tell)
         except FAILURES as error:
             return self.record(dense.progress, failure=failure_text(error))
         before = dense.progress
@@ -60,15 +62,16 @@ class UpcyclingTask(TrainingTask):
         trainer = self.trainer(self.model, second, self.folder.state(self.contestant, self.seed), log, before.step)
         _go_on_averaging(trainer, before.step)
         try:
-            trainer.run(lambda report: tell(_after(before, report)))
+            trainer.run(lambda report: self.tell(_after(before, report)))
         except FAILURES as error:
             return self.record(joined(before, trainer.progress), failure=failure_text(error))
         return self.measured(trainer, joined(before, trainer.progress))
 
     def flops(self, step: int) -> float:
+        """Count the FLOPs spent after so many steps of both phases."""
         return self.phases.flops(step, self.training.step_tokens)
 
-    def calibrate(self) -> Calibration:
+    def calibrate(self) -> Calibrated:
         """Time both phases and the conversion; a step is the mean of those that the run will take."""
         dense_seconds = self.step_seconds(self.model)
         begin = time.perf_counter()
@@ -83,7 +86,7 @@ class UpcyclingTask(TrainingTask):
         )
 
     def _converted(self, dense: LanguageModel, place: Path) -> LanguageModel:
-        """The model that `dense` is upcycled to, by way of folders in `place` that are kept where they are whole."""
+        """Upcycle `dense` by way of folders in `place`, which are kept where they are whole; gives the model."""
         before, after = place / "dense", place / "upcycled"
         if not after.exists():
             if not before.exists():
@@ -96,7 +99,7 @@ class UpcyclingTask(TrainingTask):
 
 
 class _LaterLog(StepLog):
-    """Of a phase that has another before it."""
+    """The log of a phase that has another before it: its steps and seconds are counted from that one's start."""
 
     def __init__(self, folder: Path, before: Progress, *, tensorboard: bool) -> None:
         super().__init__(folder, tensorboard=tensorboard)
@@ -104,15 +107,17 @@ class _LaterLog(StepLog):
 
     @contextmanager
     def going_on(self, step: int) -> Iterator[None]:
+        """Open the log where `step` steps of this phase are done."""
         with super().going_on(self.before.step + step):
             yield
 
     def write(self, record: StepRecord) -> None:
+        """Write the record of a step."""
         super().write(_after(self.before, record))
 
 
 def _go_on_averaging(trainer: Trainer, before: int) -> None:
-    """A trainer that has taken no step averages its weights as after `before` steps.
+    """Let a trainer that has taken no step average its weights as after `before` steps.
 
     So the curve has no jump where the function has none, and what the dense model was fades as a run's past does.
     """
@@ -121,7 +126,7 @@ def _go_on_averaging(trainer: Trainer, before: int) -> None:
 
 
 def joined(before: Progress, after: Progress) -> Progress:
-    """Both phases as one."""
+    """Join both phases to one progress."""
     warnings = {layer: f"after upcycling, {text}" for layer, text in after.collapse.warnings.items()}
     return Progress(
         step=before.step + after.step,
@@ -133,5 +138,5 @@ def joined(before: Progress, after: Progress) -> Progress:
 
 
 def _after(before: Progress, message: Message) -> Message:
-    """What the second phase says, counted from the start of the first."""
+    """Count what the second phase says from the start of the first."""
     return message.model_copy(update={"step": before.step + message.step, "seconds": before.seconds + message.seconds})

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moekit.compare.results_schema import Run
-from moekit.compare.run.run_task import Calibration, Stopped
-from moekit.compare.spec.comparison_plan import ComparisonFolder
+from moekit.compare.run.worker_messages import Calibrated, StepTaken, Stopped, WorkerMessage, read_message
+from moekit.compare.spec.comparison_folder import ComparisonFolder
 from moekit.core.errors import MoekitError
 from moekit.training import Interrupted, StepReport
 
@@ -18,10 +18,13 @@ class WorkerDied(MoekitError):
     """A worker ended without a result; the message says how, for the report."""
 
 
-def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibration:
-    """What the contestant costs on this machine; raises WorkerDied where it cannot even be tried."""
-    last = _run(folder, contestant, seed, ["--calibrate"], lambda report: None)
-    return Calibration.model_validate_json(last)
+def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibrated:
+    """Measure what the contestant costs on this machine; raises WorkerDied where it cannot even be tried."""
+    told: list[WorkerMessage] = []
+    _work(folder, contestant, seed, ["--calibrate"], told.append)
+    if told and isinstance(told[-1], Calibrated):
+        return told[-1]
+    raise WorkerDied("it ended without a measurement")
 
 
 def train(folder: ComparisonFolder, contestant: str, seed: int, on_step: Callable[[StepReport], None]) -> Run:
@@ -29,21 +32,26 @@ def train(folder: ComparisonFolder, contestant: str, seed: int, on_step: Callabl
 
     Raises Interrupted where it was asked to stop, MoekitError where no run could go on (a full disk).
     """
+
+    def listen(message: WorkerMessage) -> None:
+        if isinstance(message, StepTaken):
+            on_step(message.report)
+
     try:
-        _run(folder, contestant, seed, [], on_step)
+        _work(folder, contestant, seed, [], listen)
     except WorkerDied as death:
         return Run(seed=seed, status="failed", failure=str(death))
     return Run.model_validate_json(folder.result(contestant, seed).read_text(encoding="utf-8"))
 
 
-def _run(
-    folder: ComparisonFolder, contestant: str, seed: int, extra: list[str], on_step: Callable[[StepReport], None]
-) -> str:
-    """Run a worker to its end; gives its last line."""
+def _work(
+    folder: ComparisonFolder, contestant: str, seed: int, extra: list[str], on_message: Callable[[WorkerMessage], None]
+) -> None:
+    """Run a worker to its end and hand on what it says; raises what a `Stopped` says, or WorkerDied."""
     log = folder.log(contestant, seed)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "moekit.compare.run.worker", str(folder.root), contestant, str(seed), *extra]
-    last = ""
+    stopped: Stopped | None = None
     with (
         log.open("ab") as log_file,
         # In a session of its own, the worker does not get the terminal's Ctrl-C: only we ask it to stop, and once.
@@ -60,9 +68,14 @@ def _run(
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                last = line
-                if line.startswith('{"step"'):
-                    on_step(StepReport.model_validate_json(line))
+                # A worker that is killed may leave a line without its end.
+                if not line.endswith("\n"):
+                    break
+                message = read_message(line)
+                if isinstance(message, Stopped):
+                    stopped = message
+                else:
+                    on_message(message)
         except KeyboardInterrupt:
             process.send_signal(signal.SIGTERM)  # it saves its state and ends
             process.wait()
@@ -71,16 +84,14 @@ def _run(
             process.kill()
             raise
         status = process.wait()
-    if status == 0:
-        return last
-    if last.startswith('{"error"'):
-        stopped = Stopped.model_validate_json(last)
+    if stopped is not None:
         raise (Interrupted if stopped.exit_status == Interrupted.exit_status else MoekitError)(stopped.error)
-    raise WorkerDied(_death_text(status, log))
+    if status != 0:
+        raise WorkerDied(_death_text(status, log))
 
 
 def _environment() -> dict[str, str]:
-    """How a worker treats threads and memory, unless the user says otherwise.
+    """Say how a worker treats threads and memory, unless the user says otherwise.
 
     Threads that wait for each other sleep: spinning gains nothing, and costs most of the speed as soon as anything
     else runs on the machine. And glibc keeps freed memory, of which the next step needs as much again: handing it

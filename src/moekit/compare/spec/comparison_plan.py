@@ -1,17 +1,19 @@
 """The plan of one comparison: fixed before training starts and kept in its folder, so that resuming repeats it."""
 
 import math
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Annotated, Self
 
 from pydantic import Field
 
-from moekit.compare.spec.machine import Machine
+import moekit
+from moekit.compare.spec.comparison_request import ComparisonRequest
+from moekit.compare.spec.contestants import Contestant, Size
+from moekit.compare.spec.machine import Machine, this_machine
 from moekit.compare.spec.model_costs import ContestantConfig
 from moekit.compare.spec.upcycling_phases import UpcyclingPhases
 from moekit.config import Config
-from moekit.core import files
-from moekit.core.errors import MoekitError
+from moekit.core import hardware
 from moekit.training import TrainingConfig
 
 # Shares of the training at which the held-out text is measured: denser at the start, where curves bend.
@@ -23,8 +25,17 @@ LEARNING_RATE_RULE = (
 )
 
 
+# Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.
+_CURVE_TOKENS = 4096
+_FINAL_TOKENS = 16384
+_WARMUP_STEPS = 50
+
+
 class PlannedContestant(Config):
-    """config: of the model that comes out. upcycled: the phases of a run that starts as another; else None."""
+    """A contestant in the size of one comparison, as plan.json holds it.
+
+    config: of the model that comes out. upcycled: the phases of a run that starts as another model; else None.
+    """
 
     name: str
     description: str
@@ -57,16 +68,16 @@ class ComparisonPlan(Config):
     decode_tokens: int = 128
     tensorboard: bool = False
 
-    def entry(self, name: str) -> PlannedContestant:
-        """The contestant of that name."""
-        return next(entry for entry in self.contestants if entry.name == name)
+    def contestant(self, name: str) -> PlannedContestant:
+        """Find the contestant of that name."""
+        return next(planned for planned in self.contestants if planned.name == name)
 
     def training_of(self, seed: int) -> TrainingConfig:
-        """The training of one run."""
+        """Give the training of one run."""
         return self.training.model_copy(update={"seed": seed})
 
     def with_training(self, training: TrainingConfig) -> Self:
-        """The plan with that training, and the phases of each contestant that has some cut to it."""
+        """Give the plan with that training, and the phases of each contestant that has some cut to it."""
         entries = tuple(
             entry.model_copy(update={"upcycled": entry.upcycled.scheduled(training)}) if entry.upcycled else entry
             for entry in self.contestants
@@ -74,54 +85,62 @@ class ComparisonPlan(Config):
         return self.model_copy(update={"training": training, "contestants": entries})
 
     def steps_of(self, name: str) -> int:
-        """How many steps a run of that contestant takes."""
-        phases = self.entry(name).upcycled
+        """Count the steps that a run of that contestant takes."""
+        phases = self.contestant(name).upcycled
         return sum(phases.steps) if phases else self.training.steps
 
 
-class ComparisonFolder:
-    """Where the parts of one comparison lie."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.plan = root / "plan.json"
-        self.corpus = root / "corpus"
-        self.results = root / "results.json"
-        self.report = root / "report.html"
-
-    def run(self, contestant: str, seed: int) -> Path:
-        """The folder of one training run."""
-        return self.root / contestant / f"seed-{seed}"
-
-    def state(self, contestant: str, seed: int) -> Path:
-        return self.run(contestant, seed) / "state.safetensors"
-
-    def result(self, contestant: str, seed: int) -> Path:
-        return self.run(contestant, seed) / "result.json"
-
-    def log(self, contestant: str, seed: int) -> Path:
-        return self.run(contestant, seed) / "log.txt"
-
-    def write_plan(self, plan: ComparisonPlan) -> None:
-        files.write_text(self.plan, plan.model_dump_json(indent=1))
-
-    def read_plan(self) -> ComparisonPlan:
-        """Raises MoekitError where there is no plan, or one that this version cannot read."""
-        try:
-            return ComparisonPlan.model_validate_json(self.plan.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise MoekitError(
-                f"{self.root} holds no comparison that could be resumed (no plan.json); start one with --out."
-            ) from None
-        except ValueError as error:
-            raise MoekitError(f"{self.plan} cannot be read: {str(error).splitlines()[0]}.") from error
-
-
 def learning_rate_for(width: int) -> float:
-    """The peak learning rate that LEARNING_RATE_RULE names."""
+    """Give the peak learning rate that LEARNING_RATE_RULE names, for a model of that width."""
     return 0.002 * math.sqrt(128 / width)
 
 
 def measured_steps(steps: int) -> frozenset[int]:
-    """The steps at which the held-out text is measured; the last one always."""
+    """Give the steps at which the held-out text is measured; the last one is always among them."""
     return frozenset(max(1, round(share * steps)) for share in MEASURED_SHARES)
+
+
+def new_plan(request: ComparisonRequest) -> ComparisonPlan:
+    """Plan what is known before the speed of this machine is: with a budget, the number of steps comes later."""
+    training = _training(request)
+    return ComparisonPlan(
+        moekit=moekit.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        size=request.size_name,
+        budget_seconds=request.budget_seconds,
+        budget_asked=request.budget_asked,
+        machine=this_machine(training.precision),
+        contestants=tuple(_planned(each, request.size) for each in (*request.contestants, *request.optional)),
+        # Without a budget there is nothing that they could take from the others.
+        optional=tuple(each.name for each in request.optional) if request.budget_seconds is not None else (),
+        baseline=request.baseline,
+        seeds=tuple(range(request.seeds)),
+        training=training,
+        curve_tokens=_CURVE_TOKENS,
+        final_tokens=_FINAL_TOKENS,
+        tensorboard=request.tensorboard,
+    ).with_training(training)
+
+
+def _planned(contestant: Contestant, size: Size) -> PlannedContestant:
+    config, phases = contestant.config(size), None
+    if contestant.upcycle is not None:
+        config, phases = contestant.upcycled(size)
+    return PlannedContestant(name=contestant.name, description=contestant.description, config=config, upcycled=phases)
+
+
+def _training(request: ComparisonRequest) -> TrainingConfig:
+    size = request.size
+    step_tokens = size.sequences * size.context
+    steps = max(1, (request.tokens or step_tokens) // step_tokens)
+    return TrainingConfig(
+        steps=steps,
+        sequences=size.sequences,
+        micro_sequences=size.sequences,
+        context=size.context,
+        learning_rate=learning_rate_for(size.width),
+        warmup_steps=_WARMUP_STEPS,
+        precision=hardware.fastest_precision(),
+        evaluate_at=measured_steps(steps),
+    )

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from moekit.compare.spec.contestants import Contestant, Size
 from moekit.core.errors import UsageError
 
+# What a comparison may take where nobody says: `moekit compare` is back before a long coffee.
+DEFAULT_BUDGET_SECONDS = 660.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRequest:
-    """Either a budget in seconds for everything, or training tokens a run. command: what was typed, for the report.
+    """A comparison as it is asked for, with all names resolved.
 
+    budget_seconds, tokens: either a budget for everything, or training tokens a run. command: what repeats it.
     optional: contestants that take part too, under a budget only where it allows (see moekit.compare.run.step_budget).
     budget_asked: whether the budget is the user's; the default one is exceeded where the machine is too slow for it.
     tensorboard: whether each run also writes events for TensorBoard.
