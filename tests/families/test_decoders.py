@@ -46,6 +46,17 @@ QWEN_MOE = {
     "moe_intermediate_size": 16,
 }
 
+GEMMA3 = SHAPE | {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "sliding_window": 5,
+    "pad_token_id": None,
+}
+
+CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}),
     "gpt2-untied": (
@@ -177,6 +188,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"q_lora_rank": None, "attention_bias": True}
         | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}},
     ),
+    # Six layers, of which the last sees everything; its window is shorter than what is read.
+    "gemma3": ("Gemma3Text", GEMMA3 | {"num_hidden_layers": 6, "query_pre_attn_scalar": 8}),
+    "gemma3-every-second": (
+        "Gemma3Text",
+        GEMMA3
+        | {
+            "num_hidden_layers": 5,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention", *["sliding_attention"] * 2],
+            "query_pre_attn_scalar": 21,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+            },
+        },
+    ),
 }
 
 
@@ -185,7 +213,7 @@ def build_theirs(case: str) -> Any:
     torch.manual_seed(1)
     config = getattr(transformers, f"{name}Config")(**settings)
     # Not "eager": Falcon's eager path adds ALiBi twice, once of its own and once in the mask (transformers 5.23).
-    return getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config)
+    return getattr(transformers, CLASSES.get(name, f"{name}ForCausalLM"))(config)
 
 
 @pytest.mark.parametrize("case", CASES)

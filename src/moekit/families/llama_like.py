@@ -7,6 +7,7 @@ from moekit.checkpoint.layout import Stored, stored
 from moekit.config import (
     AnyAttentionConfig,
     AttentionConfig,
+    BlockName,
     DenseConfig,
     FeedForwardConfig,
     ModelConfig,
@@ -185,6 +186,18 @@ def dropless_softmax(config: MoEConfig) -> SoftmaxTopKConfig | None:
     return router if isinstance(router, SoftmaxTopKConfig) and router.capacity_factor is None else None
 
 
+_NORMS: dict[BlockName, dict[str, str]] = {
+    "pre": {"input_layernorm": "attention_norm", "post_attention_layernorm": "feed_forward_norm"},
+    "sandwich": {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "attention_after_norm",
+        "pre_feedforward_layernorm": "feed_forward_norm",
+        "post_feedforward_layernorm": "feed_forward_after_norm",
+    },
+}
+"""The norms of a layer as folders name them, with ours, by the form of the block."""
+
+
 def llama_layout(config: ModelConfig, moe: SparseLayout | None = None) -> list[Stored]:
     """Llama's tensors, with those that `moe` gives for a sparse layer."""
     return list(_llama_layout(config, moe))
@@ -195,8 +208,8 @@ def _llama_layout(config: ModelConfig, moe: SparseLayout | None) -> Iterator[Sto
     for index, layer in enumerate(config.layers):
         assert isinstance(layer.attention, AttentionConfig)
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
-        yield stored(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight")
-        yield stored(f"{theirs}.post_attention_layernorm.weight", f"{ours}.feed_forward_norm.weight")
+        for their_name, our_name in _NORMS[layer.block].items():
+            yield stored(f"{theirs}.{their_name}.weight", f"{ours}.{our_name}.weight")
         yield from separate_projections(f"{theirs}.self_attn", layer.attention, f"{ours}.attention")
         if isinstance(layer.feed_forward, DenseConfig):
             yield from gated_network(f"{theirs}.mlp", layer.feed_forward, f"{ours}.feed_forward")
