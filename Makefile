@@ -21,8 +21,8 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
-native: $(VENV)/.installed-dev  ## compile native/ again, what has changed of it
-	$(PIP) --no-build-isolation --no-deps -e .
+native: $(VENV)/.installed-dev  ## compile native/ again, what has changed of it; unlike an installation it fails where that does
+	MOEKIT_NATIVE_REQUIRED=1 $(PIP) --no-build-isolation --no-deps -e .
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moekit needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'

@@ -1,4 +1,4 @@
-// The Python module moekit.kernels.native._native. Memory belongs to Python: matrices and activations are addresses.
+// The Python module moekit.kernels.native._native. Memory belongs to Python: matrices and activations are its arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "kernels/activations.h"
 #include "kernels/bandwidth.h"
 #include "kernels/kernels.h"
@@ -16,8 +17,7 @@
 #include "kernels/pool.h"
 #include "kernels/worker.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
+using namespace nanobind::literals;
 
 namespace moekit {
 
@@ -25,38 +25,52 @@ void bind_decoder(nb::module_& module);
 
 namespace {
 
-template <typename T>
-T* address(uintptr_t number) {
-    return reinterpret_cast<T*>(number);
-}
-
-Matrix make_matrix(uintptr_t data, int type, int64_t rows, int64_t columns) {
+// Rows of bytes, each `columns` numbers of a GGUF type.
+void make_matrix(Kept<Matrix>* self, const Array<const uint8_t, 2>& data, int type, int64_t columns) {
     constexpr Type KNOWN[] = {Type::F32, Type::F16, Type::Q4_0, Type::Q8_0, Type::Q4_K, Type::Q6_K, Type::BF16};
     const auto* found = std::find_if(std::begin(KNOWN), std::end(KNOWN), [&](Type t) { return int(t) == type; });
     if (found == std::end(KNOWN)) {
         throw std::invalid_argument("no kernel for matrices of type " + std::to_string(type));
     }
-    if (rows < 0 || columns < 0 || columns % block_numbers(*found)) {
+    if (columns < 0 || columns % block_numbers(*found)) {
         throw std::invalid_argument("rows of " + std::to_string(columns) + " numbers are not whole blocks");
     }
-    return {address<const uint8_t>(data), *found, rows, columns};
+    Collector<Matrix> collect;
+    Matrix& matrix = collect.part();
+    matrix = {collect.bytes(data), *found, static_cast<int64_t>(data.shape(0)), columns};
+    if (matrix.row_bytes() != static_cast<int64_t>(data.shape(1))) {
+        throw std::invalid_argument("rows of " + std::to_string(data.shape(1)) + " bytes do not hold " +
+                                    std::to_string(columns) + " numbers of that type");
+    }
+    new (self) Kept<Matrix>(collect.take());
+}
+
+// How many rows x has; std::invalid_argument where it or y does not go with the matrix.
+int64_t check_product(const Matrix& matrix, const Array<const float, 2>& x, const Array<float, 2>& y) {
+    const auto rows = static_cast<int64_t>(x.shape(0));
+    check_shape("x", x, {rows, matrix.columns});
+    check_shape("y", y, {rows, matrix.rows});
+    return rows;
 }
 
 // y (B, R) = x (B, D) @ matrix^T, all fp32.
-void multiply(const Matrix& matrix, uintptr_t x, int64_t batch, uintptr_t y) {
+void multiply(const Kept<Matrix>& kept, const Array<const float, 2>& x, const Array<float, 2>& y) {
+    const Matrix& matrix = kept.part;
+    const int64_t batch = check_product(matrix, x, y);
+    const nb::gil_scoped_release released;
     ActivationBuffer buffer(batch, matrix.columns);
     Pool::shared().run([&](int thread, int threads) {
-        const Activations prepared = buffer.prepare(address<const float>(x), matrix.columns, batch, matrix.columns,
-                                                    form_for(matrix.type), thread, threads);
+        const Activations prepared =
+            buffer.prepare(x.data(), matrix.columns, batch, matrix.columns, form_for(matrix.type), thread, threads);
         Pool::shared().barrier();
-        multiply_rows(matrix, prepared, matrix.rows * thread / threads, matrix.rows * (thread + 1) / threads,
-                      address<float>(y), matrix.rows);
+        multiply_rows(matrix, prepared, matrix.rows * thread / threads, matrix.rows * (thread + 1) / threads, y.data(),
+                      matrix.rows);
     });
 }
 
 // y (T, R) = x (T, D) @ matrix^T, all fp32, x and the matrix as those numbers.
 template <typename Number>
-void multiply_tokens_as(const Matrix& matrix, uintptr_t rows, int64_t tokens, uintptr_t y) {
+void multiply_tokens_as(const Matrix& matrix, const float* rows, int64_t tokens, float* y) {
     // So many at a time that sums stay in a core's own cache.
     constexpr int64_t TOGETHER = 512;
     Aligned<Number> tiles;
@@ -76,32 +90,38 @@ void multiply_tokens_as(const Matrix& matrix, uintptr_t rows, int64_t tokens, ui
             },
             [&](int thread, int threads) {
                 Worker worker(pool, counters, thread, threads);
-                const Tiles<Number> x = pack_many(worker, address<const float>(rows) + first * matrix.columns, count,
-                                                  matrix.columns, tiles.get(0));
+                const Tiles<Number> x =
+                    pack_many(worker, rows + first * matrix.columns, count, matrix.columns, tiles.get(0));
                 multiply_many(worker, spaces[thread], x, count,
-                              {{matrix, address<float>(y) + first * matrix.rows, matrix.rows, nullptr}});
+                              {{matrix, y + first * matrix.rows, matrix.rows, nullptr}});
             });
     }
 }
 
-void multiply_tokens(const Matrix& matrix, uintptr_t rows, int64_t tokens, uintptr_t y) {
+void multiply_tokens(const Kept<Matrix>& kept, const Array<const float, 2>& x, const Array<float, 2>& y) {
+    const Matrix& matrix = kept.part;
+    const int64_t tokens = check_product(matrix, x, y);
+    const nb::gil_scoped_release released;
     if (multiplies_bf16() && matrix.type != Type::F32) {
-        multiply_tokens_as<uint16_t>(matrix, rows, tokens, y);
+        multiply_tokens_as<uint16_t>(matrix, x.data(), tokens, y.data());
     } else {
-        multiply_tokens_as<float>(matrix, rows, tokens, y);
+        multiply_tokens_as<float>(matrix, x.data(), tokens, y.data());
     }
 }
 
 template <typename Out, void (*DEQUANTIZE)(const Matrix&, int64_t, int64_t, Out*)>
-void dequantize(const Matrix& matrix, int64_t begin, int64_t end, uintptr_t out) {
+void dequantize(const Kept<Matrix>& kept, int64_t begin, int64_t end, const Array<Out, 2>& out) {
+    const Matrix& matrix = kept.part;
     if (begin < 0 || begin > end || end > matrix.rows) {
         throw std::out_of_range("rows " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
                                 std::to_string(matrix.rows));
     }
+    check_shape("out", out, {end - begin, matrix.columns});
+    const nb::gil_scoped_release released;
     Pool::shared().run([&](int thread, int threads) {
         const int64_t from = begin + (end - begin) * thread / threads;
         const int64_t to = begin + (end - begin) * (thread + 1) / threads;
-        DEQUANTIZE(matrix, from, to, address<Out>(out) + (from - begin) * matrix.columns);
+        DEQUANTIZE(matrix, from, to, out.data() + (from - begin) * matrix.columns);
     });
 }
 
@@ -122,10 +142,8 @@ void select(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, module) {
-    nb::class_<Matrix>(module, "Matrix")
-        .def_static("at", &make_matrix, "data"_a, "type"_a, "rows"_a, "columns"_a)
-        .def_ro("rows", &Matrix::rows)
-        .def_ro("columns", &Matrix::columns);
+    nb::class_<Kept<Matrix>>(module, "Matrix")
+        .def("__init__", &make_matrix, "data"_a.noconvert(), "type"_a, "columns"_a);
     module.def("threads", [] { return Pool::shared().threads(); });
     module.def(
         "set_threads", [](int threads) { Pool::shared().set_threads(threads); },
@@ -133,13 +151,11 @@ NB_MODULE(_native, module) {
     module.def("instruction_set", [] { return std::string(kernels().name); });
     module.def("instruction_sets", &instruction_sets);
     module.def("select_instruction_set", &select, "name"_a);
-    module.def("multiply", &multiply, "matrix"_a, "x"_a, "batch"_a, "y"_a, nb::call_guard<nb::gil_scoped_release>());
-    module.def("multiply_many", &multiply_tokens, "matrix"_a, "x"_a, "tokens"_a, "y"_a,
-               nb::call_guard<nb::gil_scoped_release>());
-    module.def("dequantize", &dequantize<float, dequantize_rows>, "matrix"_a, "begin"_a, "end"_a, "out"_a,
-               nb::call_guard<nb::gil_scoped_release>());
-    module.def("dequantize_bf16", &dequantize<uint16_t, dequantize_rows_bf16>, "matrix"_a, "begin"_a, "end"_a, "out"_a,
-               nb::call_guard<nb::gil_scoped_release>());
+    module.def("multiply", &multiply, "matrix"_a, "x"_a.noconvert(), "y"_a.noconvert());
+    module.def("multiply_many", &multiply_tokens, "matrix"_a, "x"_a.noconvert(), "y"_a.noconvert());
+    module.def("dequantize", &dequantize<float, dequantize_rows>, "matrix"_a, "begin"_a, "end"_a, "out"_a.noconvert());
+    module.def("dequantize_bf16", &dequantize<uint16_t, dequantize_rows_bf16>, "matrix"_a, "begin"_a, "end"_a,
+               "out"_a.noconvert());
     module.def("read_bandwidth", &read_bandwidth, "bytes"_a, "rounds"_a, nb::call_guard<nb::gil_scoped_release>());
     bind_decoder(module);
 }

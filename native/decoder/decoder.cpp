@@ -12,11 +12,13 @@
 
 namespace moekit {
 
-Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers) : shape_(std::move(shape)), layers_(std::move(layers)) {
+Decoder::Decoder(Model model) : model_(std::move(model)) {
+    moekit::check(model_);
     // Routers decide: whatever the precision of the model, they are computed in fp32.
-    for (Layer& layer : layers_) {
-        Matrix& router = layer.router;
-        if (layer.experts == 0 || router.type == Type::F32) {
+    for (Layer& layer : model_.layers) {
+        cache_layers_.push_back({layer.attention.kv_heads, layer.attention.head_width});
+        Matrix& router = layer.moe.router;
+        if (!layer.is_moe() || router.type == Type::F32) {
             continue;
         }
         std::vector<float> numbers(router.rows * router.columns);
@@ -24,23 +26,21 @@ Decoder::Decoder(DecoderShape shape, std::vector<Layer> layers) : shape_(std::mo
         routers_.push_back(std::move(numbers));
         router = {reinterpret_cast<const uint8_t*>(routers_.back().data()), Type::F32, router.rows, router.columns};
     }
-    scratch_ = std::make_unique<Scratch>(shape_, Sizes(layers_));
-    prompt_scratch_ = std::make_unique<PromptScratches>();
+    scratch_ = std::make_unique<Scratch>(model_);
+    prompt_scratch_ = std::make_unique<PromptScratches>(model_);
 }
 
 Decoder::~Decoder() = default;
 
 void Decoder::check(int64_t token) const {
-    if (token < 0 || token >= shape_.embedding.rows) {
+    if (token < 0 || token >= model_.vocabulary) {
         throw std::out_of_range("token " + std::to_string(token) + " is not one of a vocabulary of " +
-                                std::to_string(shape_.embedding.rows));
+                                std::to_string(model_.vocabulary));
     }
 }
 
 void Decoder::check(const Cache& cache) const {
-    const CacheShape& shape = cache.shape();
-    if (shape.layers != static_cast<int64_t>(layers_.size()) || shape.kv_heads != shape_.kv_heads ||
-        shape.head_width != shape_.head_width) {
+    if (!(cache.layers() == cache_layers_)) {
         throw std::invalid_argument("the cache is that of another model");
     }
 }
@@ -57,7 +57,7 @@ void Decoder::decode(Cache* const* caches, const int64_t* tokens, int64_t batch,
     }
     for (int64_t begin = 0; begin < batch; begin += MAX_BATCH) {
         const int64_t count = std::min(MAX_BATCH, batch - begin);
-        decode_together(caches + begin, tokens + begin, count, logits + begin * shape_.head.rows);
+        decode_together(caches + begin, tokens + begin, count, logits + begin * model_.vocabulary);
     }
 }
 
@@ -84,7 +84,7 @@ void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float*
 template <typename Number>
 void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
                                float* logits) {
-    const Prompt<Number> prompt(shape_, layers_, scratch, cache, tokens, count);
+    const Prompt<Number> prompt(model_, scratch, cache, tokens, count);
     Pool& pool = Pool::shared();
     pool.run([&](int threads) { prompt.reserve(threads); },
              [&](int thread, int threads) {
@@ -92,14 +92,14 @@ void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, con
                  prompt.run(worker);
                  if (logits) {
                      prompt.norm_last(worker, scratch_->normed.numbers());
-                     multiply_head(worker, shape_, scratch_->normed, 1, logits);
+                     multiply_head(worker, model_, scratch_->normed, 1, logits);
                  }
              });
     cache.extend(count);
 }
 
 void Decoder::decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
-    const Step step(shape_, layers_, *scratch_, caches, tokens, batch, logits);
+    const Step step(model_, *scratch_, caches, tokens, batch, logits);
     Pool& pool = Pool::shared();
     pool.run([&](int thread, int threads) {
         Worker worker(pool, scratch_->counters, thread, threads);

@@ -1,79 +1,75 @@
 #include "decoder/heads.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/vector_ops.h"
 
 namespace moekit {
 namespace {
 
-void apply_rope(const DecoderShape& shape, const RopeAngles& angles, float* head) {
-    const auto pairs = static_cast<int64_t>(shape.rope_frequencies.size());
-    const int64_t step = shape.rope_interleaved ? 2 : 1, apart = shape.rope_interleaved ? 1 : pairs;
-    for (int64_t i = 0; i < pairs; ++i) {
-        float& x = head[i * step];
-        float& y = head[i * step + apart];
-        const float rotated = x * angles.cosine[i] - y * angles.sine[i];
-        y = y * angles.cosine[i] + x * angles.sine[i];
-        x = rotated;
-    }
-}
+const Norm NO_NORM;
 
 }  // namespace
 
-void rms_norm(const float* x, const float* weight, int64_t count, float eps, float* y) {
+Heads query_heads(const Attention& attention, const float* projected, const RopeAngles& angles) {
+    return {projected, attention.heads, attention.head_width, attention.query_norm, attention.norm_all_heads, angles};
+}
+
+Heads key_heads(const Attention& attention, const float* projected, const RopeAngles& angles) {
+    return {projected + attention.query_rows(),
+            attention.kv_heads,
+            attention.head_width,
+            attention.key_norm,
+            attention.norm_all_heads,
+            angles};
+}
+
+Heads value_heads(const Attention& attention, const float* projected) {
+    const float* row = projected + attention.query_rows() + attention.key_rows();
+    return {row, attention.kv_heads, attention.head_width, NO_NORM, false, {}};
+}
+
+void load_heads(const Heads& heads, int64_t first, int64_t count, int64_t width, float* out) {
     const VectorOps& ops = vector_ops();
-    ops.multiply(x, weight, ops.rms_scale(x, count, eps), count, y);
-}
-
-void embed(const DecoderShape& shape, int64_t token, float* residual, float* added) {
-    dequantize_rows(shape.embedding, token, token + 1, residual);
-    for (int64_t i = 0; i < shape.width; ++i) {
-        residual[i] *= shape.embedding_scale;
+    const float* weight = heads.norm.weight.data;
+    float scale = 0;
+    if (heads.norm && heads.norm_all) {
+        scale = ops.rms_scale(heads.row, heads.count * heads.width, heads.norm.eps);
     }
-    std::fill_n(added, shape.width, 0.0f);
+    for (int64_t head = first; head < first + count; ++head, out += width) {
+        const float* x = heads.row + head * heads.width;
+        if (!heads.norm) {
+            std::copy_n(x, heads.width, out);
+        } else if (heads.norm_all) {
+            ops.multiply(x, weight + head * heads.width, scale, heads.width, out);
+        } else {
+            rms_norm(heads.norm, x, heads.width, out);
+        }
+        std::fill(out + heads.width, out + width, 0.0f);
+        apply_rope(heads.angles, out);
+    }
 }
 
-void add_block(const DecoderShape& shape, const float* post_norm, float* added, float* residual) {
+void embed(const Model& model, int64_t token, float* residual, float* added) {
+    dequantize_rows(model.embedding, token, token + 1, residual);
+    for (int64_t i = 0; i < model.width; ++i) {
+        residual[i] *= model.embedding_scale;
+    }
+    std::fill_n(added, model.width, 0.0f);
+}
+
+void add_residual(const Norm& post_norm, int64_t width, float* added, float* residual) {
     if (post_norm) {
-        rms_norm(added, post_norm, shape.width, shape.norm_eps, added);
+        rms_norm(post_norm, added, width, added);
     }
-    for (int64_t i = 0; i < shape.width; ++i) {
+    for (int64_t i = 0; i < width; ++i) {
         residual[i] += added[i];
     }
 }
 
-void set_rope_angles(const DecoderShape& shape, int64_t position, float* cosine, float* sine) {
-    for (size_t i = 0; i < shape.rope_frequencies.size(); ++i) {
-        const double angle = static_cast<double>(position) * shape.rope_frequencies[i];
-        cosine[i] = static_cast<float>(std::cos(angle) * shape.rope_magnitude);
-        sine[i] = static_cast<float>(std::sin(angle) * shape.rope_magnitude);
-    }
-}
-
-void load_heads(const DecoderShape& shape, const Heads& heads, int64_t first, int64_t count, const RopeAngles& angles,
-                int64_t width, float* out) {
+void rms_norm(const Norm& norm, const float* x, int64_t count, float* y) {
     const VectorOps& ops = vector_ops();
-    const int64_t head_width = shape.head_width;
-    float scale = 0;
-    if (heads.norm && shape.norm_all_heads) {
-        scale = ops.rms_scale(heads.row, heads.count * head_width, shape.norm_eps);
-    }
-    for (int64_t head = first; head < first + count; ++head, out += width) {
-        const float* x = heads.row + head * head_width;
-        if (!heads.norm) {
-            std::copy_n(x, head_width, out);
-        } else if (shape.norm_all_heads) {
-            ops.multiply(x, heads.norm + head * head_width, scale, head_width, out);
-        } else {
-            rms_norm(x, heads.norm, head_width, shape.norm_eps, out);
-        }
-        std::fill(out + head_width, out + width, 0.0f);
-        if (heads.rotated) {
-            apply_rope(shape, angles, out);
-        }
-    }
+    ops.multiply(x, norm.weight.data, ops.rms_scale(x, count, norm.eps), count, y);
 }
 
 }  // namespace moekit

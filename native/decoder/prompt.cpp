@@ -2,54 +2,53 @@
 
 #include <algorithm>
 
+#include "decoder/heads.h"
 #include "kernels/kernels.h"
 
 namespace moekit {
 
 template <typename Number>
-Prompt<Number>::Prompt(const DecoderShape& shape, const std::vector<Layer>& layers, PromptScratch<Number>& scratch,
-                       Cache& cache, const int64_t* tokens, int64_t count)
-    : shape_(shape),
-      layers_(layers),
+Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens,
+                       int64_t count)
+    : model_(model),
       scratch_(scratch),
       cache_(cache),
       tokens_(tokens),
       count_(count),
       start_(cache.length()),
-      residual_(scratch.residual.get(count * shape.width)),
-      normed_(scratch.normed.get(count * shape.width)),
-      added_(scratch.added.get(count * shape.width)),
-      projected_(scratch.projected.get(count * projected_rows())),
-      attended_(scratch.attended.get(count * query_rows())),
-      tiles_(scratch.tiles.get(tile_blocks(count) * tile_stride(std::max(shape.width, query_rows())))) {}
+      residual_(scratch.residual.get(count * model.width)),
+      normed_(scratch.normed.get(count * model.width)),
+      added_(scratch.added.get(count * model.width)),
+      projected_(scratch.projected.get(count * scratch.sizes.projected)),
+      attended_(scratch.attended.get(count * scratch.sizes.attended)),
+      tiles_(scratch.tiles.get(tile_blocks(count) * tile_stride(std::max(model.width, scratch.sizes.attended)))) {}
 
 template <typename Number>
 void Prompt<Number>::reserve(int threads) const {
     scratch_.counters.reset();
-    scratch_.cosine.resize(count_ * pairs());
-    scratch_.sine.resize(count_ * pairs());
+    scratch_.rope.reserve(count_);
     scratch_.spaces.resize(threads);
     for (PieceSpace<Number>& space : scratch_.spaces) {
         space.reserve(count_);
     }
     reserve_attention(threads);
     const int64_t blocks = tile_blocks(count_);
-    for (const Layer& layer : layers_) {
+    for (const Layer& layer : model_.layers) {
         // Every expert's last block may hold a single token.
-        const int64_t used = layer.experts ? tile_blocks(count_ * layer.top_k) + layer.experts : blocks;
-        scratch_.hidden.get(used * tile_stride(layer.ffn.hidden()));
-        if (layer.experts) {
-            scratch_.routed.get(used * tile_stride(shape_.width));
-            scratch_.expert_added.get(count_ * layer.top_k * shape_.width);
-            scratch_.router_logits.get(count_ * layer.experts);
-            scratch_.places.resize(std::max<size_t>(scratch_.places.size(), count_ * layer.top_k));
+        const int64_t used = layer.is_moe() ? tile_blocks(count_ * layer.moe.top_k) + layer.moe.experts : blocks;
+        scratch_.hidden.get(used * tile_stride(layer.ffn.hidden));
+        if (layer.is_moe()) {
+            scratch_.routed.get(used * tile_stride(model_.width));
+            scratch_.expert_added.get(count_ * layer.moe.top_k * model_.width);
+            scratch_.router_logits.get(count_ * layer.moe.experts);
+            scratch_.places.resize(std::max<size_t>(scratch_.places.size(), count_ * layer.moe.top_k));
             scratch_.placed.reserve(count_);
-            scratch_.blocks.reserve(layer.experts);
-            scratch_.routes.reserve(layer.experts, count_ * layer.top_k);
+            scratch_.blocks.reserve(layer.moe.experts);
+            scratch_.routes.reserve(layer.moe.experts, count_ * layer.moe.top_k);
         }
-        if (layer.has_shared_expert()) {
-            scratch_.shared_hidden.get(blocks * tile_stride(layer.shared_expert.hidden()));
-            scratch_.shared_added.get(count_ * shape_.width);
+        if (layer.moe.has_shared_expert()) {
+            scratch_.shared_hidden.get(blocks * tile_stride(layer.moe.shared_expert.hidden));
+            scratch_.shared_added.get(count_ * model_.width);
             scratch_.shared_expert_gate.get(count_);
         }
     }
@@ -58,48 +57,48 @@ void Prompt<Number>::reserve(int threads) const {
 template <typename Number>
 void Prompt<Number>::run(Worker& worker) const {
     worker.each(count_, [&](int64_t token) {
-        embed(shape_, tokens_[token], residual_ + token * shape_.width, added_ + token * shape_.width);
-        set_rope_angles(shape_, start_ + token, scratch_.cosine.data() + token * pairs(),
-                        scratch_.sine.data() + token * pairs());
+        embed(model_, tokens_[token], residual_ + token * model_.width, added_ + token * model_.width);
+        scratch_.rope.set(token, start_ + token);
     });
-    const float* post_norm = nullptr;
-    for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
-        const Layer& layer = layers_[index];
-        attention(worker, index, norm(worker, post_norm, layer.attention_norm));
+    const Norm none;
+    const Norm* post_norm = &none;
+    for (int64_t index = 0; index < static_cast<int64_t>(model_.layers.size()); ++index) {
+        const Layer& layer = model_.layers[index];
+        attention(worker, index, norm(worker, *post_norm, layer.attention_norm));
         const Tiles<Number> x = norm(worker, layer.attention_post_norm, layer.ffn_norm);
-        if (layer.experts) {
+        if (layer.is_moe()) {
             moe_ffn(worker, layer, x);
         } else {
             dense_ffn(worker, layer.ffn, x, scratch_.hidden, added_);
         }
-        post_norm = layer.ffn_post_norm;
+        post_norm = &layer.ffn_post_norm;
     }
 }
 
 template <typename Number>
 void Prompt<Number>::norm_last(Worker& worker, float* normed) const {
     if (worker.thread() == 0) {
-        const int64_t at = (count_ - 1) * shape_.width;
-        add_block(shape_, layers_.back().ffn_post_norm, added_ + at, residual_ + at);
-        rms_norm(residual_ + at, shape_.norm, shape_.width, shape_.norm_eps, normed);
+        const int64_t at = (count_ - 1) * model_.width;
+        add_residual(model_.layers.back().ffn_post_norm, model_.width, added_ + at, residual_ + at);
+        rms_norm(model_.norm, residual_ + at, model_.width, normed);
     }
     worker.barrier();
 }
 
 template <typename Number>
-Tiles<Number> Prompt<Number>::norm(Worker& worker, const float* post_norm, const float* norm) const {
-    const Tiles<Number> x{tiles_, shape_.width, tile_blocks(count_)};
+Tiles<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, const Norm& norm) const {
+    const Tiles<Number> x{tiles_, model_.width, tile_blocks(count_)};
     worker.each(x.blocks, [&](int64_t block) {
         const float* rows[TILE_TOKENS];
         const int64_t begin = block * TILE_TOKENS, count = std::min(TILE_TOKENS, count_ - begin);
         for (int64_t i = 0; i < count; ++i) {
-            const int64_t at = (begin + i) * shape_.width;
-            add_block(shape_, post_norm, added_ + at, residual_ + at);
+            const int64_t at = (begin + i) * model_.width;
+            add_residual(post_norm, model_.width, added_ + at, residual_ + at);
             float* normed = normed_ + at;
-            rms_norm(residual_ + at, norm, shape_.width, shape_.norm_eps, normed);
+            rms_norm(norm, residual_ + at, model_.width, normed);
             rows[i] = normed;
         }
-        tile_kernels<Number>().pack(rows, count, shape_.width, tiles_ + block * x.block_stride());
+        tile_kernels<Number>().pack(rows, count, model_.width, tiles_ + block * x.block_stride());
     });
     return x;
 }

@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "decoder/decoder.h"
-#include "decoder/heads.h"
+#include "decoder/model.h"
+#include "decoder/rope.h"
 #include "decoder/scratch.h"
 #include "kernels/many_rows.h"
 #include "kernels/worker.h"
@@ -18,9 +19,12 @@ namespace moekit {
 // The memory of prompts; grows with the longest run of tokens.
 template <typename Number>
 struct PromptScratch {
+    explicit PromptScratch(const Model& model) : sizes(model), rope(model.ropes) {}
+
+    const Sizes sizes;
     TaskCounters counters;
     std::vector<PieceSpace<Number>> spaces;  // of each thread
-    std::vector<float> cosine, sine;
+    RopeTable rope;                          // of each token's position
     Aligned<float> residual, normed, added, projected, attended;
     Aligned<Number> tiles;                  // of the rows that all products of a phase share
     Aligned<Number> keys;                   // of a layer, for each key head (positions, width)
@@ -38,8 +42,7 @@ struct PromptScratch {
 template <typename Number>
 class Prompt {
    public:
-    Prompt(const DecoderShape& shape, const std::vector<Layer>& layers, PromptScratch<Number>& scratch, Cache& cache,
-           const int64_t* tokens, int64_t count);
+    Prompt(const Model& model, PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count);
 
     // Takes all memory, before the region.
     void reserve(int threads) const;
@@ -51,7 +54,7 @@ class Prompt {
 
    private:
     // The residual stream, with what the block before added to it, normed.
-    Tiles<Number> norm(Worker& worker, const float* post_norm, const float* norm) const;
+    Tiles<Number> norm(Worker& worker, const Norm& post_norm, const Norm& norm) const;
 
     void reserve_attention(int threads) const;
     void attention(Worker& worker, int64_t index, const Tiles<Number>& x) const;
@@ -59,7 +62,8 @@ class Prompt {
     void gather_cache(Worker& worker, int64_t index) const;
     // `group` is some tokens that look at the cache together.
     void attend(int64_t index, int64_t head, int64_t group, int thread) const;
-    Tiles<Number> load_queries(const Layer& layer, int64_t head, int64_t first, int64_t count, int thread) const;
+    Tiles<Number> load_queries(const Attention& attention, int64_t head, int64_t first, int64_t count,
+                               int thread) const;
 
     void dense_ffn(Worker& worker, const Ffn& ffn, const Tiles<Number>& x, Aligned<Number>& hidden, float* added) const;
     void moe_ffn(Worker& worker, const Layer& layer, const Tiles<Number>& x) const;
@@ -72,17 +76,9 @@ class Prompt {
                   PieceSpace<Number>& space) const;
     Tiles<Number> expert_tiles(const Number* data, int64_t columns, int64_t used) const;
 
-    int64_t pairs() const { return static_cast<int64_t>(shape_.rope_frequencies.size()); }
-    int64_t query_rows() const { return shape_.heads * shape_.head_width; }
-    int64_t key_rows() const { return shape_.kv_heads * shape_.head_width; }
-    int64_t projected_rows() const { return query_rows() + 2 * key_rows(); }
     int64_t seen() const { return start_ + count_; }
-    RopeAngles angles(int64_t token) const {
-        return {scratch_.cosine.data() + token * pairs(), scratch_.sine.data() + token * pairs()};
-    }
 
-    const DecoderShape& shape_;
-    const std::vector<Layer>& layers_;
+    const Model& model_;
     PromptScratch<Number>& scratch_;
     Cache& cache_;
     const int64_t* tokens_;
@@ -94,6 +90,8 @@ class Prompt {
 
 // Both kinds' memory, of which a decoder fills what it uses.
 struct PromptScratches {
+    explicit PromptScratches(const Model& model) : fp32(model), bf16(model) {}
+
     PromptScratch<float> fp32;
     PromptScratch<uint16_t> bf16;
 };

@@ -19,7 +19,7 @@ int64_t runs(int64_t rows, int64_t size) { return (rows + size - 1) / size; }
 template <typename Number>
 void Prompt<Number>::activate(const Ffn& ffn, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to,
                               Number* hidden, PieceSpace<Number>& space) const {
-    const int64_t stride = sums_stride(x), first = expert * ffn.hidden();
+    const int64_t stride = sums_stride(x), first = expert * ffn.hidden;
     const int64_t rows = in_tiles(to - from);
     float* up = space.sums(ffn.up, first + from, first + to, x, HIDDEN_ROWS);
     // Zeros fill up the last tile.
@@ -30,7 +30,7 @@ void Prompt<Number>::activate(const Ffn& ffn, int64_t expert, const Tiles<Number
         const float* of_gate = gate ? gate + row * stride : of_up;
         vector_ops().activate(ffn.function, of_gate, gate ? of_up : nullptr, x.blocks * TILE_TOKENS, of_up);
     }
-    const int64_t block_stride = tile_stride(ffn.hidden());
+    const int64_t block_stride = tile_stride(ffn.hidden);
     for (int64_t block = 0; block < x.blocks; ++block) {
         tile_kernels<Number>().pack_sums(up + block * TILE_TOKENS, stride, rows,
                                          hidden + block * block_stride + from * TILE_TOKENS);
@@ -40,14 +40,14 @@ void Prompt<Number>::activate(const Ffn& ffn, int64_t expert, const Tiles<Number
 template <typename Number>
 void Prompt<Number>::dense_ffn(Worker& worker, const Ffn& ffn, const Tiles<Number>& x, Aligned<Number>& memory,
                                float* added) const {
-    const int64_t all = ffn.hidden();
+    const int64_t all = ffn.hidden;
     Number* hidden = memory.get(0);
     PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
     const int64_t size = share_of(all, worker.threads(), HIDDEN_ROWS);
     worker.each(runs(all, size),
                 [&](int64_t run) { activate(ffn, 0, x, run * size, std::min(all, (run + 1) * size), hidden, space); });
     multiply_many(worker, space, Tiles<Number>{hidden, all, x.blocks}, count_,
-                  {{ffn.down, added, shape_.width, nullptr}});
+                  {{ffn.down, added, model_.width, nullptr}});
 }
 
 // The tiles of the `used`th of the experts that have tokens.
@@ -64,7 +64,7 @@ void Prompt<Number>::moe_ffn(Worker& worker, const Layer& layer, const Tiles<Num
     const auto used = static_cast<int64_t>(routes.experts.size());
     const Tiles<Number> routed = gather(worker);
     PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
-    const int64_t all = layer.ffn.hidden();
+    const int64_t all = layer.ffn.hidden;
     const int64_t size = share_of(used * all, worker.threads(), HIDDEN_ROWS), hidden_runs = runs(all, size);
     Number* hidden = scratch_.hidden.get(0);
     worker.each(used * hidden_runs, [&](int64_t task) {
@@ -72,43 +72,42 @@ void Prompt<Number>::moe_ffn(Worker& worker, const Layer& layer, const Tiles<Num
         activate(layer.ffn, routes.experts[i].index, expert_tiles(routed.data, routed.columns, i), from,
                  std::min(all, from + size), hidden + scratch_.blocks[i] * tile_stride(all), space);
     });
-    const int64_t down_size = share_of(used * shape_.width, worker.threads());
-    const int64_t down_runs = runs(shape_.width, down_size);
+    const int64_t down_size = share_of(used * model_.width, worker.threads());
+    const int64_t down_runs = runs(model_.width, down_size);
     worker.each(used * down_runs, [&](int64_t task) {
         const int64_t i = task / down_runs, from = task % down_runs * down_size;
         const Routes::Expert& expert = routes.experts[i];
         const Tiles<Number> of_expert = expert_tiles(hidden, all, i);
-        const int64_t to = std::min(shape_.width, from + down_size), first = expert.index * shape_.width;
+        const int64_t to = std::min(model_.width, from + down_size), first = expert.index * model_.width;
         const float* sums = space.sums(layer.ffn.down, first + from, first + to, of_expert);
         for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS) {
             tile_kernels<Number>().unpack(sums + at - expert.begin, sums_stride(of_expert), to - from,
                                           std::min(TILE_TOKENS, expert.end - at),
-                                          scratch_.expert_added.get(0) + at * shape_.width + from, shape_.width);
+                                          scratch_.expert_added.get(0) + at * model_.width + from, model_.width);
         }
     });
-    if (layer.has_shared_expert()) {
-        dense_ffn(worker, layer.shared_expert, x, scratch_.shared_hidden, scratch_.shared_added.get(0));
+    if (layer.moe.has_shared_expert()) {
+        dense_ffn(worker, layer.moe.shared_expert, x, scratch_.shared_hidden, scratch_.shared_added.get(0));
     }
     worker.each(count_, [&](int64_t token) { combine(layer, token); });
 }
 
 template <typename Number>
 void Prompt<Number>::route(Worker& worker, const Layer& layer) const {
-    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.shared_expert_gate), Type::F32,
-                      layer.shared_expert_gate ? 1 : 0, shape_.width};
+    const Matrix gate = shared_gate_of(layer.moe, model_.width);
     // In fp32, as a step does.
     constexpr int64_t TOGETHER = 8;
     float* logits = scratch_.router_logits.get(0);
     worker.each(runs(count_, TOGETHER), [&](int64_t run) {
         const int64_t begin = run * TOGETHER, count = std::min(TOGETHER, count_ - begin);
-        const Activations x{Form::F32, count, shape_.width, normed_ + begin * shape_.width, shape_.width};
-        multiply_rows(layer.router, x, 0, layer.experts, logits + begin * layer.experts, layer.experts);
-        if (layer.shared_expert_gate) {
+        const Activations x{Form::F32, count, model_.width, normed_ + begin * model_.width, model_.width};
+        multiply_rows(layer.moe.router, x, 0, layer.moe.experts, logits + begin * layer.moe.experts, layer.moe.experts);
+        if (gate.rows) {
             multiply_rows(gate, x, 0, 1, scratch_.shared_expert_gate.get(0) + begin, 1);
         }
     });
     if (worker.thread() == 0) {
-        scratch_.routes.choose(logits, count_, layer);
+        scratch_.routes.choose(logits, count_, layer.moe);
         place(layer);
     }
     worker.barrier();
@@ -126,14 +125,14 @@ void Prompt<Number>::place(const Layer& layer) const {
     scratch_.placed.assign(count_, 0);
     for (size_t i = 0; i < routes.sequence.size(); ++i) {
         const int64_t token = routes.sequence[i];
-        scratch_.places[token * layer.top_k + scratch_.placed[token]++] = static_cast<int64_t>(i);
+        scratch_.places[token * layer.moe.top_k + scratch_.placed[token]++] = static_cast<int64_t>(i);
     }
 }
 
 template <typename Number>
 Tiles<Number> Prompt<Number>::gather(Worker& worker) const {
     const Routes& routes = scratch_.routes;
-    const int64_t stride = tile_stride(shape_.width);
+    const int64_t stride = tile_stride(model_.width);
     Number* tiles = scratch_.routed.get(0);
     worker.each(static_cast<int64_t>(routes.experts.size()), [&](int64_t used) {
         const Routes::Expert& expert = routes.experts[used];
@@ -142,30 +141,30 @@ Tiles<Number> Prompt<Number>::gather(Worker& worker) const {
             const float* rows[TILE_TOKENS];
             const int64_t count = std::min(TILE_TOKENS, expert.end - at);
             for (int64_t i = 0; i < count; ++i) {
-                rows[i] = normed_ + routes.sequence[at + i] * shape_.width;
+                rows[i] = normed_ + routes.sequence[at + i] * model_.width;
             }
-            tile_kernels<Number>().pack(rows, count, shape_.width, to);
+            tile_kernels<Number>().pack(rows, count, model_.width, to);
         }
     });
-    return {tiles, shape_.width, 0};
+    return {tiles, model_.width, 0};
 }
 
 template <typename Number>
 void Prompt<Number>::combine(const Layer& layer, int64_t token) const {
-    float* added = added_ + token * shape_.width;
-    std::fill_n(added, shape_.width, 0.0f);
+    float* added = added_ + token * model_.width;
+    std::fill_n(added, model_.width, 0.0f);
     const auto add = [&](float weight, const float* part) {
-        for (int64_t i = 0; i < shape_.width; ++i) {
+        for (int64_t i = 0; i < model_.width; ++i) {
             added[i] += weight * part[i];
         }
     };
-    for (int64_t k = 0; k < layer.top_k; ++k) {
-        const int64_t place = scratch_.places[token * layer.top_k + k];
-        add(scratch_.routes.weight[place], scratch_.expert_added.get(0) + place * shape_.width);
+    for (int64_t k = 0; k < layer.moe.top_k; ++k) {
+        const int64_t place = scratch_.places[token * layer.moe.top_k + k];
+        add(scratch_.routes.weight[place], scratch_.expert_added.get(0) + place * model_.width);
     }
-    if (layer.has_shared_expert()) {
-        add(shared_expert_weight(layer, scratch_.shared_expert_gate.get(0) + token),
-            scratch_.shared_added.get(0) + token * shape_.width);
+    if (layer.moe.has_shared_expert()) {
+        add(shared_expert_weight(layer.moe, scratch_.shared_expert_gate.get(0) + token),
+            scratch_.shared_added.get(0) + token * model_.width);
     }
 }
 

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "decoder/decoder.h"
+#include "decoder/model.h"
+#include "decoder/rope.h"
 #include "kernels/activations.h"
 #include "kernels/worker.h"
 
@@ -55,8 +57,10 @@ class Input {
 
 // The largest that any layer needs.
 struct Sizes {
-    explicit Sizes(const std::vector<Layer>& layers);
+    explicit Sizes(const Model& model);
 
+    int64_t projected = 1;  // queries, keys and values of a token
+    int64_t attended = 1;
     int64_t experts = 1;
     int64_t assignments = Decoder::MAX_BATCH;  // of sequences to experts
     int64_t hidden = 1;
@@ -77,10 +81,10 @@ struct Routes {
     void reserve(int64_t most_experts, int64_t assignments);
     // The experts of each of `batch` sequences by their E router logits, which are overwritten: softmax, then the
     // top k.
-    void choose(float* logits, int64_t batch, const Layer& layer);
+    void choose(float* logits, int64_t batch, const Moe& moe);
 
    private:
-    void add_choices(float* logits, int64_t of_sequence, const Layer& layer);
+    void add_choices(float* logits, int64_t of_sequence, const Moe& moe);
 
     struct Choice {
         int64_t expert;
@@ -92,10 +96,10 @@ struct Routes {
 };
 
 struct Scratch {
-    Scratch(const DecoderShape& shape, const Sizes& sizes);
+    explicit Scratch(const Model& model);
 
     TaskCounters counters;
-    std::vector<float> cosine, sine;  // of each sequence's position, C/2 of them
+    RopeTable rope;  // of each sequence's position
     std::vector<float> residual;
     std::vector<float> projected;     // queries, keys and values
     std::vector<float> attention;     // the memory of attention's tasks; grows with the longest sequence
@@ -107,6 +111,9 @@ struct Scratch {
     Input routed;  // rows of `normed` in the order of the assignments
     Input hidden, shared_hidden;
     Routes routes;
+
+   private:
+    Scratch(const Model& model, const Sizes& sizes);
 };
 
 }  // namespace moekit

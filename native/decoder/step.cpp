@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "decoder/attention.h"
 #include "decoder/heads.h"
 
 namespace moekit {
@@ -18,6 +19,13 @@ constexpr int64_t ROWS_TOGETHER = 8;
 // other sequences change a result.
 constexpr int64_t PART = 2 * Cache::PAGE;
 
+// The memory of a task of attention: queries, a key or a value, and their online softmax.
+int64_t task_floats(const Attention& attention) {
+    const CacheLayer shape{attention.kv_heads, attention.head_width};
+    const int64_t width = shape.padded_width(), queries = attention.queries_per_key();
+    return (queries + 1) * width + softmax_floats(queries, width);
+}
+
 }  // namespace
 
 Chunks::Chunks(int64_t rows, int64_t row_bytes, int threads) : rows_(rows) {
@@ -30,68 +38,63 @@ Chunks::Chunks(int64_t rows, int64_t row_bytes, int threads) : rows_(rows) {
     long_count_ = rows * 3 / 4 / long_;
 }
 
-Step::Step(const DecoderShape& shape, const std::vector<Layer>& layers, Scratch& scratch, Cache* const* caches,
-           const int64_t* tokens, int64_t batch, float* logits)
-    : shape_(shape),
-      layers_(layers),
-      scratch_(scratch),
-      caches_(caches),
-      tokens_(tokens),
-      batch_(batch),
-      logits_(logits) {
-    // The longest list of tasks is that of a layer without a window.
-    int64_t tasks = 0;
-    for (int64_t b = 0; b < batch; ++b) {
-        tasks += parts(b, 0) * shape.kv_heads;
-    }
-    const auto floats = static_cast<size_t>(tasks * task_floats());
-    if (scratch.attention.size() < floats) {
-        scratch.attention.resize(floats);
+Step::Step(const Model& model, Scratch& scratch, Cache* const* caches, const int64_t* tokens, int64_t batch,
+           float* logits)
+    : model_(model), scratch_(scratch), caches_(caches), tokens_(tokens), batch_(batch), logits_(logits) {
+    for (const Layer& layer : model.layers) {
+        int64_t tasks = 0;
+        for (int64_t b = 0; b < batch; ++b) {
+            tasks += parts(b, layer.attention.window) * layer.attention.kv_heads;
+        }
+        const auto floats = static_cast<size_t>(tasks * task_floats(layer.attention));
+        if (scratch.attention.size() < floats) {
+            scratch.attention.resize(floats);
+        }
     }
     scratch.counters.reset();
 }
 
 void Step::run(Worker& worker) const {
     for (int64_t b = worker.thread(); b < batch_; b += worker.threads()) {
-        embed(shape_, tokens_[b], scratch_.residual.data() + b * shape_.width,
-              scratch_.added.data() + b * shape_.width);
-        const auto pairs = static_cast<int64_t>(shape_.rope_frequencies.size());
-        set_rope_angles(shape_, caches_[b]->length(), scratch_.cosine.data() + b * pairs,
-                        scratch_.sine.data() + b * pairs);
+        embed(model_, tokens_[b], scratch_.residual.data() + b * model_.width,
+              scratch_.added.data() + b * model_.width);
+        scratch_.rope.set(b, caches_[b]->length());
     }
-    const float* post_norm = nullptr;
-    for (int64_t index = 0; index < static_cast<int64_t>(layers_.size()); ++index) {
-        const Layer& layer = layers_[index];
-        const Forms forms = forms_of(layer.query) | forms_of(layer.key) | forms_of(layer.value);
-        attention(worker, index, norm(worker, post_norm, layer.attention_norm, forms));
+    const Norm none;
+    const Norm* post_norm = &none;
+    for (int64_t index = 0; index < static_cast<int64_t>(model_.layers.size()); ++index) {
+        const Layer& layer = model_.layers[index];
+        const Attention& part = layer.attention;
+        const Forms forms = forms_of(part.query) | forms_of(part.key) | forms_of(part.value);
+        attention(worker, index, norm(worker, *post_norm, layer.attention_norm, forms));
         const Prepared x = norm(worker, layer.attention_post_norm, layer.ffn_norm, forms_of_ffn(layer));
-        layer.experts ? moe_ffn(worker, layer, x) : dense_ffn(worker, layer, x);
-        post_norm = layer.ffn_post_norm;
+        layer.is_moe() ? moe_ffn(worker, layer, x) : dense_ffn(worker, layer, x);
+        post_norm = &layer.ffn_post_norm;
     }
-    norm_rows(worker, post_norm, shape_.norm);
-    multiply_head(worker, shape_, scratch_.normed, batch_, logits_);
+    norm_rows(worker, *post_norm, model_.norm);
+    multiply_head(worker, model_, scratch_.normed, batch_, logits_);
 }
 
-void multiply_head(Worker& worker, const DecoderShape& shape, Input& normed, int64_t batch, float* logits) {
-    const Matrix& head = shape.head;
-    const Prepared x = normed.prepare(batch, shape.width, forms_of(head), worker.thread(), worker.threads());
+void multiply_head(Worker& worker, const Model& model, Input& normed, int64_t batch, float* logits) {
+    const Matrix& head = model.head;
+    const Prepared x = normed.prepare(batch, model.width, forms_of(head), worker.thread(), worker.threads());
     worker.barrier();
-    multiply(worker, {{head, x.of(head), logits, head.rows, nullptr, shape.logit_scale}});
+    multiply(worker, {{head, x.of(head), logits, head.rows, nullptr, model.logit_scale}});
 }
 
-void Step::norm_rows(Worker& worker, const float* post_norm, const float* norm) const {
-    const int64_t width = shape_.width;
+void Step::norm_rows(Worker& worker, const Norm& post_norm, const Norm& norm) const {
+    const int64_t width = model_.width;
     for (int64_t b = worker.thread(); b < batch_; b += worker.threads()) {
         float* residual = scratch_.residual.data() + b * width;
-        add_block(shape_, post_norm, scratch_.added.data() + b * width, residual);
-        rms_norm(residual, norm, width, shape_.norm_eps, scratch_.normed.numbers() + b * width);
+        add_residual(post_norm, width, scratch_.added.data() + b * width, residual);
+        rms_norm(norm, residual, width, scratch_.normed.numbers() + b * width);
     }
     worker.barrier();
 }
 
-Prepared Step::norm(Worker& worker, const float* post_norm, const float* norm, Forms forms) const {
+Prepared Step::norm(Worker& worker, const Norm& post_norm, const Norm& norm, Forms forms) const {
     norm_rows(worker, post_norm, norm);
-    const Prepared prepared = scratch_.normed.prepare(batch_, shape_.width, forms, worker.thread(), worker.threads());
+    const Prepared prepared = scratch_.normed.prepare(batch_, model_.width, forms, worker.thread(), worker.threads());
     worker.barrier();
     return prepared;
 }
@@ -126,105 +129,95 @@ void Product::compute(int64_t begin, int64_t end) const {
     }
 }
 
-int64_t Step::task_floats() const {
-    const int64_t width = caches_[0]->shape().padded_width(), queries = shape_.heads / shape_.kv_heads;
-    return (queries + 1) * width + softmax_floats(queries, width);
-}
-
 int64_t Step::parts(int64_t sequence, int64_t window) const {
     const int64_t last = caches_[sequence]->length();
     return last / PART - first_unmasked(last, window) / PART + 1;
 }
 
 void Step::attention(Worker& worker, int64_t index, const Prepared& x) const {
-    const Layer& layer = layers_[index];
-    const int64_t query_rows = shape_.heads * shape_.head_width, key_rows = shape_.kv_heads * shape_.head_width;
-    const int64_t stride = query_rows + 2 * key_rows;
+    const Attention& part = model_.layers[index].attention;
+    const int64_t query_rows = part.query_rows(), key_rows = part.key_rows(), stride = part.projected_rows();
     float* projected = scratch_.projected.data();
-    multiply(worker, {{layer.query, x.of(layer.query), projected, stride, layer.query_bias},
-                      {layer.key, x.of(layer.key), projected + query_rows, stride, layer.key_bias},
-                      {layer.value, x.of(layer.value), projected + query_rows + key_rows, stride, layer.value_bias}});
+    multiply(worker, {{part.query, x.of(part.query), projected, stride, part.query_bias.data},
+                      {part.key, x.of(part.key), projected + query_rows, stride, part.key_bias.data},
+                      {part.value, x.of(part.value), projected + query_rows + key_rows, stride, part.value_bias.data}});
 
     int64_t tasks = 0;
     bool split = false;
     for (int64_t b = 0; b < batch_; ++b) {
-        tasks += parts(b, layer.window) * shape_.kv_heads;
-        split = split || parts(b, layer.window) > 1;
+        tasks += parts(b, part.window) * part.kv_heads;
+        split = split || parts(b, part.window) > 1;
     }
     worker.each(tasks, [&](int64_t task) {
-        float* memory = scratch_.attention.data() + task * task_floats();
+        float* memory = scratch_.attention.data() + task * task_floats(part);
         int64_t sequence = 0;
-        while (task >= parts(sequence, layer.window) * shape_.kv_heads) {
-            task -= parts(sequence++, layer.window) * shape_.kv_heads;
+        while (task >= parts(sequence, part.window) * part.kv_heads) {
+            task -= parts(sequence++, part.window) * part.kv_heads;
         }
-        attend(index, sequence, task % shape_.kv_heads, task / shape_.kv_heads, memory);
+        attend(index, sequence, task % part.kv_heads, task / part.kv_heads, memory);
     });
     if (split) {
-        join(worker, layer);
+        join(worker, part);
     }
     const Prepared y =
-        scratch_.attended.prepare(batch_, query_rows, forms_of(layer.output), worker.thread(), worker.threads());
+        scratch_.attended.prepare(batch_, query_rows, forms_of(part.output), worker.thread(), worker.threads());
     worker.barrier();
-    multiply(worker, {{layer.output, y.of(layer.output), scratch_.added.data(), shape_.width, layer.output_bias}});
+    multiply(worker, {{part.output, y.of(part.output), scratch_.added.data(), model_.width, part.output_bias.data}});
 }
 
-float* Step::attended(int64_t sequence, int64_t head) const {
-    const int64_t queries = shape_.heads / shape_.kv_heads;
-    return scratch_.attended.numbers() + (sequence * shape_.heads + head * queries) * shape_.head_width;
+float* Step::attended(const Attention& attention, int64_t sequence, int64_t head) const {
+    const int64_t first = sequence * attention.heads + head * attention.queries_per_key();
+    return scratch_.attended.numbers() + first * attention.head_width;
 }
 
 void Step::attend(int64_t index, int64_t sequence, int64_t head, int64_t part, float* memory) const {
-    const Layer& layer = layers_[index];
+    const Attention& attention = model_.layers[index].attention;
     Cache& cache = *caches_[sequence];
-    const int64_t width = cache.shape().padded_width(), queries = shape_.heads / shape_.kv_heads;
-    const int64_t position = cache.length(), first = first_unmasked(position, layer.window);
+    const CacheLayer& shape = cache.layers()[index];
+    const int64_t width = shape.padded_width(), queries = attention.queries_per_key();
+    const int64_t position = cache.length(), first = first_unmasked(position, attention.window);
     const int64_t begin = std::max(first, (first / PART + part) * PART);
     const int64_t end = std::min(position + 1, (first / PART + part + 1) * PART);
 
-    const int64_t key_rows = shape_.kv_heads * shape_.head_width;
-    const float* row = scratch_.projected.data() + sequence * (shape_.heads * shape_.head_width + 2 * key_rows);
-    const Heads all_queries{row, shape_.heads, layer.query_norm, true};
-    const Heads all_keys{row + shape_.heads * shape_.head_width, shape_.kv_heads, layer.key_norm, true};
-    const Heads all_values{all_keys.row + key_rows, shape_.kv_heads, nullptr, false};
-
-    const int64_t pairs = sequence * static_cast<int64_t>(shape_.rope_frequencies.size());
-    const RopeAngles angles{scratch_.cosine.data() + pairs, scratch_.sine.data() + pairs};
-    load_heads(shape_, all_queries, head * queries, queries, angles, width, memory);
+    const float* row = scratch_.projected.data() + sequence * attention.projected_rows();
+    const RopeAngles angles = scratch_.rope.at(sequence, attention.rope);
+    load_heads(query_heads(attention, row, angles), head * queries, queries, width, memory);
     for (int64_t i = 0; i < queries * width; ++i) {
-        memory[i] *= shape_.attention_scale;
+        memory[i] *= attention.scale;
     }
     if (end == position + 1) {
         // Nobody else reads this position: the other tasks of this head see those before it.
         float* entry = memory + queries * width;
         const int64_t page = position / Cache::PAGE, place = position % Cache::PAGE;
-        load_heads(shape_, all_keys, head, 1, angles, width, entry);
+        load_heads(key_heads(attention, row, angles), head, 1, width, entry);
         vector_ops().write_entry(cache.keys(index, head, page), place, entry);
-        load_heads(shape_, all_values, head, 1, angles, width, entry);
+        load_heads(value_heads(attention, row), head, 1, width, entry);
         vector_ops().write_entry(cache.values(index, head, page), place, entry);
     }
     float* softmax = memory + (queries + 1) * width;
-    attend_positions(cache, index, head, begin, end, memory, shape_.soft_cap, softmax_at(softmax, queries));
-    if (parts(sequence, layer.window) == 1) {
-        combine(softmax, 1, 0, queries, cache.shape(), attended(sequence, head));
+    attend_positions(cache, index, head, begin, end, memory, attention.soft_cap, softmax_at(softmax, queries));
+    if (parts(sequence, attention.window) == 1) {
+        join_softmaxes(softmax, 1, 0, queries, shape, attended(attention, sequence, head));
     }
 }
 
-void Step::join(Worker& worker, const Layer& layer) const {
-    worker.each(batch_ * shape_.kv_heads, [&](int64_t task) {
-        const int64_t sequence = task / shape_.kv_heads, head = task % shape_.kv_heads;
-        const int64_t count = parts(sequence, layer.window);
+void Step::join(Worker& worker, const Attention& attention) const {
+    const int64_t kv_heads = attention.kv_heads, queries = attention.queries_per_key();
+    const int64_t floats = task_floats(attention);
+    const CacheLayer shape{kv_heads, attention.head_width};
+    worker.each(batch_ * kv_heads, [&](int64_t task) {
+        const int64_t sequence = task / kv_heads, head = task % kv_heads;
+        const int64_t count = parts(sequence, attention.window);
         if (count == 1) {
             return;  // done already
         }
         int64_t before = 0;
         for (int64_t b = 0; b < sequence; ++b) {
-            before += parts(b, layer.window);
+            before += parts(b, attention.window);
         }
-        const CacheShape& shape = caches_[sequence]->shape();
-        const int64_t queries = shape_.heads / shape_.kv_heads;
-        float* memory = scratch_.attention.data() + (before * shape_.kv_heads + head) * task_floats() +
-                        (queries + 1) * shape.padded_width();
-        combine(memory, count, shape_.kv_heads * task_floats(), queries, shape, attended(sequence, head));
+        float* softmax =
+            scratch_.attention.data() + (before * kv_heads + head) * floats + (queries + 1) * shape.padded_width();
+        join_softmaxes(softmax, count, kv_heads * floats, queries, shape, attended(attention, sequence, head));
     });
 }
 

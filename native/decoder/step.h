@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decoder/decoder.h"
+#include "decoder/model.h"
 #include "decoder/scratch.h"
 #include "kernels/worker.h"
 
@@ -29,16 +30,22 @@ void multiply(Worker& worker, std::initializer_list<Product> products);
 
 // The end of a step and of a prompt: logits (`batch` rows of V) from what the last norm has made of each token. By
 // every thread, after a barrier.
-void multiply_head(Worker& worker, const DecoderShape& shape, Input& normed, int64_t batch, float* logits);
+void multiply_head(Worker& worker, const Model& model, Input& normed, int64_t batch, float* logits);
 
 // Rows `begin` to `end` of a matrix as a matrix.
 inline Matrix rows_of(const Matrix& matrix, int64_t begin, int64_t end) {
     return {matrix.row(begin), matrix.type, end - begin, matrix.columns};
 }
 
+// The gate of a shared expert as a matrix of one row; of none where it has no gate.
+inline Matrix shared_gate_of(const Moe& moe, int64_t width) {
+    const Vector& gate = moe.shared_expert_gate;
+    return {reinterpret_cast<const uint8_t*>(gate.data), Type::F32, gate.data ? 1 : 0, width};
+}
+
 // What the shared expert counts for: all of it, or what its gate says of a token.
-inline float shared_expert_weight(const Layer& layer, const float* gate) {
-    return layer.shared_expert_gate ? 1 / (1 + std::exp(-*gate)) : 1.0f;
+inline float shared_expert_weight(const Moe& moe, const float* gate) {
+    return moe.shared_expert_gate.data ? 1 / (1 + std::exp(-*gate)) : 1.0f;
 }
 
 // How rows of `row_bytes` are cut into tasks: the first three quarters into long ones, since every task begins with
@@ -68,25 +75,25 @@ class Chunks {
 // Shared by the threads; what changes lies in the scratch.
 class Step {
    public:
-    Step(const DecoderShape& shape, const std::vector<Layer>& layers, Scratch& scratch, Cache* const* caches,
-         const int64_t* tokens, int64_t batch, float* logits);
+    Step(const Model& model, Scratch& scratch, Cache* const* caches, const int64_t* tokens, int64_t batch,
+         float* logits);
 
     // By every thread.
     void run(Worker& worker) const;
 
    private:
     // The residual stream, with what the block before added to it, normed and prepared in those forms.
-    Prepared norm(Worker& worker, const float* post_norm, const float* norm, Forms forms) const;
+    Prepared norm(Worker& worker, const Norm& post_norm, const Norm& norm, Forms forms) const;
     // The same, not prepared yet.
-    void norm_rows(Worker& worker, const float* post_norm, const float* norm) const;
+    void norm_rows(Worker& worker, const Norm& post_norm, const Norm& norm) const;
 
     void attention(Worker& worker, int64_t index, const Prepared& x) const;
-    // A task is the part of the positions that `sequence` sees at key head `head`; `memory` has room for task_floats().
+    // A task is the part of the positions that `sequence` sees at key head `head`; `memory` has room for task_floats.
     void attend(int64_t index, int64_t sequence, int64_t head, int64_t part, float* memory) const;
-    void join(Worker& worker, const Layer& layer) const;
+    // Joins the online softmaxes of sequences with several parts.
+    void join(Worker& worker, const Attention& attention) const;
     int64_t parts(int64_t sequence, int64_t window) const;
-    int64_t task_floats() const;  // queries, a key or a value, and what they have mixed
-    float* attended(int64_t sequence, int64_t head) const;
+    float* attended(const Attention& attention, int64_t sequence, int64_t head) const;
 
     // The feed-forward networks write what they add to the residual stream into `added`.
     Forms forms_of_ffn(const Layer& layer) const;
@@ -102,8 +109,7 @@ class Step {
     // Whether every product has a single row.
     bool alone() const { return batch_ == 1; }
 
-    const DecoderShape& shape_;
-    const std::vector<Layer>& layers_;
+    const Model& model_;
     Scratch& scratch_;
     Cache* const* caches_;
     const int64_t* tokens_;

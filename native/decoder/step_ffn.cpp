@@ -17,13 +17,13 @@ struct FfnTask {
 
 Chunks hidden_chunks(const Ffn& ffn, int threads) {
     const int64_t gate_bytes = ffn.gated() ? ffn.gate.row_bytes() : 0;
-    return {ffn.hidden(), gate_bytes + ffn.up.row_bytes(), threads};
+    return {ffn.hidden, gate_bytes + ffn.up.row_bytes(), threads};
 }
 
 // Columns `from` to `to` of act(gate(x)) * up(x), for rows of x that come to stand in as many rows of `hidden`.
 void activate_columns(const FfnTask& task, int64_t from, int64_t to, float* hidden) {
     const Ffn& ffn = task.ffn;
-    const int64_t rows = task.end - task.begin, columns = to - from, all = ffn.hidden();
+    const int64_t rows = task.end - task.begin, columns = to - from, all = ffn.hidden;
     float gate[Decoder::MAX_BATCH * Chunks::MAX_ROWS], up[Decoder::MAX_BATCH * Chunks::MAX_ROWS];
     const auto multiply = [&](const Matrix& matrix, float* y) {
         const Matrix part = rows_of(matrix, task.expert * all + from, task.expert * all + to);
@@ -44,11 +44,12 @@ void activate_columns(const FfnTask& task, int64_t from, int64_t to, float* hidd
 
 Forms Step::forms_of_ffn(const Layer& layer) const {
     const Forms ffn = forms_of(layer.ffn.gate) | forms_of(layer.ffn.up);
-    if (layer.experts == 0) {
+    if (!layer.is_moe()) {
         return ffn;
     }
     // Of several sequences, each expert has its own choice side by side.
-    const Forms beside = forms_of(layer.router) | forms_of(layer.shared_expert.gate) | forms_of(layer.shared_expert.up);
+    const Forms beside =
+        forms_of(layer.moe.router) | forms_of(layer.moe.shared_expert.gate) | forms_of(layer.moe.shared_expert.up);
     return alone() ? beside | ffn : beside;
 }
 
@@ -60,40 +61,39 @@ void Step::dense_ffn(Worker& worker, const Layer& layer, const Prepared& x) cons
         activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.hidden.numbers());
     });
     const Prepared hidden =
-        scratch_.hidden.prepare(batch_, ffn.hidden(), forms_of(ffn.down), worker.thread(), worker.threads());
+        scratch_.hidden.prepare(batch_, ffn.hidden, forms_of(ffn.down), worker.thread(), worker.threads());
     worker.barrier();
-    multiply(worker, {{ffn.down, hidden.of(ffn.down), scratch_.added.data(), shape_.width}});
+    multiply(worker, {{ffn.down, hidden.of(ffn.down), scratch_.added.data(), model_.width}});
 }
 
 void Step::moe_ffn(Worker& worker, const Layer& layer, const Prepared& x) const {
     route(worker, layer, x);
     activate_experts(worker, layer, alone() ? x : gather(worker, layer));
     const auto assignments = static_cast<int64_t>(scratch_.routes.sequence.size());
-    const Prepared hidden = scratch_.hidden.prepare(assignments, layer.ffn.hidden(), forms_of(layer.ffn.down),
+    const Prepared hidden = scratch_.hidden.prepare(assignments, layer.ffn.hidden, forms_of(layer.ffn.down),
                                                     worker.thread(), worker.threads());
     Prepared shared_expert;
-    if (layer.has_shared_expert()) {
+    if (layer.moe.has_shared_expert()) {
         shared_expert =
-            scratch_.shared_hidden.prepare(batch_, layer.shared_expert.hidden(), forms_of(layer.shared_expert.down),
-                                           worker.thread(), worker.threads());
+            scratch_.shared_hidden.prepare(batch_, layer.moe.shared_expert.hidden,
+                                           forms_of(layer.moe.shared_expert.down), worker.thread(), worker.threads());
     }
     worker.barrier();
     add_experts(worker, layer, hidden, shared_expert);
 }
 
 void Step::route(Worker& worker, const Layer& layer, const Prepared& x) const {
-    const Matrix gate{reinterpret_cast<const uint8_t*>(layer.shared_expert_gate), Type::F32,
-                      layer.shared_expert_gate ? 1 : 0, shape_.width};
-    multiply(worker, {{layer.router, x.of(layer.router), scratch_.router_logits.data(), layer.experts},
+    const Matrix gate = shared_gate_of(layer.moe, model_.width);
+    multiply(worker, {{layer.moe.router, x.of(layer.moe.router), scratch_.router_logits.data(), layer.moe.experts},
                       {gate, x.of(gate), scratch_.shared_expert_gate.data(), 1}});
     if (worker.thread() == 0) {
-        scratch_.routes.choose(scratch_.router_logits.data(), batch_, layer);
+        scratch_.routes.choose(scratch_.router_logits.data(), batch_, layer.moe);
     }
     // The shared expert does not wait for the choice.
     const Chunks chunks =
-        layer.has_shared_expert() ? hidden_chunks(layer.shared_expert, worker.threads()) : Chunks(0, 1, 1);
+        layer.moe.has_shared_expert() ? hidden_chunks(layer.moe.shared_expert, worker.threads()) : Chunks(0, 1, 1);
     worker.each(chunks.count(), [&](int64_t chunk) {
-        const FfnTask task{layer.shared_expert, 0, x, 0, batch_};
+        const FfnTask task{layer.moe.shared_expert, 0, x, 0, batch_};
         activate_columns(task, chunks.begin(chunk), chunks.end(chunk), scratch_.shared_hidden.numbers());
     });
 }
@@ -101,7 +101,7 @@ void Step::route(Worker& worker, const Layer& layer, const Prepared& x) const {
 Prepared Step::gather(Worker& worker, const Layer& layer) const {
     const std::vector<int64_t>& sequence = scratch_.routes.sequence;
     const auto assignments = static_cast<int64_t>(sequence.size());
-    const int64_t width = shape_.width;
+    const int64_t width = model_.width;
     const Ffn& ffn = layer.ffn;
     worker.each(assignments, [&](int64_t i) {
         std::copy_n(scratch_.normed.numbers() + sequence[i] * width, width, scratch_.routed.numbers() + i * width);
@@ -123,7 +123,7 @@ void Step::activate_experts(Worker& worker, const Layer& layer, const Prepared& 
         // A sequence that is alone has one row for all its experts.
         const int64_t begin = alone() ? 0 : expert.begin, end = alone() ? 1 : expert.end;
         activate_columns({layer.ffn, expert.index, x, begin, end}, chunks.begin(chunk), chunks.end(chunk),
-                         scratch_.hidden.numbers() + expert.begin * layer.ffn.hidden());
+                         scratch_.hidden.numbers() + expert.begin * layer.ffn.hidden);
     });
 }
 
@@ -131,15 +131,15 @@ void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidde
                        const Prepared& shared_expert) const {
     const std::vector<Routes::Expert>& experts = scratch_.routes.experts;
     const Matrix& down = layer.ffn.down;
-    const int64_t width = shape_.width;
+    const int64_t width = model_.width;
     const auto used = static_cast<int64_t>(experts.size());
     const Chunks chunks(width, down.row_bytes(), worker.threads());
-    const Chunks of_shared = layer.has_shared_expert()
-                                 ? Chunks(width, layer.shared_expert.down.row_bytes(), worker.threads())
+    const Chunks of_shared = layer.moe.has_shared_expert()
+                                 ? Chunks(width, layer.moe.shared_expert.down.row_bytes(), worker.threads())
                                  : Chunks(0, 1, 1);
     worker.each(of_shared.count() + used * chunks.count(), [&](int64_t task) {
         if (task < of_shared.count()) {
-            const Product product{layer.shared_expert.down, shared_expert.of(layer.shared_expert.down),
+            const Product product{layer.moe.shared_expert.down, shared_expert.of(layer.moe.shared_expert.down),
                                   scratch_.shared_added.data(), width};
             return product.compute(of_shared.begin(task), of_shared.end(task));
         }
@@ -157,7 +157,7 @@ void Step::add_experts(Worker& worker, const Layer& layer, const Prepared& hidde
 
 void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {
     const Routes& routes = scratch_.routes;
-    const int64_t width = shape_.width;
+    const int64_t width = model_.width;
     for (int64_t b = 0; b < batch_; ++b) {
         std::fill(scratch_.added.data() + b * width + from, scratch_.added.data() + b * width + to, 0.0f);
     }
@@ -170,9 +170,9 @@ void Step::sum_experts(const Layer& layer, int64_t from, int64_t to) const {
     for (size_t i = 0; i < routes.sequence.size(); ++i) {
         add(routes.sequence[i], routes.weight[i], scratch_.expert_added.data() + i * width);
     }
-    if (layer.has_shared_expert()) {
+    if (layer.moe.has_shared_expert()) {
         for (int64_t b = 0; b < batch_; ++b) {
-            add(b, shared_expert_weight(layer, &scratch_.shared_expert_gate[b]),
+            add(b, shared_expert_weight(layer.moe, &scratch_.shared_expert_gate[b]),
                 scratch_.shared_added.data() + b * width);
         }
     }

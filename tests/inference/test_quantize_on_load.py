@@ -108,7 +108,7 @@ def test_a_model_that_the_kernels_do_not_compute(folder: Path) -> None:
     Decoder(config.model_copy(update={"layers": layers, "norm": norm})).save(other)
     for weights in other.glob("*.safetensors"):
         weights.write_bytes(b"no weights")
-    with pytest.raises(UsageError, match="they do not compute this model, because its norm is layer"):
+    with pytest.raises(UsageError, match=r"they do not compute this model, because layers\[0\].norm.kind is layer"):
         load_runner(other, quantize="q8_0")
 
 

@@ -4,6 +4,7 @@ B sequences, T tokens, P positions in the cache, G key-value heads, C head width
 """
 
 import itertools
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -14,7 +15,8 @@ from tests.kernels.packed_decoder import EXACT, Pack, as_type, packed
 from torch import Tensor
 
 from moekit.config import ModelConfig
-from moekit.kernels.native.decoder import CacheKind, NativeCache, NativeDecoder, unsupported
+from moekit.kernels.native.decoder import CacheKind, NativeCache, NativeDecoder
+from moekit.kernels.native.description import unsupported
 from moekit.kernels.native.module import available
 from moekit.kernels.native.module import native as native_module
 from moekit.kernels.native.weights import (
@@ -33,6 +35,7 @@ pytestmark = [
 DENSE = {"kind": "dense", "width": 24}
 MOE = {"kind": "moe", "experts": 5, "expert_width": 24, "router": {"top_k": 2}}
 PLAIN = {"top_k": 2, "renormalize": False}
+LATENT = {"kind": "latent", "heads": 4, "head_width": 8, "rotary_width": 4, "value_width": 8, "kv_rank": 8}
 YARN = {"kind": "yarn", "factor": 4.0, "context": 16}
 
 
@@ -40,6 +43,8 @@ def config(depth: int = 2, attention: dict[str, Any] | None = None, **settings: 
     """A tiny model. Widths are no multiples of a vector's, so that every loop has its rest."""
     usual = {"heads": 4, "kv_heads": 2, "head_width": 10}
     settings = {"layers": [DENSE] * depth, "width": 36, "vocab_size": 50, "context": 16} | settings
+    if attention and attention.get("kind") == "latent":
+        usual = {}
     return ModelConfig.model_validate({"attention": usual | (attention or {}), "init_std": 0.2} | settings)
 
 
@@ -319,27 +324,52 @@ def test_weights_of_other_shapes_are_refused() -> None:
         NativeDecoder(config(vocab_size=51), weights)
     with pytest.raises(ValueError, match="weights of 2 layers"):
         NativeDecoder(config(depth=3), weights)
-    with pytest.raises(ValueError, match="query_bias is missing"):
+    with pytest.raises(ValueError, match="layer 0: query_bias is missing"):
         NativeDecoder(config(attention={"qkv_bias": True}), weights)
-    with pytest.raises(ValueError, match="layer 0 are not those of a layer of kind moe"):
+    with pytest.raises(ValueError, match="layer 0: the weights are not those of a layer of kind moe"):
         NativeDecoder(config(layers=[MOE, MOE]), weights)
+    with pytest.raises(ValueError, match="layer 0: down is 36 x 24 where 36 x 25 are needed"):
+        NativeDecoder(config(layers=[DENSE | {"width": 25}] * 2), weights)
+    with pytest.raises(ValueError, match="layer 0: query is 40 x 36 where 32 x 36 are needed"):
+        NativeDecoder(config(attention={"head_width": 8}), weights)
+
+
+def test_weights_that_the_configuration_does_not_know_are_refused() -> None:
+    """Biases, norms and shared experts would change nothing, in silence."""
+    biased = packed(make(config(attention={"output_bias": True})))
+    with pytest.raises(ValueError, match="layer 0: output_bias is among the weights"):
+        NativeDecoder(config(), biased)
+    sandwich = packed(make(config(block="sandwich")))
+    with pytest.raises(ValueError, match="layer 0: attention_post_norm is among the weights"):
+        NativeDecoder(config(), sandwich)
+    shared = packed(make(config(layers=[MOE | {"branch": "shared", "branch_width": 28}])))
+    with pytest.raises(ValueError, match="layer 0: shared_expert is among the weights"):
+        NativeDecoder(config(layers=[MOE]), shared)
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"norm": "layer"}, "norm is layer"),
-        ({"block": "parallel"}, "blocks are parallel"),
-        ({"learned_positions": True}, "not rotary"),
-        ({"attention": {"positions": "alibi"}}, "not rotary"),
-        ({"layers": [DENSE | {"bias": True}]}, "have biases"),
-        ({"layers": [MOE | {"branch": "residual", "branch_width": 8}]}, "branch is residual"),
-        ({"layers": [MOE | {"router": {"kind": "gshard"}}]}, "router is gshard"),
-        ({"layers": [MOE | {"router": {"top_k": 2, "capacity_factor": 1.0}}]}, "have a capacity"),
+        ({"norm": "layer"}, "layers[0].norm.kind is layer"),
+        ({"block": "parallel"}, "layers[0].block is parallel"),
+        ({"learned_positions": True}, "learned_positions is True"),
+        ({"attention": {"positions": "alibi"}}, "layers[0].attention.positions is alibi"),
+        ({"attention": {"head_width": 1026}}, "layers[0].attention.head_width is over 1024"),
+        ({"attention": LATENT}, "layers[0].attention.kind is latent"),
+        ({"layers": [DENSE, DENSE | {"bias": True}]}, "layers[1].feed_forward.bias is True"),
+        (
+            {"layers": [MOE | {"branch": "residual", "branch_width": 8}]},
+            "layers[0].feed_forward.branch is residual",
+        ),
+        ({"layers": [MOE | {"router": {"kind": "gshard"}}]}, "layers[0].feed_forward.router.kind is gshard"),
+        (
+            {"layers": [MOE | {"router": {"top_k": 2, "capacity_factor": 1.0}}]},
+            "layers[0].feed_forward.router.capacity_factor is 1.0",
+        ),
     ],
 )
 def test_what_is_left_to_torch_is_said(settings: dict[str, Any], reason: str) -> None:
     of = config(**settings)
-    assert reason in (unsupported(of) or "")
-    with pytest.raises(ValueError, match=reason):
+    assert unsupported(of) == reason
+    with pytest.raises(ValueError, match=re.escape(reason)):
         NativeDecoder(of, cast(DecoderWeights, None))

@@ -3,11 +3,14 @@
 Everything runs once for each instruction set that this machine has.
 """
 
+import gc
 import os
 import signal
 import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -51,10 +54,9 @@ def dequantize(matrix: PackedMatrix, *rows: int) -> Tensor:
 
 def dequantize_bf16(matrix: PackedMatrix) -> Tensor:
     """What products of many rows are made of."""
-    out_RD = torch.empty(matrix.rows, matrix.columns, dtype=torch.bfloat16)
-    at = native().Matrix.at(matrix.data_RB.ctypes.data, matrix.type.code, matrix.rows, matrix.columns)
-    native().dequantize_bf16(at, 0, matrix.rows, out_RD.data_ptr())
-    return out_RD
+    out_RD = np.empty((matrix.rows, matrix.columns), np.uint16)
+    native().dequantize_bf16(products.native_matrix(native(), matrix), 0, matrix.rows, out_RD)
+    return torch.from_numpy(out_RD).view(torch.bfloat16)
 
 
 def packed(data_RB: Bytes, kind: BlockType, offset: int = 0) -> PackedMatrix:
@@ -256,8 +258,50 @@ def test_mistakes() -> None:
             multiply_many(matrix, x_BD)
     with pytest.raises(ValueError, match="4 rows, not 2 to 5"):
         dequantize(matrix, 2, 5)
+
+
+def test_arrays_of_other_shapes_and_types_are_refused() -> None:
+    """By the compiled side itself."""
+    module, data_RB = native(), np.zeros((4, 34), np.uint8)
     with pytest.raises(ValueError, match="type 3"):
-        native().Matrix.at(0, 3, 1, 32)
+        module.Matrix(data=data_RB, type=3, columns=32)
+    with pytest.raises(ValueError, match="rows of 34 bytes do not hold 64 numbers"):
+        module.Matrix(data=data_RB, type=Q8_0.code, columns=64)
+    with pytest.raises(ValueError, match="33 numbers are not whole blocks"):
+        module.Matrix(data=data_RB, type=Q8_0.code, columns=33)
+    for other in (data_RB.astype(np.float32), data_RB[:, ::2], data_RB[0]):
+        with pytest.raises(TypeError, match="incompatible"):
+            module.Matrix(data=other, type=Q8_0.code, columns=32)
+    matrix = module.Matrix(data=data_RB, type=Q8_0.code, columns=32)
+    x_BD, y_BR = np.zeros((2, 32), np.float32), np.zeros((2, 4), np.float32)
+    with pytest.raises(ValueError, match="y has 3 numbers in dimension 1 where 4 are needed"):
+        module.multiply(matrix, x_BD, y_BR[:, :3].copy())
+    with pytest.raises(ValueError, match="x has 31 numbers"):
+        module.multiply_many(matrix, x_BD[:, :31].copy(), y_BR)
+    with pytest.raises(TypeError, match="incompatible"):
+        module.multiply(matrix, x_BD.astype(np.float64), y_BR)
+    with pytest.raises(ValueError, match="out has 2 numbers"):
+        module.dequantize(matrix, 0, 4, np.zeros((2, 32), np.float32))
+
+
+def test_a_matrix_keeps_its_array_alive_even_one_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(np.arange(8, dtype=np.float32).tobytes())
+    mapped = np.memmap(path, np.uint8, "r", shape=(2, 16))
+    last_use = weakref.ref(mapped)
+    matrix = native().Matrix(data=mapped, type=F32.code, columns=4)
+    del mapped
+    gc.collect()
+    assert last_use() is not None
+    out_RD = np.empty((2, 4), np.float32)
+    native().dequantize(matrix, 0, 2, out_RD)
+    assert out_RD.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    del matrix
+    gc.collect()
+    assert last_use() is None
+
+
+def test_an_unknown_instruction_set() -> None:
     with pytest.raises(ValueError, match="does not run"):
         native().select_instruction_set("neon")
 

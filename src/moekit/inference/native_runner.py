@@ -1,4 +1,4 @@
-"""The fast runner on a CPU: weights stay packed as they lie in their file; a step is one native call, and so are up to
+"""The fast runner on a CPU: weights stay packed as they lie in their file. A step is one native call, and so are up to
 512 tokens of a prompt.
 
 B sequences, T tokens, V vocabulary.
@@ -19,7 +19,7 @@ _CHUNK = 512
 
 
 class NativeRunner:
-    """A decoder that `kernels.native.decoder.unsupported` has nothing against.
+    """Run a decoder that `kernels.native.description.unsupported` has nothing against.
 
     context: tokens of a sequence, at most the model's, which is the default. With fp32 weights everything is fp32;
     otherwise the cache is bf16, and so are products of prompts where the processor has such.
@@ -31,11 +31,11 @@ class NativeRunner:
         self._decoder = NativeDecoder(config.model_copy(update={"context": self.context}), weights)
 
     def new_cache(self) -> NativeCache:
-        """An empty cache. Its memory is taken as tokens come."""
+        """Make an empty cache, which takes its memory as tokens come."""
         return self._decoder.new_cache()
 
     def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
-        """logits_V after the last of tokens_T."""
+        """Compute logits_V after the last of tokens_T; on_tokens is told how many tokens each chunk had."""
         assert isinstance(cache, NativeCache)
         last = (len(tokens_T) - 1) // _CHUNK * _CHUNK
         for begin in range(0, last, _CHUNK):
@@ -48,5 +48,5 @@ class NativeRunner:
         return logits_V
 
     def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
-        """logits_BV after one more token of each sequence."""
+        """Compute logits_BV after one more token of each sequence."""
         return self._decoder.decode(cast(Sequence[NativeCache], caches), tokens_B)

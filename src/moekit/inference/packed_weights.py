@@ -22,11 +22,11 @@ _AS_STORED = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
 def packed_weights(model: Decoder, kind: BlockType | None = None) -> DecoderWeights:
-    """The weights of a decoder of grouped attention and RMS norms, in the types they have.
+    """Give the weights of a decoder of grouped attention and RMS norms, in the types they have.
 
-    Matrices are the parameters' own memory, but for gates and ups of experts, which lie in turn in the parameter and
-    are copied, layer by layer; the model is used up by that. kind: matrices are packed into what `type_for` makes of
-    it, and the parameters of a layer are let go with it; routers stay as they are. Raises MoekitError where a weight
+    Matrices are the parameters' own memory, except the gates and ups of experts: they alternate in the parameter and
+    are copied, layer by layer, which uses up the model. kind: matrices are packed into what `type_for` makes of it, and
+    the parameters of a layer are freed once it is packed; routers stay as they are. Raises MoekitError where a weight
     that is to be packed is not a finite number.
     """
     if kind is not None:
@@ -43,8 +43,10 @@ def packed_weights(model: Decoder, kind: BlockType | None = None) -> DecoderWeig
 
 
 def type_for(kind: BlockType, columns: int, *, is_head: bool = False) -> BlockType:
-    """What a matrix is packed into where `kind` is asked for: as llama.cpp has it, the head of a 4-bit model is q6_k;
-    rows that are no whole blocks become q8_0, or f16 where not even that fits.
+    """Choose what a matrix is packed into where `kind` is asked for.
+
+    As in llama.cpp the head of a 4-bit model is q6_k. Rows that are not whole blocks become q8_0, or f16 where not even
+    that fits.
     """
     wanted = Q6_K if is_head and kind in (Q4_0, Q4_K) else kind
     return next(usable for usable in (wanted, Q8_0, F16) if columns % usable.numbers == 0)
@@ -55,14 +57,14 @@ class _Packing:
         self.kind = kind
 
     def matrix(self, numbers_RC: Tensor, *, is_head: bool = False) -> PackedMatrix:
-        """As it is, or quantised."""
+        """Pack a matrix as it is, or quantised."""
         numbers_RC = numbers_RC.detach()
         if self.kind is None:
             return _as_stored(numbers_RC)
         return quantize(numbers_RC, type_for(self.kind, numbers_RC.shape[1], is_head=is_head))
 
     def layer(self, layer: DecoderLayer) -> LayerWeights:
-        """One layer; the experts' parameters are emptied as they are copied, all of them where they are quantised."""
+        """Pack one layer. The experts' parameters are emptied as they are copied; where it is quantised, all are."""
         weights = self._layer(layer)
         if self.kind is not None:
             for parameter in layer.parameters():

@@ -16,18 +16,18 @@ def _loaded() -> ModuleType | None:
 
 
 def available() -> bool:
-    """Whether the native kernels are there; any processor runs them, if only in their portable form."""
+    """Tell whether the native kernels are there; any processor runs them, if only in their portable form."""
     return _loaded() is not None
 
 
 def instruction_set() -> str:
-    """What the native kernels were chosen for: `portable`, `avx2`, `avx512`, `avx512_bf16` or `amx`; `none` without."""
+    """Name the instruction set of the native kernels: `portable`, `avx2`, `avx512`, `avx512_bf16` or `amx`; `none` without."""
     native = _loaded()
     return "none" if native is None else str(native.instruction_set())
 
 
 def threads() -> int:
-    """How many the native kernels compute with: what OMP_NUM_THREADS says, and at most the cores of this process.
+    """Tell how many threads the native kernels compute with: as OMP_NUM_THREADS says, at most this process's cores.
 
     Where torch is in the process, no more than its threads: torch's and ours never have work at the same time, since
     the calls of both return when all is done.
@@ -43,7 +43,7 @@ def threads() -> int:
 
 
 def native() -> ModuleType:
-    """The compiled module, its pool as wide as `threads()`. RuntimeError where `available()` is false."""
+    """Give the compiled module, its pool as wide as `threads()`. Raises RuntimeError where `available()` is false."""
     module = _loaded()
     if module is None:
         raise RuntimeError("moekit was installed without its native kernels")

@@ -1,8 +1,9 @@
-"""A decoder's weights as they lie in files: what the native decoder computes with.
+"""A decoder's weights as the native decoder takes them, which is as they lie in files.
 
 Every matrix is stored as (what it gives, what it takes) and may have a type of its own. A fused matrix is given as
 ranges of its rows. D model width, H query heads, G key-value heads, C head width, F hidden width, E experts,
-V vocabulary. The vectors (norms, biases, gates) are fp32.
+V vocabulary. The vectors (norms, biases, gates) are fp32; those of norms are what the
+normed numbers are multiplied by, so 1 + w of a norm that is `zero_centered`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from moekit.kernels.packed import Numbers, PackedMatrix
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkWeights:
-    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate; of E experts where their rows stand on end.
+    """Hold an ffn: down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate; or E experts, rows after rows.
 
     gate, up: (F, D) or (E·F, D). down: (D, F) or (E·D, F).
     """
@@ -24,7 +25,7 @@ class NetworkWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class MoEWeights:
-    """router: (E, D). shared_expert sees every token, times the sigmoid of shared_expert_gate_D . x."""
+    """Hold a mixture of experts. router: (E, D). shared_expert sees every token, times the sigmoid of shared_expert_gate_D . x."""
 
     router: PackedMatrix
     experts: NetworkWeights
@@ -34,7 +35,7 @@ class MoEWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionWeights:
-    """query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have as many numbers as their rows.
+    """Hold grouped attention. query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have as many numbers as their rows.
 
     query_norm, key_norm: of C numbers, or of H·C and G·C where the norm is over all heads at once.
     """
@@ -53,7 +54,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """attention_after_norm_D, feed_forward_after_norm_D: only in a `sandwich` block."""
+    """Hold one layer. attention_after_norm_D, feed_forward_after_norm_D: only in a `sandwich` block."""
 
     attention_norm_D: Numbers
     attention: AttentionWeights
@@ -65,10 +66,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderWeights:
-    """embedding, head: (V, D), one and the same matrix where they are tied.
+    """Hold a whole decoder. embedding, head: (V, D), one and the same matrix where they are tied.
 
-    interleaved: rotary positions turn the pairs (2i, 2i + 1) of each head's rows and not (i, i + C/2): so GGUF files of
-    the llama architecture store the rows of queries and keys.
+    interleaved: rope rotates the pairs (2i, 2i + 1) of each head's rows and not (i, i + C/2): GGUF files of the llama
+    architecture store the rows of queries and keys in that order.
     """
 
     embedding: PackedMatrix
