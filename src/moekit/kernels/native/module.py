@@ -21,7 +21,7 @@ def available() -> bool:
 
 
 def instruction_set() -> str:
-    """Name the instruction set of the native kernels: `portable`, `avx2`, `avx512`, `avx512_bf16` or `amx`; `none` without."""
+    """Name the instruction set in use: `portable`, `avx2`, `avx512`, `avx512_bf16` or `amx`; `none` without kernels."""
     native = _loaded()
     return "none" if native is None else str(native.instruction_set())
 

@@ -2,8 +2,8 @@
 
 Every matrix is stored as (what it gives, what it takes) and may have a type of its own. A fused matrix is given as
 ranges of its rows. D model width, H query heads, G key-value heads, C head width, F hidden width, E experts,
-V vocabulary. The vectors (norms, biases, gates) are fp32; those of norms are what the
-normed numbers are multiplied by, so 1 + w of a norm that is `zero_centered`.
+V vocabulary. The vectors (norms, biases, gates) are fp32; those of norms are what normed numbers are multiplied by: 1 + w
+where a norm is `zero_centered`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,11 @@ class NetworkWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class MoEWeights:
-    """Hold a mixture of experts. router: (E, D). shared_expert sees every token, times the sigmoid of shared_expert_gate_D . x."""
+    """Hold a mixture of experts.
+
+    router: (E, D). shared_expert sees every token; where there is a shared_expert_gate_D, the sigmoid of its product
+    with x weighs what comes out.
+    """
 
     router: PackedMatrix
     experts: NetworkWeights
@@ -35,8 +39,9 @@ class MoEWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionWeights:
-    """Hold grouped attention. query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have as many numbers as their rows.
+    """Hold grouped attention.
 
+    query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have as many numbers as their matrices have rows.
     query_norm, key_norm: of C numbers, or of H·C and G·C where the norm is over all heads at once.
     """
 
