@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from environment import environment
-from moekit.compare.run.measurements import measure_domains
-from moekit.compare.spec.contestants import SIZES
+from moekit.comparison.run.measurements import measure_domains
+from moekit.comparison.spec.contestants import SIZES
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.merging.merge_checks import plan_merge
 from moekit.convert.merging.merge_config import PROMPT_MODES, MergeConfig

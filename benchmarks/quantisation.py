@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from environment import environment
-from moekit.compare.run.measurements import mean_bits_per_byte
-from moekit.compare.spec.comparison_plan import learning_rate_for
-from moekit.compare.spec.model_costs import costs_of
+from moekit.comparison.run.measurements import mean_bits_per_byte
+from moekit.comparison.spec.comparison_plan import learning_rate_for
+from moekit.comparison.spec.model_costs import costs_of
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core import hardware

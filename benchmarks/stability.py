@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from environment import environment
-from moekit.compare.results_schema import ContestantResults, Run, read_results
-from moekit.compare.spec.comparison_folder import ComparisonFolder
+from moekit.comparison.results_schema import ContestantResults, Run, read_results
+from moekit.comparison.spec.comparison_folder import ComparisonFolder
 
 # A layer is uneven in a step where its busiest expert has more than this times its share.
 UNEVEN = 2.0

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from environment import environment
-from moekit.compare.run.measurements import mean_bits_per_byte
-from moekit.compare.spec.comparison_plan import learning_rate_for
-from moekit.compare.spec.contestants import SIZES, default_contestants
-from moekit.compare.spec.model_costs import costs_of
+from moekit.comparison.run.measurements import mean_bits_per_byte
+from moekit.comparison.spec.comparison_plan import learning_rate_for
+from moekit.comparison.spec.contestants import SIZES, default_contestants
+from moekit.comparison.spec.model_costs import costs_of
 from moekit.config import ModelConfig
 from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
 from moekit.core import hardware

@@ -56,7 +56,8 @@ def test_renormalised_top_1_never_learns() -> None:
 
 
 def test_help_and_configuration_need_no_torch() -> None:
-    code = "import sys, moekit.cli, moekit.compare.spec.contestants, moekit.counting; sys.exit('torch' in sys.modules)"
+    modules = "moekit.cli, moekit.comparison.spec.contestants, moekit.counting"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

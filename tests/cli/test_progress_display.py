@@ -73,8 +73,8 @@ def test_no_bar_where_standard_error_is_no_terminal(capsys: pytest.CaptureFixtur
 def test_messages_are_lines_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     show_messages()
     show_messages()
-    logging.getLogger("moekit.compare").info("Training %d contestants", 8)
-    logging.getLogger("moekit.compare").debug("not for users")
+    logging.getLogger("moekit.comparison").info("Training %d contestants", 8)
+    logging.getLogger("moekit.comparison").debug("not for users")
     assert capsys.readouterr().err == "Training 8 contestants\n"
 
 
@@ -84,7 +84,7 @@ def test_messages_appear_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None
     show_messages()
     display = ProgressDisplay(Console(file=terminal, force_terminal=True, width=80))
     with Task(display, "all runs", total=2, unit="runs"):
-        logging.getLogger("moekit.compare").info("Training 8 contestants")
+        logging.getLogger("moekit.comparison").info("Training 8 contestants")
         written = terminal.getvalue()
     assert "Training 8 contestants" in written
     assert written.index("Training 8 contestants") < written.rindex("all runs")

@@ -25,7 +25,7 @@ NOT_NEEDED = (
     "gguf",
     "huggingface_hub",
     "jinja2",
-    "moekit.compare",
+    "moekit.comparison",
     "moekit.convert",
     "moekit.data.batches",
     "moekit.data.corpus",

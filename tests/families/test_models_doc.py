@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moekit.core.formatting import bytes_text, parameters_text
 from moekit.families import presets
-from moekit.plan import plan_model
+from moekit.planning import plan_model
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
 START, END = "<!-- presets: generated -->\n", "<!-- end of presets -->\n"

@@ -13,7 +13,7 @@ from moekit.core.errors import MoekitError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moekit.compare.results_schema import Results
+    from moekit.comparison.results_schema import Results
     from moekit.core.progress import Progress
 
 
@@ -93,8 +93,8 @@ def compare(
         return
     # Arguments are checked before anything slow is imported.
     from moekit.cli.quantities import parse_count, parse_duration
-    from moekit.compare.spec.comparison_request import check_tensorboard
-    from moekit.compare.spec.contestant_selection import choose_contestants, size_named
+    from moekit.comparison.spec.comparison_request import check_tensorboard
+    from moekit.comparison.spec.contestant_selection import choose_contestants, size_named
 
     chosen = _asked(contestants, size, routers=routers)
     choose_contestants(chosen, size_named(size))
@@ -105,7 +105,7 @@ def compare(
     root = out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
 
     def start(progress: "Progress") -> "Results":
-        from moekit.compare import compare as run_comparison
+        from moekit.comparison import compare as run_comparison
 
         return run_comparison(
             root,
@@ -127,8 +127,8 @@ def compare(
 
 def _asked(contestants: str | None, size: str, *, routers: bool) -> Path | list[str] | None:
     """Read what was asked for: a YAML file, names, or the default set."""
-    from moekit.compare.spec.contestant_selection import size_named
-    from moekit.compare.spec.contestants import router_contestants
+    from moekit.comparison.spec.contestant_selection import size_named
+    from moekit.comparison.spec.contestants import router_contestants
 
     if routers:
         return list(router_contestants(size_named(size)))
@@ -140,7 +140,7 @@ def _asked(contestants: str | None, size: str, *, routers: bool) -> Path | list[
 
 
 def _resume(root: Path, progress: "Progress") -> "Results":
-    from moekit.compare import resume
+    from moekit.comparison import resume
 
     return resume(root, progress=progress)
 
@@ -149,7 +149,7 @@ def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool) -
     """Do it, with progress on standard error, and print what came out."""
     from moekit.cli.comparison_summary import print_summary
     from moekit.cli.progress_display import ProgressDisplay
-    from moekit.compare.spec.comparison_folder import ComparisonFolder
+    from moekit.comparison.spec.comparison_folder import ComparisonFolder
 
     folder = ComparisonFolder(root)
     try:

@@ -5,8 +5,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moekit.compare.analysis.verdict import judge, summary_table
-from moekit.compare.results_schema import Results
+from moekit.comparison.analysis.verdict import judge, summary_table
+from moekit.comparison.results_schema import Results
 
 # What of the summary fits 80 columns; the sentences below the table, and the report, say the rest.
 _COLUMNS = {

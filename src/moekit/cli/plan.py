@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from moekit.plan import ModelPlan
+    from moekit.planning import ModelPlan
 
 
 @click.command(
@@ -41,7 +41,7 @@ def plan(model: str | None, list_presets: bool, as_json: bool, debug: bool) -> N
 def _plan(model: str) -> "ModelPlan":
     from moekit.families import preset
     from moekit.models.folder import CONFIG, read_config
-    from moekit.plan import plan_model
+    from moekit.planning import plan_model
 
     folder = Path(model)
     if (folder / CONFIG).is_file():

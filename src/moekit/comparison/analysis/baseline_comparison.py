@@ -1,0 +1,164 @@
+"""Each contestant held against the baseline, in numbers: paired by seed, over the seeds that both finished.
+
+Uncertainty is what `moekit.comparison.analysis.learning_curves.Estimate` says it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from moekit.comparison.analysis.learning_curves import AXES, Axis, Estimate, reach_ratios
+from moekit.comparison.results_schema import ContestantResults, Results, Run
+from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.config import LSTMConfig, NGramConfig
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+Kind = Literal["dense", "moe", "hybrid", "lstm", "ngram"]
+# Held against the baseline like everyone, but no answer to the question: dense, or mixture of experts?
+REFERENCES: frozenset[Kind] = frozenset({"lstm", "ngram"})
+Pairs = Sequence[tuple[Run, Run]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What it took to reach the baseline's level at `share` of the baseline's tokens, over what the baseline needed.
+
+    ratios: over the seeds that reached it, without an axis on which one side spends nothing; None where none did.
+    reached, seeds: how many did, of how many pairs.
+    """
+
+    share: float
+    ratios: dict[Axis, Estimate] | None
+    reached: int
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstBaseline:
+    """One contestant against the baseline. Ratios are contestant over baseline, None where one side has no figure.
+
+    difference: final bits per byte, contestant less baseline (negative: better). reach: one entry a share of SHARES.
+    inverse: what the baseline needed for the *contestant's* final level, over what the contestant needed for it.
+    memory: peak in training. weights: as served. seconds: of a whole run. speed: training tokens per second.
+    flops: for a token in training, 0 where the contestant multiplies nothing, None where the baseline alone does not.
+    decode: median time per token. domains: final bits per byte by domain, contestant less baseline.
+    """
+
+    name: str
+    kind: Kind
+    difference: Estimate | None
+    reach: tuple[Reach, ...]
+    inverse: Reach
+    memory: Estimate | None
+    seconds: Estimate | None
+    speed: Estimate | None
+    weights: float | None
+    flops: float | None
+    decode: float | None
+    domains: dict[str, Estimate]
+
+    @property
+    def final(self) -> Reach:
+        """The reach of the baseline's final level."""
+        return self.reach[-1]
+
+
+def kind_of(config: ContestantConfig) -> Kind:
+    """`lstm`, `ngram`; of decoders `dense`, `moe`, or `hybrid` where some layers have experts and some do not."""
+    if isinstance(config, LSTMConfig | NGramConfig):
+        return config.kind
+    routed = {layer.kind == "moe" for layer in config.feed_forwards}
+    return "hybrid" if len(routed) == 2 else "moe" if True in routed else "dense"
+
+
+def finished(contestant: ContestantResults) -> list[Run]:
+    """The runs that came to their end, by seed."""
+    return sorted((run for run in contestant.runs if run.status == "done"), key=lambda run: run.seed)
+
+
+def find(results: Results, name: str) -> ContestantResults | None:
+    """The contestant of that name."""
+    return next((contestant for contestant in results.contestants if contestant.name == name), None)
+
+
+def compare(contestant: ContestantResults, baseline: ContestantResults) -> AgainstBaseline:
+    """Hold `contestant` against `baseline`."""
+    other = {run.seed: run for run in finished(baseline)}
+    pairs = [(run, other[run.seed]) for run in finished(contestant) if run.seed in other]
+    mine, theirs = contestant.decode_ms_per_token_median, baseline.decode_ms_per_token_median
+    return AgainstBaseline(
+        name=contestant.name,
+        kind=kind_of(contestant.config),
+        difference=Estimate.of([a - b for a, b in _both(pairs, lambda run: run.bits_per_byte)]),
+        reach=tuple(_reach(pairs, share) for share in SHARES),
+        inverse=_reach([(base, run) for run, base in pairs], 1.0),
+        memory=_ratio(pairs, lambda run: run.peak_memory_bytes),
+        seconds=_ratio(pairs, lambda run: run.seconds),
+        speed=_ratio(pairs, lambda run: run.train_tokens_per_second),
+        weights=_over(contestant.weight_bytes, baseline.weight_bytes),
+        flops=_over(_flops_per_token(contestant), _flops_per_token(baseline)) if contestant.flops_per_token else 0.0,
+        decode=_over(mine, theirs),
+        domains=_by_domain(pairs),
+    )
+
+
+def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
+    """The contestants from best to worst, for each seed that all contestants with a finished run have finished.
+
+    Those with a caveat have no place in an order.
+    """
+    figures = {
+        contestant.name: {run.seed: run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None}
+        for contestant in results.contestants
+        if not contestant.caveat
+    }
+    figures = {name: by_seed for name, by_seed in figures.items() if by_seed}
+    if not figures:
+        return {}
+    common = set.intersection(*(set(by_seed) for by_seed in figures.values()))
+    return {seed: tuple(sorted(figures, key=lambda name: figures[name][seed])) for seed in sorted(common)}
+
+
+def _flops_per_token(contestant: ContestantResults) -> float:
+    """In training, a mean over its phases where it has some."""
+    if not contestant.phases:
+        return contestant.flops_per_token
+    spent = sum(phase.tokens * phase.flops_per_token for phase in contestant.phases)
+    return spent / sum(phase.tokens for phase in contestant.phases)
+
+
+def _over(mine: float | None, theirs: float | None) -> float | None:
+    return mine / theirs if mine is not None and theirs else None
+
+
+def _both(pairs: Pairs, figure: Callable[[Run], float | None]) -> list[tuple[float, float]]:
+    found = [(figure(run), figure(base)) for run, base in pairs]
+    return [(mine, theirs) for mine, theirs in found if mine is not None and theirs is not None]
+
+
+def _ratio(pairs: Pairs, figure: Callable[[Run], float | None]) -> Estimate | None:
+    return Estimate.of_ratios([mine / theirs for mine, theirs in _both(pairs, figure) if theirs])
+
+
+def _reach(pairs: Pairs, share: float) -> Reach:
+    found = [reach_ratios(run.curve, base.curve, share) for run, base in pairs]
+    hits = [ratios for ratios in found if ratios is not None]
+    estimates = {axis: Estimate.of_ratios([ratios[axis] for ratios in hits if axis in ratios]) for axis in AXES}
+    ratios = {axis: estimate for axis, estimate in estimates.items() if estimate}
+    return Reach(share=share, ratios=ratios or None, reached=len(hits), seeds=len(pairs))
+
+
+def _by_domain(pairs: Pairs) -> dict[str, Estimate]:
+    names = dict.fromkeys(name for run, _ in pairs for name in run.bits_per_byte_by_domain)
+    differences: dict[str, Estimate] = {}
+    for name in names:
+        estimate = Estimate.of(
+            [
+                run.bits_per_byte_by_domain[name] - base.bits_per_byte_by_domain[name]
+                for run, base in pairs
+                if name in run.bits_per_byte_by_domain and name in base.bits_per_byte_by_domain
+            ]
+        )
+        if estimate:
+            differences[name] = estimate
+    return differences

@@ -1,0 +1,206 @@
+"""The main job: train all contestants on the same data at the same compute, measure them, write the report."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from moekit.comparison.report import write_report
+from moekit.comparison.results_schema import Results, Run, write_results
+from moekit.comparison.run import worker_process
+from moekit.comparison.run.collected_results import collect_results
+from moekit.comparison.run.run_progress import RunProgress
+from moekit.comparison.run.step_budget import MINIMUM_STEPS, within_budget
+from moekit.comparison.spec.comparison_folder import ComparisonFolder
+from moekit.comparison.spec.comparison_plan import ComparisonPlan, new_plan
+from moekit.comparison.spec.comparison_request import (
+    DEFAULT_BUDGET_SECONDS,
+    ComparisonRequest,
+    check_tensorboard,
+)
+from moekit.comparison.spec.contestant_selection import choose_contestants, size_named
+from moekit.comparison.spec.contestants import Contestant
+from moekit.core.errors import UsageError
+from moekit.core.formatting import count_text, duration_text
+from moekit.core.progress import Progress, Task, no_progress
+from moekit.data import Corpus, check_large_enough, load_corpus
+
+_logger = logging.getLogger(__name__)
+
+
+def compare(
+    out: str | Path,
+    *,
+    data: Sequence[str | Path] = (),
+    text_column: str = "text",
+    domain_column: str | None = None,
+    contestants: str | Path | Sequence[str | Contestant] | None = None,
+    baseline: str | None = None,
+    size: str = "xs",
+    seeds: int = 3,
+    budget_seconds: float | None = None,
+    tokens: int | None = None,
+    tensorboard: bool = False,
+    command: str = "",
+    progress: Progress = no_progress,
+) -> Results:
+    """Train contestants on the same text at the same compute, measure them, and write results and a report.
+
+    What `moekit compare` does. Runs are processes of their own; a comparison that was stopped or killed goes on with
+    `resume`. Messages go to the logger `moekit.comparison`.
+
+    Arguments:
+        out: a folder for everything, results.json and report.html among it; it must hold no comparison yet.
+        data: files, folders or hub ids (owner/name) of text; none for the embedded corpus.
+        text_column, domain_column: where rows (jsonl, parquet, hub) hold their text, and name their domain.
+        contestants: a list of names of built-in contestants and of contestants of your own, or a YAML file of such;
+            None for the default set, two of which take part only where the budget allows.
+        baseline: the name of the contestant that the others are held against; None for the file's, or the first one.
+        size: of the models: xs, s, m or l.
+        seeds: runs of each contestant.
+        budget_seconds: for the whole comparison; None for eleven minutes, or as long as it takes where that is too
+            little.
+        tokens: training tokens of each run, instead of a budget.
+        tensorboard: whether each run also writes events for TensorBoard.
+        command: what repeats the comparison, for the report.
+        progress: gets how far the runs are.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UsageError: before any training, where an argument is wrong, `out` holds a comparison, the text is too short
+            or the budget too small.
+        Interrupted: where it was stopped; all state is saved.
+        MoekitError: where no run could go on, as with a full disk.
+
+    Example:
+        >>> from moekit.comparison import compare
+        >>> results = compare("runs/mine", contestants=["dense", "moe"], seeds=1, tokens=500_000)
+        >>> {one.name: one.bits_per_byte for one in results.contestants}
+    """
+    if budget_seconds is not None and tokens is not None:
+        raise UsageError("A budget and a number of tokens exclude each other; give one of them.")
+    if tensorboard:
+        check_tensorboard()
+    shape = size_named(size)
+    chosen = choose_contestants(contestants, shape, baseline=baseline)
+    request = ComparisonRequest(
+        contestants=chosen.required,
+        optional=chosen.optional,
+        baseline=chosen.baseline,
+        size_name=size,
+        size=shape,
+        seeds=seeds,
+        command=command,
+        budget_seconds=(budget_seconds or DEFAULT_BUDGET_SECONDS) if tokens is None else None,
+        budget_asked=budget_seconds is not None,
+        tokens=tokens,
+        tensorboard=tensorboard,
+    )
+    folder = ComparisonFolder(Path(out))
+    if folder.plan.exists():
+        raise UsageError(f"{folder.root} holds a comparison already: resume it, or name another folder.")
+    _logger.info("Reading the text")
+    corpus = load_corpus(tuple(map(str, data)), text_column=text_column, domain_column=domain_column, say=_logger.info)
+    return start(request, corpus, folder, progress)
+
+
+def resume(out: str | Path, *, progress: Progress = no_progress) -> Results:
+    """Go on with the comparison in `out` where it was stopped or killed; what is done is not done again.
+
+    Arguments:
+        out: the folder that `compare` was given.
+        progress: gets how far the runs are.
+
+    Returns:
+        What results.json holds, as if the comparison had never been stopped.
+
+    Raises:
+        Interrupted: where it was stopped again; all state is saved.
+        MoekitError: where there is no comparison, or it cannot go on.
+
+    Example:
+        >>> from moekit.comparison import resume
+        >>> results = resume("runs/mine")
+    """
+    began = time.monotonic()
+    folder = ComparisonFolder(Path(out))
+    return _finish(_settled(folder.read_plan(), folder, began), folder, progress, began)
+
+
+def start(
+    request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder, progress: Progress = no_progress
+) -> Results:
+    """Plan, train, measure and report a new comparison in an empty `folder`.
+
+    Raises UsageError before any training where the corpus or the budget is too small.
+    """
+    began = time.monotonic()
+    plan = new_plan(request)
+    check_large_enough(corpus, sequences=plan.training.sequences, context=plan.training.context)
+    corpus.save(folder.corpus)
+    folder.write_plan(plan)
+    return _finish(_settled(plan, folder, began), folder, progress, began)
+
+
+def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> ComparisonPlan:
+    """Give the plan with its number of steps, which under a budget is found out here once and kept in the folder.
+
+    Raises UsageError where the budget is too small, or the plan wants TensorBoard and it is missing.
+    """
+    if plan.tensorboard:
+        check_tensorboard()
+    if plan.budget_seconds is None or plan.training.steps >= MINIMUM_STEPS:
+        return plan
+    try:
+        plan = within_budget(plan, folder, plan.budget_seconds - (time.monotonic() - began))
+    except UsageError:
+        folder.plan.unlink()  # nothing was trained: there is nothing to resume
+        raise
+    folder.write_plan(plan)
+    return plan
+
+
+def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, began: float) -> Results:
+    """Do what of the plan is not done yet, then write results and report."""
+    runs: dict[str, list[Run]] = {planned.name: [] for planned in plan.contestants}
+    count = len(plan.seeds) * len(plan.contestants)
+    _logger.info(
+        "Training %d contestants with %d seed(s): %d runs of %s tokens (%d steps) in %s",
+        len(plan.contestants),
+        len(plan.seeds),
+        count,
+        count_text(plan.training.steps * plan.training.step_tokens),
+        plan.training.steps,
+        plan.training.precision,
+    )
+    with Task(progress, "all runs", total=count, unit="runs") as all_runs:
+        # Seed by seed, so that a machine that slows down over the hours slows all contestants alike.
+        for seed in plan.seeds:
+            for planned in plan.contestants:
+                runs[planned.name].append(_run(plan, folder, planned.name, seed, progress))
+                all_runs.advance(1)
+    corpus = Corpus.open(folder.corpus)
+    results = collect_results(plan, corpus, runs, wall_seconds=time.monotonic() - began)
+    write_results(results, folder.results)
+    write_report(results, folder.report)
+    return results
+
+
+def _run(plan: ComparisonPlan, folder: ComparisonFolder, contestant: str, seed: int, progress: Progress) -> Run:
+    """Do one run, or read what it left when it was done before, and say how it ended."""
+    name, result = f"{contestant}, seed {seed}", folder.result(contestant, seed)
+    if result.exists():
+        run = Run.model_validate_json(result.read_text(encoding="utf-8"))
+    else:
+        with Task(progress, name, total=plan.steps_of(contestant), unit="steps") as task:
+            shown = RunProgress(task, name, plan.training.step_tokens)
+            run = worker_process.train(folder, contestant, seed, shown.step)
+    if run.status == "failed":
+        _logger.warning("  %s: failed: %s", name, run.failure)
+    elif run.bits_per_byte is not None and run.seconds is not None:
+        _logger.info(
+            "  %s: %.3f bits per byte after %s of training", name, run.bits_per_byte, duration_text(run.seconds)
+        )
+    return run

@@ -1,0 +1,196 @@
+"""The schema of `results.json`: everything that one comparison measured, and nothing computed elsewhere.
+
+Units: bytes, seconds, tokens, FLOPs (a multiply-add is two), bits per byte of held-out text. `None` (null) means
+that the thing could not be measured, for the reason that stands beside it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moekit.comparison.spec.machine import Machine
+from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.core import files
+
+SCHEMA_VERSION = 4
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and a key that the schema does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusDomain(Record):
+    name: str
+    train_bytes: int
+    held_out_bytes: int
+    train_files: int
+    held_out_files: int
+    unigram_bits_per_byte: float
+    epochs: Annotated[float, Field(description="how often the training read this domain's text, on average")]
+
+
+class CorpusRecord(Record):
+    name: str
+    sha256: str
+    domains: list[CorpusDomain]
+    unigram_bits_per_byte: Annotated[
+        float, Field(description="held-out text under byte frequencies alone: the bar that a model must clear")
+    ]
+
+
+class Settings(Record):
+    """What all contestants had in common."""
+
+    size: str
+    budget_seconds: float | None
+    tokens: Annotated[int, Field(description="training tokens a run")]
+    seeds: list[int]
+    batch_tokens: int
+    context: int
+    learning_rate: float
+    learning_rate_rule: Annotated[str, Field(description="one sentence: how the learning rate was chosen")]
+    schedule: str
+    optimizer: str
+    measured_weights: Annotated[str, Field(description="which weights the held-out text is measured with")]
+    held_out_tokens: Annotated[int, Field(description="held-out tokens that the final figure is measured on")]
+
+
+class CurvePoint(Record):
+    step: int
+    tokens: int
+    flops: float
+    seconds: Annotated[float, Field(description="spent in training steps alone, evaluation and saving left out")]
+    bits_per_byte: Annotated[float, Field(description="on a fixed sample of the held-out text, all domains")]
+    train_loss: Annotated[float, Field(description="bits per byte of training text, mean since the last point")]
+
+
+class LayerRouting(Record):
+    """What the router of one MoE layer did on held-out text at the end of training."""
+
+    layer: int
+    load_max_over_mean: Annotated[float, Field(description="1: perfectly even; E: all to one expert")]
+    load_entropy: Annotated[float, Field(description="of the share of assignments, over log E: 1 is even")]
+    dead_experts: Annotated[int, Field(description="experts that got no token at all")]
+    dropped_share: Annotated[float, Field(description="of the choices that a capacity turned away")]
+    mean_top_score: Annotated[float, Field(description="mean over tokens of the highest score: its confidence")]
+    logit_norm: Annotated[float, Field(description="root mean square over tokens of the norm of the router's logits")]
+
+
+class ExpertsByDomain(Record):
+    """How the assignments of one MoE layer fall on experts, by domain of the text."""
+
+    layer: int
+    domains: list[str]
+    share: Annotated[
+        list[list[float]], Field(description="share[domain][expert] of the domain's assignments; rows sum to 1")
+    ]
+    mutual_information_bits: Annotated[float, Field(description="between domain and expert")]
+    shuffled_mean_bits: Annotated[float, Field(description="the same with the domains of the windows shuffled")]
+    shuffled_p95_bits: float
+
+
+class Run(Record):
+    """One training run: one contestant, one seed."""
+
+    seed: int
+    status: Literal["done", "failed"]
+    failure: Annotated[str | None, Field(description="why it failed, in words")] = None
+    tokens: int = 0
+    seconds: float | None = None
+    train_tokens_per_second: float | None = None
+    peak_memory_bytes: Annotated[
+        int | None, Field(description="peak resident memory, less what the process held before the model was built")
+    ] = None
+    params_by_part: Annotated[
+        dict[str, int], Field(description="of what was trained, where the configuration alone does not say (n-grams)")
+    ] = {}
+    weight_bytes: Annotated[int | None, Field(description="of its tables, where the configuration does not say")] = None
+    bits_per_byte: float | None = None
+    bits_per_byte_by_domain: dict[str, float] = {}
+    loss_spikes: Annotated[
+        int, Field(description="steps whose loss jumped 5 standard deviations above the 50 steps before")
+    ] = 0
+    warnings: Annotated[list[str], Field(description="layers whose routing collapsed in training, in words")] = []
+    decode_ms: Annotated[list[float], Field(description="milliseconds of each token decoded at batch 1")] = []
+    routing: list[LayerRouting] = []
+    experts_by_domain: list[ExpertsByDomain] = []
+    curve: list[CurvePoint] = []
+
+
+class Phase(Record):
+    """A part of each run of a contestant that is trained as one model and then as another."""
+
+    name: Literal["dense", "upcycled"]
+    steps: int
+    tokens: int
+    flops_per_token: Annotated[float, Field(description="training, forward and backward, at the full context")]
+
+
+class ContestantResults(Record):
+    """One architecture: what its configuration says, and the means over its finished runs."""
+
+    name: str
+    description: Annotated[str, Field(description="one line in words")]
+    caveat: Annotated[
+        str | None, Field(description="why its bits per byte do not count: it is then held against nobody")
+    ] = None
+    config: ContestantConfig
+    params_total: Annotated[
+        int | None, Field(description="an n-gram model's are its probabilities and backoff weights, a mean over seeds")
+    ]
+    params_active: Annotated[int, Field(description="those that one token needs")]
+    params_by_part: dict[str, int]
+    flops_per_token: Annotated[
+        float,
+        Field(
+            description="training, forward and backward, at the full context, of the model that comes out; 0: it "
+            "multiplies nothing"
+        ),
+    ]
+    phases: Annotated[
+        list[Phase], Field(description="of its runs, in order; none where it is one model from start to end")
+    ] = []
+    inference_flops_per_token: Annotated[float, Field(description="forward, at the full context")]
+    weight_bytes: Annotated[
+        int | None,
+        Field(
+            description="of the weights at two bytes each, as served in bf16; an n-gram model's as its tables hold it"
+        ),
+    ]
+    train_tokens_per_second: float | None
+    seconds: float | None
+    peak_memory_bytes: int | None
+    bits_per_byte: float | None
+    bits_per_byte_by_domain: dict[str, float]
+    decode_ms_per_token_median: float | None
+    decode_ms_per_token_p95: float | None
+    curve: Annotated[list[CurvePoint], Field(description="mean over the finished runs, point by point")]
+    runs: list[Run]
+
+
+class Results(Record):
+    """One finished comparison."""
+
+    schema_version: int = SCHEMA_VERSION
+    moekit: Annotated[str, Field(description="version")]
+    created: Annotated[str, Field(description="UTC, ISO 8601")]
+    command: Annotated[str, Field(description="that repeats this comparison")]
+    wall_seconds: Annotated[float, Field(description="of the sitting that finished it, all measuring included")]
+    corpus: CorpusRecord
+    machine: Machine
+    settings: Settings
+    baseline: Annotated[str, Field(description="the contestant that the others are held against")]
+    contestants: list[ContestantResults]
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write `results` as JSON, all of it or nothing."""
+    files.write_text(path, results.model_dump_json(indent=1) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read what `write_results` wrote; raises pydantic's ValidationError where it is anything else."""
+    return Results.model_validate_json(path.read_text(encoding="utf-8"))

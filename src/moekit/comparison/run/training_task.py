@@ -1,0 +1,117 @@
+"""The run of a model that is trained by gradient descent, the same for every kind of model."""
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from moekit.comparison.results_schema import Run
+from moekit.comparison.run.measurements import decode_latency, mean_bits_per_byte, measure_domains
+from moekit.comparison.run.run_task import FAILURES, RunTask, Tell, failure_text
+from moekit.comparison.run.worker_messages import Calibrated
+from moekit.comparison.spec.comparison_folder import ComparisonFolder
+from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.core import hardware
+from moekit.models import LanguageModel, build
+from moekit.moe.routers import HashRouter
+from moekit.training import Progress, StepLog, Trainer, TrainingConfig, new_optimizer, training_step
+
+# The first steps, which compile and fill caches, are not counted.
+_CALIBRATION_WARMUP, _CALIBRATION_STEPS = 5, 12
+
+
+class TrainingTask(RunTask):
+    """One contestant with one seed, trained by gradient descent, the same for every kind of model."""
+
+    def __init__(self, folder: ComparisonFolder, contestant: str, seed: int, tell: Tell) -> None:
+        super().__init__(folder, contestant, seed, tell)
+        torch.manual_seed(seed)
+        self.model = build(self.first_config)
+        self._balance_hash_routers()
+        self.logging = {"tensorboard": self.plan.tensorboard}
+        self.start_seconds = time.perf_counter() - hardware.process_started()
+
+    @property
+    def first_config(self) -> ContestantConfig:
+        """The configuration of the model that the run starts with."""
+        return self.config
+
+    def run(self) -> Run:
+        """Train (or go on training) and measure; a training that fails gives a Run that says why."""
+        log = StepLog(self.folder.run(self.contestant, self.seed), **self.logging)
+        trainer = self.trainer(self.model, self.training, self.folder.state(self.contestant, self.seed), log)
+        try:
+            progress = trainer.run(self.tell)
+        except FAILURES as error:
+            return self.record(trainer.progress, failure=failure_text(error))
+        return self.measured(trainer, progress)
+
+    def trainer(
+        self, model: LanguageModel, training: TrainingConfig, state: Path, log: StepLog, before: int = 0
+    ) -> Trainer:
+        """Make a trainer that takes the steps after `before` ones, on the text that belongs to them."""
+        windows = self.windows(self.plan.curve_tokens)
+        return Trainer(
+            model,
+            training,
+            lambda step: {"tokens": self.tokens(before + step)},
+            lambda model: mean_bits_per_byte(model, windows, training.precision),
+            state,
+            log,
+        )
+
+    def measured(self, trainer: Trainer, progress: Progress) -> Run:
+        """Say what a training that came to its end tells, the final measurements included."""
+        peak = self.peak_memory_bytes()
+        bits_per_byte, by_domain, routing, tables = measure_domains(
+            trainer.averaged, self.windows(self.plan.final_tokens), self.training.precision
+        )
+        return self.record(progress, failure=None).model_copy(
+            update={
+                "peak_memory_bytes": peak,
+                "bits_per_byte": bits_per_byte,
+                "bits_per_byte_by_domain": by_domain,
+                "routing": routing,
+                "experts_by_domain": tables,
+                "decode_ms": self._decode(),
+            }
+        )
+
+    def calibrate(self) -> Calibrated:
+        """Time a few training steps and one measurement; the model is thrown away."""
+        step_seconds = self.step_seconds(self.model)
+        measuring = time.perf_counter()
+        mean_bits_per_byte(self.model.eval(), self.windows(self.plan.curve_tokens), self.training.precision)
+        decoding = time.perf_counter()
+        self._decode()
+        curve_seconds, decode_seconds = decoding - measuring, time.perf_counter() - decoding
+        return Calibrated(
+            step_seconds=step_seconds,
+            curve_seconds=curve_seconds,
+            fixed_seconds=self.start_seconds
+            + decode_seconds
+            + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
+        )
+
+    def step_seconds(self, model: LanguageModel) -> float:
+        """Time a few training steps; gives their median."""
+        optimizer = new_optimizer(model, self.training)
+        seconds = []
+        for step in range(1, _CALIBRATION_STEPS + 1):
+            batch = {"tokens": self.tokens(step)}
+            begin = time.perf_counter()
+            training_step(model, optimizer, batch, self.training, rate=1e-4)
+            seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds[_CALIBRATION_WARMUP:])
+
+    def _balance_hash_routers(self) -> None:
+        """Even out their loads by how often the training meets each byte."""
+        routers = [layer.router for layer in self.model.moe_layers if isinstance(layer.router, HashRouter)]
+        if routers:
+            frequency_V = torch.from_numpy(self.corpus.byte_frequencies())
+            for router in routers:
+                router.balance(frequency_V)
+
+    def _decode(self) -> list[float]:
+        return decode_latency(self.model, self.prompt_T, self.decoded_tokens, self.training.precision)

@@ -1,0 +1,146 @@
+"""The plan of one comparison: fixed before training starts and kept in its folder, so that resuming repeats it."""
+
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Self
+
+from pydantic import Field
+
+import moekit
+from moekit.comparison.spec.comparison_request import ComparisonRequest
+from moekit.comparison.spec.contestants import Contestant, Size
+from moekit.comparison.spec.machine import Machine, this_machine
+from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.comparison.spec.upcycling_phases import UpcyclingPhases
+from moekit.config import Config
+from moekit.core import hardware
+from moekit.training import TrainingConfig
+
+# Shares of the training at which the held-out text is measured: denser at the start, where curves bend.
+MEASURED_SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
+
+LEARNING_RATE_RULE = (
+    "one fixed rule for every contestant, 0.002 · sqrt(128 / width): the best of 0.001, 0.002 and 0.004, tried on "
+    "dense and moe at the smallest size"
+)
+
+
+# Held-out tokens per domain on the way and at the end; the way is paid for often, the end once.
+_CURVE_TOKENS = 4096
+_FINAL_TOKENS = 16384
+_WARMUP_STEPS = 50
+
+
+class PlannedContestant(Config):
+    """A contestant in the size of one comparison, as plan.json holds it.
+
+    config: of the model that comes out. upcycled: the phases of a run that starts as another model; else None.
+    """
+
+    name: str
+    description: str
+    config: ContestantConfig
+    upcycled: UpcyclingPhases | None = None
+
+
+class ComparisonPlan(Config):
+    """Who trains on what for how long. The training's seed is replaced by each of `seeds` in turn.
+
+    optional: those of the contestants that take part only where the budget allows; none once that is settled.
+    curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see
+    ComparisonRequest.
+    """
+
+    moekit: str
+    created: str
+    command: str
+    size: str
+    budget_seconds: float | None
+    budget_asked: bool = True
+    machine: Machine
+    contestants: Annotated[tuple[PlannedContestant, ...], Field(min_length=1)]
+    optional: tuple[str, ...] = ()
+    baseline: str
+    seeds: tuple[int, ...]
+    training: TrainingConfig
+    curve_tokens: int
+    final_tokens: int
+    decode_tokens: int = 128
+    tensorboard: bool = False
+
+    def contestant(self, name: str) -> PlannedContestant:
+        """Find the contestant of that name."""
+        return next(planned for planned in self.contestants if planned.name == name)
+
+    def training_of(self, seed: int) -> TrainingConfig:
+        """Give the training of one run."""
+        return self.training.model_copy(update={"seed": seed})
+
+    def with_training(self, training: TrainingConfig) -> Self:
+        """Give the plan with that training, and the phases of each contestant that has some cut to it."""
+        entries = tuple(
+            entry.model_copy(update={"upcycled": entry.upcycled.scheduled(training)}) if entry.upcycled else entry
+            for entry in self.contestants
+        )
+        return self.model_copy(update={"training": training, "contestants": entries})
+
+    def steps_of(self, name: str) -> int:
+        """Count the steps that a run of that contestant takes."""
+        phases = self.contestant(name).upcycled
+        return sum(phases.steps) if phases else self.training.steps
+
+
+def learning_rate_for(width: int) -> float:
+    """Give the peak learning rate that LEARNING_RATE_RULE names, for a model of that width."""
+    return 0.002 * math.sqrt(128 / width)
+
+
+def measured_steps(steps: int) -> frozenset[int]:
+    """Give the steps at which the held-out text is measured; the last one is always among them."""
+    return frozenset(max(1, round(share * steps)) for share in MEASURED_SHARES)
+
+
+def new_plan(request: ComparisonRequest) -> ComparisonPlan:
+    """Plan what is known before the speed of this machine is: with a budget, the number of steps comes later."""
+    training = _training(request)
+    return ComparisonPlan(
+        moekit=moekit.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        size=request.size_name,
+        budget_seconds=request.budget_seconds,
+        budget_asked=request.budget_asked,
+        machine=this_machine(training.precision),
+        contestants=tuple(_planned(each, request.size) for each in (*request.contestants, *request.optional)),
+        # Without a budget there is nothing that they could take from the others.
+        optional=tuple(each.name for each in request.optional) if request.budget_seconds is not None else (),
+        baseline=request.baseline,
+        seeds=tuple(range(request.seeds)),
+        training=training,
+        curve_tokens=_CURVE_TOKENS,
+        final_tokens=_FINAL_TOKENS,
+        tensorboard=request.tensorboard,
+    ).with_training(training)
+
+
+def _planned(contestant: Contestant, size: Size) -> PlannedContestant:
+    config, phases = contestant.config(size), None
+    if contestant.upcycle is not None:
+        config, phases = contestant.upcycled(size)
+    return PlannedContestant(name=contestant.name, description=contestant.description, config=config, upcycled=phases)
+
+
+def _training(request: ComparisonRequest) -> TrainingConfig:
+    size = request.size
+    step_tokens = size.sequences * size.context
+    steps = max(1, (request.tokens or step_tokens) // step_tokens)
+    return TrainingConfig(
+        steps=steps,
+        sequences=size.sequences,
+        micro_sequences=size.sequences,
+        context=size.context,
+        learning_rate=learning_rate_for(size.width),
+        warmup_steps=_WARMUP_STEPS,
+        precision=hardware.fastest_precision(),
+        evaluate_at=measured_steps(steps),
+    )

@@ -1,0 +1,394 @@
+"""The report: complete, self-contained, deaf to hostile names; and opened in a browser, where it must work."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+from tests.comparison.sample_results import DENSE, MOE, contestant, everyone, failed_run, model, results, run, sample
+
+from moekit.comparison.report import render, write_report
+from moekit.comparison.report.escaping import code_spans, plotly_text, script_json
+from moekit.comparison.results_schema import Results
+from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+HOSTILE = (
+    "</script><script>window.hacked=1</script>",
+    '"><img src=x onerror="window.hacked=2">',
+    "{{ 7*7 }} `tick` <b>&amp; %{x} \u2028 ${hacked}",
+)
+
+
+def hostile() -> Results:
+    """A comparison in which everything that has a name or a message is an attack."""
+    first, second, third = HOSTILE
+    runs = [run(s, 1.9, experts=8, layers=(0,), domains=HOSTILE) for s in (0, 1)]
+    runs[0] = runs[0].model_copy(update={"warnings": [f"layer 0: {first}"]})
+    made = results(
+        [
+            contestant(first, model([DENSE]), [run(s, 2.0, domains=HOSTILE) for s in (0, 1)], total=1, active=1),
+            contestant(second, model([MOE]), runs, total=3, active=1),
+            contestant(third, model([MOE]), [failed_run(0, first), failed_run(1, second)], total=3, active=1),
+        ],
+        seeds=[0, 1], baseline=first, domains=HOSTILE, command=f"moekit compare --data '{first}'",
+    )  # fmt: skip
+    settings = made.settings.model_copy(update={"schedule": second, "learning_rate_rule": third})
+    contestants = [*made.contestants[:2], made.contestants[2].model_copy(update={"caveat": first})]
+    return made.model_copy(update={"settings": settings, "contestants": contestants})
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._silent = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def test_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.html"
+    write_report(sample(), path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_nothing_is_fetched() -> None:
+    """No element of the page names another file, and the policy forbids what a script might try."""
+    page = Page(render(sample()))
+    assert not [tag for tag, attributes in page.tags if {"src", "href", "srcset", "action"} & attributes.keys()]
+    assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "http" not in policy
+
+
+def test_page_says_what_was_measured() -> None:
+    comparison = sample()
+    text = Page(render(comparison)).text
+    for label in (
+        "Parameter utilisation", "Resource efficiency", "Scalability", "Task handling", "Learning approach",
+        "Response time",
+    ):  # fmt: skip
+        assert label in text
+    for fact in (
+        comparison.corpus.sha256, comparison.command, comparison.settings.schedule, comparison.machine.cpu,
+        comparison.settings.learning_rate_rule, "4,000,000 tokens a run", "Mixture of experts for each FLOP",
+        "the loss is no longer a number (step 812)",
+    ):  # fmt: skip
+        assert fact in text
+
+
+@pytest.mark.parametrize("comparison", [sample(), everyone()], ids=["five", "everyone"])
+def test_every_cell_of_the_key_differences_is_filled(comparison: Results) -> None:
+    html = render(comparison)
+    table = html[html.index('<table class="differences">') :]
+    figures = re.findall(r'<td><span class="figure">(.*?)</span>', table[: table.index("</table>")])
+    assert len(figures) == 6 * len(comparison.contestants)
+    assert all(re.search(r"\d|not reached", figure) for figure in figures)
+
+
+def test_what_multiplies_nothing_is_said_to() -> None:
+    html = render(everyone())
+    text = Page(html).text
+    for fact in ("n-grams, reference", "LSTM, reference", "under 1 %", "no FLOPs"):
+        assert fact in text
+    assert "Without FLOPs, and so without a line: ngram." in html
+    assert "0.00×" not in text
+    assert "looking up the probabilities of all 256 next bytes" in text
+    assert "looking up the probabilities" not in Page(render(sample())).text
+
+
+@pytest.mark.parametrize("baseline", ["ngram", "lstm"])
+def test_a_reference_as_the_baseline(baseline: str) -> None:
+    assert "</html>" in render(everyone().model_copy(update={"baseline": baseline}))
+
+
+def test_tables_and_charts_are_accessible() -> None:
+    page = Page(render(sample()))
+    assert next(tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")) == "h1"
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    plots = [attributes for _, attributes in page.tags if attributes.get("class") == "plot"]
+    assert len(plots) == 6
+    assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
+
+
+def test_hostile_text_stays_text() -> None:
+    page = Page(render(hostile()))
+    assert [tag for tag, _ in page.tags].count("script") == 3
+    assert not [tag for tag, attributes in page.tags if tag in ("img", "b") or "onerror" in attributes]
+    for name in HOSTILE:
+        assert re.sub(r"\s+", " ", name) in page.text
+
+
+def test_caveats_and_warnings_are_shown() -> None:
+    made = sample()
+    dense, moe, *others = made.contestants
+    warned = moe.runs[0].model_copy(update={"warnings": ["layer 2: 6 of 8 experts get no tokens (step 20)"]})
+    moe = moe.model_copy(update={"caveat": "it peeks", "runs": [warned, *moe.runs[1:]]})
+    text = Page(render(made.model_copy(update={"contestants": [dense, moe, *others]}))).text
+    assert "moe (*) is held against nobody: it peeks." in text
+    assert text.count("moe is not comparable with the others: it peeks.") == 2
+    assert "mixture of experts, not comparable" in text
+    assert "moe, seed 0: layer 2: 6 of 8 experts get no tokens (step 20)" in text
+
+
+def test_router_figures_stand_where_they_mean_something() -> None:
+    """Dropped choices where there is a capacity; scores and logits where there is something learned."""
+
+    def row(router: AnyRouterConfig) -> list[str]:
+        layer = MOE.model_copy(update={"router": router})
+        dropping = run(0, 1.9, experts=8, layers=(0,))
+        dropping = dropping.model_copy(
+            update={"routing": [dropping.routing[0].model_copy(update={"dropped_share": 0.125})]}
+        )
+        html = render(results([contestant("x", model([layer]), [dropping], total=1, active=1)], seeds=[0]))
+        cells = re.search(r'<th scope="row">x, layer\s0</th>(.*?)</tr>', html, re.S)
+        assert cells is not None
+        return re.findall(r"<td>(.*?)</td>", cells[1])[3:]
+
+    assert row(SwitchConfig())[::2] == ["12.5 %", "1.50"]
+    assert row(SoftmaxTopKConfig(top_k=2))[::2] == ["–", "1.50"]
+    assert row(HashConfig()) == ["–", "–", "–"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_embedding(text: str) -> None:
+    embedded = script_json({"name": text})
+    assert json.loads(embedded) == {"name": text}
+    assert not re.search("[<>&\u2028\u2029]", embedded)
+    assert not re.search("[<>]|%{", plotly_text(text))
+    assert "<script" not in code_spans(f"`{text}`")
+    assert "<img" not in code_spans(f"`{text}`")
+
+
+def test_code_spans() -> None:
+    assert code_spans("`moe` < 1, 95 %") == "<code>moe</code> &lt; 1, 95\u00a0%"
+    assert code_spans("odd ` tick") == "odd ` tick"
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        sample((0,)),
+        results([contestant("dense", model([DENSE]), [failed_run(0)], total=1, active=1)], seeds=[0]),
+        results([contestant("dense", model([DENSE]), [run(0, 2.0)], total=1, active=1)], seeds=[0]),
+        results([], seeds=[0]),
+    ],
+    ids=["one seed", "all failed", "one contestant", "nobody"],
+)
+def test_report_of_little(comparison: Results) -> None:
+    assert "</html>" in render(comparison)
+
+
+# ---- in the browser -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """One headless Chromium for all tests of this file."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        message = "chromium and chromedriver are needed to open the report"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture(scope="module")
+def open_report(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Open the report of some results at a width (px), in light or dark, and wait until its charts are drawn."""
+    folder = tmp_path_factory.mktemp("reports")
+    written: dict[str, Path] = {}
+
+    def show(name: str, comparison: Callable[[], Results], width: int = 1280, scheme: str = "light") -> None:
+        if name not in written:
+            written[name] = folder / f"{name}.html"
+            write_report(comparison(), written[name])
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for kind in ("browser", "performance"):
+            browser.get_log(kind)  # what earlier pages left there
+        browser.get(written[name].as_uri())
+        drawn = "return [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg.main-svg'))"
+        WebDriverWait(browser, 30).until(lambda driver: driver.execute_script(drawn))
+
+    return show
+
+
+def requested(browser: webdriver.Chrome) -> list[str]:
+    """The addresses that the page asked for, those inside itself (data:, blob:) left out."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    addresses = [
+        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+    ]
+    return [address for address in addresses if not address.startswith(("data:", "blob:"))]
+
+
+def traces(browser: webdriver.Chrome, chart: str) -> list[dict[str, Any]]:
+    data: list[dict[str, Any]] = browser.execute_script(
+        "return document.getElementById(arguments[0]).data.map(({x, y, z, visible}) => ({x, y, z, visible}))",
+        f"chart-{chart}",
+    )
+    return data
+
+
+def press(browser: webdriver.Chrome, chart: str, label: str) -> None:
+    """By keyboard, as the page must be usable without a mouse."""
+    button = browser.find_element(By.XPATH, f"//figure[@data-chart='{chart}']//button[normalize-space()='{label}']")
+    button.send_keys("\n")
+
+
+@pytest.mark.browser
+def test_opens_without_error_or_network(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("sample", sample)
+    time.sleep(0.5)  # for a request that comes late
+    assert browser.get_log("browser") == []
+    addresses = requested(browser)
+    assert len(addresses) == 1
+    assert addresses[0].startswith("file:")
+
+
+@pytest.mark.browser
+def test_charts_are_drawn(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("sample", sample)
+    charts = browser.find_elements(By.CSS_SELECTOR, ".plot")
+    assert len(charts) == 6
+    marks = "return arguments[0].querySelectorAll('.trace, .hm, path.js-line, path.box').length"
+    assert all(browser.execute_script(marks, chart) for chart in charts)
+
+
+@pytest.mark.browser
+def test_switching_the_axis(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("sample", sample)
+    title = "return document.querySelector('#chart-curves .xtitle').textContent"
+    assert browser.execute_script(title) == "Training tokens"
+    before = traces(browser, "curves")
+    press(browser, "curves", "Seconds")
+    WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(title) == "Seconds in training steps")
+    after = traces(browser, "curves")
+    assert after[0]["x"] != before[0]["x"]
+    assert after[0]["y"] == before[0]["y"]
+    press(browser, "curves", "Last half")
+    assert len(traces(browser, "curves")[0]["x"]) < len(after[0]["x"])
+
+
+@pytest.mark.browser
+def test_all_eight_are_drawn(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    """On every axis, also where one of them has no figure."""
+    open_report("everyone", everyone)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "[data-chart=curves] .legend button")) == 8
+    press(browser, "curves", "FLOPs")
+    caption = browser.find_element(By.CSS_SELECTOR, "[data-chart=curves] figcaption")
+    WebDriverWait(browser, 10).until(lambda driver: "ngram" in caption.text)
+    assert sum(bool(trace["x"]) for trace in traces(browser, "curves")) == len(traces(browser, "curves")) - 4
+    assert len(traces(browser, "decode")) == 8
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.browser
+def test_legend_hides_a_contestant(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("sample", sample)
+    shown = sum(trace["visible"] for trace in traces(browser, "curves"))
+    press(browser, "curves", "moe")
+    assert sum(trace["visible"] for trace in traces(browser, "curves")) == shown - 4
+    press(browser, "curves", "moe")
+    assert sum(trace["visible"] for trace in traces(browser, "curves")) == shown
+
+
+@pytest.mark.browser
+def test_heat_map_follows_the_choice(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("sample", sample)
+    caption = browser.find_element(By.CSS_SELECTOR, "[data-chart=experts] figcaption")
+    assert "0.050 bits" in caption.text
+    select = Select(browser.find_element(By.CSS_SELECTOR, "[data-chart=experts] select"))
+    select.select_by_visible_text("hybrid")
+    layers = browser.find_elements(By.CSS_SELECTOR, "[data-chart=experts] button[data-choice='1']")
+    assert [button.text for button in layers if button.is_enabled()] == ["1", "3"]
+    assert "0.090 bits" in caption.text
+    press(browser, "experts", "3")
+    assert "0.170 bits" in caption.text
+    assert len(traces(browser, "experts")[0]["z"][0]) == 8
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize(("name", "comparison"), [("sample", sample), ("hostile", hostile), ("everyone", everyone)])
+def test_no_horizontal_overflow(
+    browser: webdriver.Chrome,
+    open_report: Callable[..., None],
+    width: int,
+    name: str,
+    comparison: Callable[[], Results],
+) -> None:
+    open_report(name, comparison, width)
+    browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    script = "const root = document.documentElement; return [root.scrollWidth, root.clientWidth, window.innerWidth]"
+    content, visible, window = browser.execute_script(script)
+    assert content <= visible <= window == width
+
+
+@pytest.mark.browser
+def test_dark_and_light_differ_in_the_charts(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    found = []
+    for scheme in ("light", "dark"):
+        open_report("sample", sample, scheme=scheme)
+        line = browser.execute_script("return document.getElementById('chart-curves').data[0].line.color")
+        found.append((line, browser.execute_script("return getComputedStyle(document.body).backgroundColor")))
+    (light_line, light_page), (dark_line, dark_page) = found
+    assert light_line != dark_line
+    assert light_page != dark_page
+
+
+@pytest.mark.browser
+def test_hostile_names_do_not_run(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("hostile", hostile)
+    assert browser.execute_script("return typeof window.hacked") == "undefined"
+    assert browser.get_log("browser") == []
+    assert len(requested(browser)) == 1
+    ticks = browser.execute_script(
+        "return [...document.querySelectorAll('#chart-decode .ytick text')].map(tick => tick.textContent)"
+    )
+    assert f"{HOSTILE[0][:19]}…" in ticks
