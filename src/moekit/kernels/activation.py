@@ -1,10 +1,10 @@
-"""What stands between a feed-forward network's two products, and its gradient, in few passes over memory.
+"""Activations between the two products of a feed-forward network, and their gradients, in few passes over memory.
 
 act(gate) * up, or act(up) alone, for the dense network and for experts alike. In bfloat16 one pass costs up to a tenth
 of a matrix product of the same rows, and autograd's own way with the two halves of one matrix takes more of them: it
 copies the gradients together.
 
-Legend: T rows, F hidden width, G what the first product gives: 2 F (gate, then up) where it is gated, else F.
+Legend: T rows, F hidden width, G columns of the first product: 2 F (gate, then up) where it is gated, else F.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Function:
-    """forward(x, out), and backward(grad, x, out), whose out may be grad itself."""
+    """An activation's forward(x, out), and its backward(grad, x, out), whose out may be grad itself."""
 
     forward: Callable[[Tensor, Tensor], Any]
     backward: Callable[[Tensor, Tensor, Tensor], Any]
@@ -52,13 +52,18 @@ _FUNCTIONS: dict[ActivationName, _Function] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """Which function, and whether a gate goes through it while `up` does not."""
+    """An activation function, and whether it is applied to a gate that multiplies the up projection.
+
+    Attributes:
+        name: the function.
+        gated: True for act(gate) * up, False for act(up).
+    """
 
     name: ActivationName = "silu"
     gated: bool = True
 
     def __call__(self, x_TG: Tensor) -> Tensor:
-        """hidden_TF, differentiable once."""
+        """Compute hidden_TF from x_TG; the result can be differentiated once."""
         if torch.is_grad_enabled() and x_TG.requires_grad:
             hidden_TF: Tensor = _Activate.apply(x_TG, self)  # type: ignore[no-untyped-call]
             return hidden_TF
@@ -70,11 +75,14 @@ class Activation:
         return activated_TF.mul_(up_TF)
 
     def room(self, x_TG: Tensor, size: int) -> Tensor:
-        """An empty tensor for what `write` keeps of `size` rows beside the result; of no rows where that is nothing."""
+        """Allocate what `write` keeps of `size` rows beside its result.
+
+        That is the activated gate, or a tensor without rows where there is no gate.
+        """
         return x_TG.new_empty(size if self.gated else 0, x_TG.shape[-1] // 2)
 
     def write(self, x_TG: Tensor, activated_TF: Tensor, hidden_TF: Tensor) -> Tensor:
-        """Writes hidden_TF, which is returned, and the activated gate, where there is one, into activated_TF."""
+        """Write hidden_TF and give it back; write the activated gate, where there is one, into activated_TF."""
         function = _FUNCTIONS[self.name].forward
         if not self.gated:
             function(x_TG, hidden_TF)
@@ -84,7 +92,7 @@ class Activation:
         return torch.mul(activated_TF, up_TF, out=hidden_TF)
 
     def backward(self, grad_hidden_TF: Tensor, x_TG: Tensor, activated_TF: Tensor) -> Tensor:
-        """grad_x_TG from what `write` took and wrote."""
+        """Compute grad_x_TG from the gradient of hidden_TF, and from what `write` took and wrote."""
         function = _FUNCTIONS[self.name].backward
         grad_x_TG = torch.empty_like(x_TG)
         if not self.gated:
@@ -102,7 +110,7 @@ SILU_GATED = Activation()
 
 
 def plain_activation(x_TG: Tensor, activation: Activation) -> Tensor:
-    """The same by torch's own functions, left to autograd: what the fast way is held to."""
+    """Compute hidden_TF with torch's own functions, left to autograd: the reference for `Activation`."""
     functions: dict[ActivationName, Callable[[Tensor], Tensor]] = {
         "silu": F.silu,
         "gelu": F.gelu,
@@ -117,6 +125,8 @@ def plain_activation(x_TG: Tensor, activation: Activation) -> Tensor:
 
 
 class _Activate(torch.autograd.Function):
+    """The activation as one node of autograd's graph, which saves x_TG and the activated gate."""
+
     @staticmethod
     def forward(ctx: Any, x_TG: Tensor, activation: Activation) -> Tensor:
         width = x_TG.shape[-1] // 2 if activation.gated else x_TG.shape[-1]

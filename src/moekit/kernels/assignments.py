@@ -1,4 +1,4 @@
-"""What the kernels know of routing: a flat list of (token, weight) pairs, grouped by expert.
+"""The part of routing that kernels know: a flat list of (token, weight) pairs, grouped by expert.
 
 Legend: S assignments, T tokens, K experts per token.
 """
@@ -13,11 +13,12 @@ from torch import Tensor
 class Assignments(NamedTuple):
     """S assignments of tokens to experts, sorted by expert; within an expert by token.
 
-    token_S: int64, the token of each assignment (a token may occur any number of times, also never).
-    weight_S: the factor on the expert's output; differentiable.
-    expert_offsets: E + 1 Python ints; expert e owns assignments expert_offsets[e] : expert_offsets[e + 1].
-    slot_S: int64, the same assignments ordered by token: a permutation of 0 … S - 1.
-    token_offsets_T: int64, where each token's run begins in slot_S (as `embedding_bag` takes it).
+    Attributes:
+        token_S: int64, the token of each assignment. A token may occur any number of times, also never.
+        weight_S: the factor on the expert's output; differentiable.
+        expert_offsets: E + 1 Python ints; expert e owns assignments expert_offsets[e] : expert_offsets[e + 1].
+        slot_S: int64, the same assignments ordered by token: a permutation of 0 … S - 1.
+        token_offsets_T: int64, where each token's run begins in slot_S, as `embedding_bag` takes it.
     """
 
     token_S: Tensor
@@ -30,8 +31,12 @@ class Assignments(NamedTuple):
 def assign(token_S: Tensor, expert_S: Tensor, weight_S: Tensor, *, tokens: int, experts: int) -> Assignments:
     """Sort any list of assignments into the form that the kernels take.
 
-    token_S, expert_S: int64 ids, in any order; weight_S: weights, gradients flow back to them.
-    tokens, experts: how many there are, so that those without an assignment count too.
+    Args:
+        token_S: int64 ids of tokens, in any order.
+        expert_S: int64 ids of the experts they are assigned to.
+        weight_S: weights; gradients flow back to them.
+        tokens: the number of tokens, those without an assignment included.
+        experts: the number of experts, those without an assignment included.
     """
     by_token_S = stable_argsort(token_S, below=tokens)
     order_S = by_token_S[stable_argsort(expert_S[by_token_S], below=experts)]
@@ -46,9 +51,12 @@ def assign(token_S: Tensor, expert_S: Tensor, weight_S: Tensor, *, tokens: int, 
 
 
 def assign_top_k(expert_TK: Tensor, weight_TK: Tensor, *, experts: int) -> Assignments:
-    """`assign` for K experts for each of T tokens, without the steps that only other lists of assignments need.
+    """Sort the K experts of each of T tokens, as `assign` does, without the steps that only other lists need.
 
-    expert_TK: int64 ids; weight_TK: weights, gradients flow back to them; experts: how many there are.
+    Args:
+        expert_TK: int64 ids of experts.
+        weight_TK: weights; gradients flow back to them.
+        experts: the number of experts, those without an assignment included.
     """
     tokens, per_token = expert_TK.shape
     expert_S = expert_TK.reshape(-1)
@@ -64,7 +72,7 @@ def assign_top_k(expert_TK: Tensor, weight_TK: Tensor, *, experts: int) -> Assig
 
 
 class _Permute(torch.autograd.Function):
-    """weight_S[order_S], whose gradient is a permutation too, where that of indexing adds up what may coincide."""
+    """Compute weight_S[order_S] with a permutation as its gradient; that of indexing would add up what may coincide."""
 
     @staticmethod
     def forward(ctx: Any, weight_S: Tensor, order_S: Tensor, position_S: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ def _permute(weight_S: Tensor, order_S: Tensor, position_S: Tensor) -> Tensor:
 
 
 def stable_argsort(id_S: Tensor, *, below: int) -> Tensor:
-    """The order that sorts ids in 0 … below - 1 and leaves equal ones as they are."""
+    """Find the order that sorts ids in 0 … below - 1 and leaves equal ones as they are."""
     if id_S.is_cpu and below <= 2**16:
         # numpy sorts integers of 8 and 16 bits by radix: ten times as fast as torch on 10,000 ids
         narrow_S = id_S.to(torch.uint8 if below <= 2**8 else torch.uint16).numpy()
@@ -92,7 +100,7 @@ def stable_argsort(id_S: Tensor, *, below: int) -> Tensor:
 
 
 def inverse_permutation(order_S: Tensor) -> Tensor:
-    """The permutation that undoes order_S."""
+    """Find the permutation that undoes order_S."""
     arange_S = torch.arange(order_S.numel(), device=order_S.device)
     return torch.empty_like(order_S).scatter_(0, order_S, arange_S)
 

@@ -14,12 +14,15 @@ from torch import Tensor
 def load_balancing_loss(
     chosen_E: Tensor, probs_E: Tensor, tokens: Tensor | float, *, balanced: Literal["1", "K"] = "1"
 ) -> Tensor:
-    """E · sum_i f_i P_i (Switch Transformer, arXiv 2101.03961, eq. 4–6); 0 where nothing was chosen.
+    """Compute E · sum_i f_i P_i (Switch Transformer, arXiv 2101.03961, eq. 4–6); 0 where nothing was chosen.
 
-    chosen_E: how many tokens chose each expert (no gradient); probs_E: the sum over tokens of the router's
-    probabilities; tokens: how many there are. P_i = probs_i / tokens.
-    balanced: the value at perfect balance for K > 1, where codebases differ. "1": f_i is the share of the choices
-    (Megatron-LM, OLMo-core and MegaBlocks, which divide by K); "K": that of the tokens (transformers, flaxformer).
+    Args:
+        chosen_E: how many tokens chose each expert; it has no gradient.
+        probs_E: the sum over tokens of the router's probabilities; P_i = probs_i / tokens.
+        tokens: how many tokens there are.
+        balanced: the loss at perfect balance for K > 1, where codebases differ. "1": f_i is the share of the choices
+            (Megatron-LM, OLMo-core and MegaBlocks, which divide by K); "K": f_i is the share of the tokens
+            (transformers, flaxformer).
     """
     tokens = torch.as_tensor(tokens).clamp(min=1)
     share_E = chosen_E.to(probs_E.dtype) / (chosen_E.sum().clamp(min=1) if balanced == "1" else tokens)
@@ -27,20 +30,27 @@ def load_balancing_loss(
 
 
 def squared_variation(sum_E: Tensor) -> Tensor:
-    """CV² = variance / mean² over the experts: 0 if all are equal (Shazeer et al., arXiv 1701.06538, eq. 7 and 11).
+    """Compute CV² = variance / mean² over the experts: 0 if all are equal.
 
-    The importance loss of the summed weights, the load loss of the summed smooth loads. The variance is the
-    population's (division by E), as the square of the coefficient of variation of E numbers.
+    Shazeer et al., arXiv 1701.06538, eq. 7 and 11: the importance loss is CV² of the summed weights, the load loss CV²
+    of the summed smooth loads. The variance is the population's (division by E), as the square of the coefficient of
+    variation of E numbers.
     """
     mean = sum_E.mean()
     return (sum_E - mean).square().mean() / (mean.square() + 1e-10)
 
 
 def smooth_load(logits_TE: Tensor, noisy_TE: Tensor, scale_TE: Tensor, top_k: int) -> Tensor:
-    """P_TE, the probability that expert i is among the K best of a token if its own noise alone is drawn again.
+    """Compute the probability P_TE that expert i is among a token's K best if its own noise alone is drawn again.
 
-    Phi((logits_i - the K-th largest of noisy without i) / scale_i): Shazeer et al., appendix A, eq. 8 and 9.
-    logits_TE: before noise; noisy_TE: with it; scale_TE: the noise's standard deviation. With K = E it is 1.
+    Phi((logits_i - the K-th largest of noisy without i) / scale_i): Shazeer et al., appendix A, eq. 8 and 9. With K = E
+    it is 1.
+
+    Args:
+        logits_TE: the logits before noise.
+        noisy_TE: the logits with noise.
+        scale_TE: the noise's standard deviation.
+        top_k: K, the experts per token.
     """
     if top_k >= noisy_TE.shape[1]:
         return torch.ones_like(noisy_TE)
@@ -53,8 +63,10 @@ def smooth_load(logits_TE: Tensor, noisy_TE: Tensor, scale_TE: Tensor, top_k: in
 
 
 def z_loss(squares: Tensor, tokens: Tensor | float) -> Tensor:
-    """mean over tokens of logsumexp(logits)², which keeps router logits small (ST-MoE, arXiv 2202.08906, eq. 5).
+    """Compute the mean over tokens of logsumexp(logits)², which keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5).
 
-    squares: the sum over tokens of logsumexp(logits)².
+    Args:
+        squares: the sum over tokens of logsumexp(logits)².
+        tokens: how many tokens there are.
     """
     return squares / tokens

@@ -1,4 +1,4 @@
-"""From the experts that each token chose to the assignments that are computed: places without a choice, capacity.
+"""From the experts that each token chose to the assignments that are computed: tokens without a choice, capacity.
 
 T tokens, K choices per token, E experts, S assignments.
 """
@@ -16,17 +16,20 @@ NO_EXPERT = -1
 
 
 def not_chosen(expert_T: Tensor) -> Tensor:
-    """The ids as negative ones, that count as no choice and still say which expert was meant."""
+    """Turn ids into negative ones, which count as no choice and still say which expert was meant."""
     return -1 - expert_T
 
 
 def chosen_or_meant(expert_TK: Tensor) -> Tensor:
-    """The ids of the experts, with those that were meant but not chosen."""
+    """Turn ids into those of experts, also where an expert was meant but not chosen."""
     return torch.where(expert_TK < 0, -1 - expert_TK, expert_TK)
 
 
 def expert_capacity(tokens: int, *, per_token: int, experts: int, factor: float) -> int:
-    """ceil(K · T / E · factor): how many of `tokens` an expert takes (Megatron-LM's convention; at K = 1 Switch's)."""
+    """Compute ceil(K · T / E · factor), the most of `tokens` that an expert takes, as Megatron-LM does.
+
+    At K = 1 this is the Switch Transformer's capacity too.
+    """
     # Rounded first: 1.1 · 10 is 11.000000000000002 in floating point, and that is no twelfth place.
     return math.ceil(round(per_token * tokens / experts * factor, 9))
 
@@ -39,11 +42,15 @@ def dispatch(
     capacity: int | None,
     queue: Literal["tokens", "choices"],
 ) -> Assignments:
-    """The assignments of `expert_TK`, of which each expert takes the first `capacity`; the rest are dropped.
+    """Make the assignments of `expert_TK`, of which each expert takes the first `capacity`; drop the rest.
 
-    expert_TK: int64, negative where nothing was chosen. weight_TK: weights, gradients flow back to them.
-    queue: `tokens` lines up all choices of a token before those of the next (first come, first served); `choices`
-    all first choices before all second ones (GShard, arXiv 2006.16668, algorithm 1).
+    Args:
+        expert_TK: int64 ids of experts, negative where nothing was chosen.
+        weight_TK: weights; gradients flow back to them.
+        experts: the number of experts.
+        capacity: the most tokens an expert takes; None for all.
+        queue: `tokens` lines up all choices of a token before those of the next (first come, first served); `choices`
+            all first choices before all second ones (GShard, arXiv 2006.16668, algorithm 1).
     """
     if capacity is None and not (expert_TK < 0).any():
         return assign_top_k(expert_TK, weight_TK, experts=experts)
@@ -59,7 +66,7 @@ def dispatch(
 
 
 def _place_in_queue(expert_S: Tensor, experts: int) -> Tensor:
-    """For each choice, how many before it are for the same expert: an exclusive cumulative sum per expert."""
+    """Count for each choice how many before it are for the same expert: an exclusive cumulative sum per expert."""
     counts_E = torch.bincount(expert_S, minlength=experts)
     first_E = counts_E.cumsum(0) - counts_E
     return inverse_permutation(stable_argsort(expert_S, below=experts)) - first_E[expert_S]

@@ -11,11 +11,14 @@ from moekit.kernels.experts_kernel import ExpertWeights
 
 
 class Experts(nn.Module):
-    """E feed-forward networks; `backend` says which kernel computes them (all agree to rounding).
+    """The E feed-forward networks of a layer, in the layout of transformers' stacked experts.
 
-    gate_up_EGD: G = 2 F rows an expert, gate over up; G = F, up alone, where they are not gated.
-    down_EDF. The layout of transformers' stacked experts.
-    gate_up_bias_EG, down_bias_ED: None where the configuration has no biases.
+    Attributes:
+        gate_up_EGD: the gate's F rows over those of the up projection (G = 2 F); the up projection alone (G = F) where
+            experts are not gated.
+        down_EDF: the down projection.
+        gate_up_bias_EG, down_bias_ED: None where the configuration has no biases.
+        kernel: the function of the chosen backend; all backends agree to rounding.
     """
 
     def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:
@@ -29,6 +32,6 @@ class Experts(nn.Module):
         self.kernel = experts_kernel(backend)
 
     def forward(self, x_TD: Tensor, assignments: Assignments) -> Tensor:
-        """y_TD: for each token the weighted sum of its experts' outputs; zeros where it has none."""
+        """Compute y_TD: for each token the weighted sum of its experts' outputs; zeros where it has none."""
         weights = ExpertWeights(self.gate_up_EGD, self.down_EDF, self.gate_up_bias_EG, self.down_bias_ED)
         return self.kernel(x_TD, assignments, weights, self.activation)

@@ -1,4 +1,4 @@
-"""Routing is data: what a router was asked, and what it decided, whichever router it was.
+"""Routing is data: the input of a router and its decision, whichever router it was.
 
 T tokens (all sequences of the batch, one after the other), E experts.
 """
@@ -21,13 +21,15 @@ class Decision:
 
     Activations that are computed again in the backward pass differ in the last bit, and a near tie would fall the other
     way: with the same Decision the same experts compute as in the first pass.
-    chosen: expert ids (T, K), or token ids (E, capacity) of expert choice.
+
+    Attributes:
+        chosen: expert ids (T, K), or token ids (E, capacity) of expert choice.
     """
 
     chosen: Tensor | None = None
 
     def keep(self, choose: Callable[[], Tensor]) -> Tensor:
-        """What was chosen in the first pass, which is this one if there was none."""
+        """Give what was chosen in the first pass; this pass is the first, and calls `choose`, if there was none."""
         if self.chosen is None:
             # Without gradients: nothing is saved for backward that a pass which obeys would not save again.
             with torch.no_grad():
@@ -37,10 +39,13 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterInput:
-    """What some routers need beside x_TD.
+    """The input that some routers need beside x_TD.
 
-    token_T: int64, the tokens' ids (for the hash router). real_T: bool, False where there is only padding, which no
-    expert computes and no loss counts; None: all are real. decision: see there.
+    Attributes:
+        token_T: int64 ids of the tokens, for the hash router.
+        real_T: bool, False at padding, which no expert computes and no loss counts. None means that all tokens are
+            real.
+        decision: the choices of the first pass, kept for later ones.
     """
 
     token_T: Tensor | None = None
@@ -49,11 +54,11 @@ class RouterInput:
 
     @property
     def real_T1(self) -> Tensor | None:
-        """real_T as a column, to mask what tokens have one row of."""
+        """real_T as a column, to mask tensors with a row per token."""
         return None if self.real_T is None else self.real_T[:, None]
 
     def keep(self, choose: Callable[[], Tensor]) -> Tensor:
-        """What `choose` gives, or what the decision, where there is one, holds already."""
+        """Give what the decision holds already; call `choose` where there is no decision, or none yet."""
         return self.decision.keep(choose) if self.decision else choose()
 
 
@@ -61,11 +66,13 @@ class RouterInput:
 class Routing:
     """One MoE layer's decision on T tokens.
 
-    assignments: S (token, weight) pairs grouped by expert: all that experts and dispatch need.
-    probs_TE: the router's scores, at least fp32. counts_E: int64, assignments per expert.
-    sums: over the tokens that are not padding; from them come the auxiliary losses and the telemetry. Always there:
-    tokens, chosen (E: how many tokens chose each expert), computed (E: less where a capacity drops), top_score,
-    logit_squares; in training also what the router's losses need.
+    Attributes:
+        assignments: S (token, weight) pairs grouped by expert: all that experts and dispatch need.
+        probs_TE: the router's scores, at least fp32.
+        counts_E: int64, assignments per expert.
+        sums: sums over the tokens that are not padding, from which auxiliary losses and telemetry come. Always there
+            are: tokens, chosen (E: how many tokens chose each expert), computed (E: less where a capacity drops),
+            top_score, logit_squares; in training also what the router's losses need.
     """
 
     assignments: Assignments
@@ -74,5 +81,5 @@ class Routing:
     sums: dict[str, Tensor]
 
     def with_sums(self, **more: Tensor) -> "Routing":
-        """The same with more sums."""
+        """Copy the routing with more sums."""
         return replace(self, sums=self.sums | more)

@@ -12,13 +12,17 @@ from moekit.moe.routing import Sums
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingStats:
-    """One MoE layer over some tokens, padding left out.
+    """What the router of one MoE layer did with some tokens, padding left out.
 
-    load_max_over_mean: of the tokens that chose each expert: 1 is even, E / K or more a collapse.
-    load_entropy: of the experts' shares of the choices, divided by log E: 1 is even, 0 is one expert for all.
-    dead_experts: those that computed nothing. dropped_share: of the choices, by capacity.
-    mean_top_score: mean over tokens of the largest score (the router's confidence).
-    logit_norm: root mean square over tokens of the norm of the router's logits.
+    Attributes:
+        load_max_over_mean: the largest over the mean number of tokens that chose an expert: 1 is even, E / K or more a
+            collapse.
+        load_entropy: the entropy of the experts' shares of the choices, divided by log E: 1 is even, 0 is one expert
+            for all.
+        dead_experts: how many experts computed nothing.
+        dropped_share: the share of the choices that a capacity dropped.
+        mean_top_score: the mean over tokens of the largest score (the router's confidence).
+        logit_norm: the root mean square over tokens of the norm of the router's logits.
     """
 
     load_max_over_mean: float
@@ -30,7 +34,7 @@ class RoutingStats:
 
 
 def add_sums(parts: Iterable[Sums]) -> dict[str, Tensor]:
-    """The sums of a whole batch from those of its parts (micro-batches, or ranks): new tensors, no gradient."""
+    """Add up the sums of a batch's parts (micro-batches, or ranks) into new tensors without gradient."""
     total: dict[str, Tensor] = {}
     for sums in parts:
         for name, value in sums.items():
@@ -39,7 +43,7 @@ def add_sums(parts: Iterable[Sums]) -> dict[str, Tensor]:
 
 
 def routing_stats(sums: Sums) -> RoutingStats:
-    """The figures of one layer; needs at least one token."""
+    """Compute the figures of one layer from its sums, which need at least one token."""
     chosen_E, computed_E = sums["chosen"].double(), sums["computed"]
     chosen = max(1.0, float(chosen_E.sum()))
     share_E = chosen_E / chosen
@@ -57,7 +61,7 @@ def routing_stats(sums: Sums) -> RoutingStats:
 
 
 def collapse_text(stats: RoutingStats, *, experts: int, experts_per_token: int) -> str | None:
-    """What is wrong with a layer, in words; None where it is well.
+    """Say in words what is wrong with a layer; None where it is well.
 
     A layer has collapsed where more than half of its experts compute nothing, or one takes nearly every token.
     """

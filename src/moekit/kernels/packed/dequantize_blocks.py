@@ -21,7 +21,7 @@ from moekit.kernels.packed.packed_matrix import Bytes, Numbers, PackedMatrix
 
 
 def dequantize(matrix: PackedMatrix) -> Numbers:
-    """All of a matrix as numbers, (rows, columns), fp32: a copy."""
+    """Unpack a matrix to numbers of shape (rows, columns) in fp32: a copy."""
     blocks_NB = matrix.data_RB.reshape(-1, matrix.type.size)
     with np.errstate(invalid="ignore", over="ignore"):  # a damaged scale makes numbers that are not, and no noise
         numbers: Numbers = _NUMBERS[matrix.type](blocks_NB)
@@ -29,7 +29,7 @@ def dequantize(matrix: PackedMatrix) -> Numbers:
 
 
 def sub_scales(packed_NB: Bytes) -> tuple[Bytes, Bytes]:
-    """The eight scales and the eight minima of Q4_K, 6 bits each in 12 bytes.
+    """Unpack the eight scales and the eight minima of a Q4_K block, 6 bits each in 12 bytes.
 
     Bytes 0 to 3 and 4 to 7 hold the first four scales and minima in their low bits, and the two highest bits of the
     last four in their high bits; bytes 8 to 11 hold the low halves of those, a scale under a minimum.
@@ -41,7 +41,7 @@ def sub_scales(packed_NB: Bytes) -> tuple[Bytes, Bytes]:
 
 
 def _half(bytes_NB: Bytes) -> Numbers:
-    """Two bytes as the fp16 that they are, in fp32."""
+    """Read two bytes as an fp16 number, in fp32."""
     return np.ascontiguousarray(bytes_NB).view(np.float16).astype(np.float32)
 
 

@@ -21,7 +21,7 @@ _SMALLEST = 1e-30
 
 
 class _Sums(NamedTuple):
-    """Over each sub-block: of levels, of their squares, and of levels times numbers."""
+    """Sums over each sub-block: of its levels, of their squares, and of levels times numbers."""
 
     q_M: Tensor
     qq_M: Tensor
@@ -29,8 +29,10 @@ class _Sums(NamedTuple):
 
 
 def q4_k(blocks_NC: Tensor) -> Tensor:
-    """Blocks of 256 numbers in 144 bytes each: fp16 scales of the scales and of the minima, eight pairs of 6-bit
-    integers, levels from 0 to 15.
+    """Pack blocks of 256 numbers into 144 bytes each.
+
+    A block holds two fp16 scales, one of its scales and one of its minima; eight pairs of 6-bit integers, a scale and a
+    minimum of each sub-block; and levels from 0 to 15.
     """
     blocks = len(blocks_NC)
     x_CM = blocks_NC.view(-1, 32).t().contiguous()
@@ -52,7 +54,10 @@ def q4_k(blocks_NC: Tensor) -> Tensor:
 
 
 def q6_k(blocks_NC: Tensor) -> Tensor:
-    """Blocks of 256 numbers in 210 bytes each: levels from -32 to 31, sixteen 8-bit scales, and their fp16 scale."""
+    """Pack blocks of 256 numbers into 210 bytes each.
+
+    A block holds levels from -32 to 31, sixteen 8-bit scales, and their fp16 scale.
+    """
     blocks = len(blocks_NC)
     x_CM = blocks_NC.view(-1, 16).t().contiguous()
     scale_NS = _q6_ranges(x_CM).view(blocks, 16)
@@ -81,7 +86,7 @@ def _sums(q_CM: Tensor, x_CM: Tensor) -> _Sums:
 
 
 def _rounded(unit_N1: Tensor) -> Tensor:
-    """What fp16 keeps of it."""
+    """Round to fp16, in fp32."""
     return unit_N1.half().float()
 
 
@@ -107,7 +112,7 @@ def _q6_levels(x_CM: Tensor, scale_NS: Tensor) -> Tensor:
 
 
 def _q4_ranges(x_CM: Tensor, x_M: Tensor, xx_M: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and the minimum of each sub-block, not yet rounded: of ranges around the numbers' own, the best."""
+    """Find the unrounded scale and minimum of each sub-block: the best of several ranges around its numbers' own."""
     low_M, high_M = x_CM.amin(0).clamp_(max=0), x_CM.amax(0)
     width_M = high_M - low_M
     scale_M, minimum_M, error_M = width_M / 15, -low_M, torch.full_like(xx_M, torch.inf)
@@ -124,9 +129,9 @@ def _q4_ranges(x_CM: Tensor, x_M: Tensor, xx_M: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _line(sums: _Sums, x_M: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The s >= 0 and the offset <= 0 that minimise the squared error of s q + offset.
+    """Find the s >= 0 and the offset <= 0 that minimise the squared error of s q + offset.
 
-    That is the line of least squares, or where it leaves these bounds the better of the two lines on them.
+    They are the line of least squares, or where that leaves these bounds the better of the two lines on them.
     """
     determinant_M = count * sums.qq_M - sums.q_M * sums.q_M
     safe_M = determinant_M.clamp(min=_SMALLEST)
@@ -145,7 +150,7 @@ def _line(sums: _Sums, x_M: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _q4_neighbours(
     sums: _Sums, x_M: Tensor, d_N1: Tensor, e_N1: Tensor, i_NS: Tensor, j_NS: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """For given levels and units, the best of the integers near those there are: for each minimum its best scale."""
+    """Find the best integers near the present ones for given levels and units: the best scale for each minimum."""
     q_NS, qq_NS, qx_NS = (part.view(i_NS.shape) for part in sums)
     x_NS, best_NS = x_M.view(i_NS.shape), torch.full_like(i_NS, torch.inf)
     found_i_NS, found_j_NS = i_NS, j_NS
@@ -168,7 +173,7 @@ def _q4_neighbours(
 def _q4_units(
     sums: _Sums, x_M: Tensor, i_NS: Tensor, j_NS: Tensor, d_N1: Tensor, e_N1: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """For given levels and integers, the block's two units by least squares; as they were where it has no solution."""
+    """Fit the block's two units to given levels and integers by least squares; keep them where it has no solution."""
     q_NS, qq_NS, qx_NS = (part.view(i_NS.shape) for part in sums)
     x_NS = x_M.view(i_NS.shape)
     parts = (i_NS * i_NS * qq_NS, i_NS * j_NS * q_NS, 32 * j_NS * j_NS, i_NS * qx_NS, j_NS * x_NS)
@@ -182,14 +187,14 @@ def _q4_units(
 
 
 def _packed_scales(i_NS: Tensor, j_NS: Tensor) -> Tensor:
-    """The twelve bytes that `sub_scales` reads."""
+    """Pack scales and minima into the twelve bytes that `sub_scales` reads."""
     scales, minima = i_NS.to(torch.uint8), j_NS.to(torch.uint8)
     first, second = (part[:, :4] | ((part[:, 4:] >> 4) << 6) for part in (scales, minima))
     return torch.cat([first, second, (scales[:, 4:] & 0x0F) | ((minima[:, 4:] & 0x0F) << 4)], -1)
 
 
 def _q6_ranges(x_CM: Tensor) -> Tensor:
-    """The scale of each sub-block, not yet rounded, of either sign: the largest number takes the level -32."""
+    """Find the unrounded scale of each sub-block, of either sign: the largest number takes the level -32."""
     largest_M = x_CM.gather(0, x_CM.abs().argmax(0, keepdim=True))[0]
     scale_M, gain_M = largest_M / -32, torch.zeros_like(largest_M)
     for steps in _Q6_STEPS:

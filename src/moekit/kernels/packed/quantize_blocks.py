@@ -21,10 +21,7 @@ _CHUNK = 1 << 17
 
 
 def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
-    """A matrix of numbers, converted to fp32 first, packed as `kind`.
-
-    Raises ValueError where the columns are not whole blocks.
-    """
+    """Convert a matrix to fp32 and pack it as `kind`; raise ValueError where its columns are not whole blocks."""
     rows, columns = numbers_RC.shape
     row_bytes = kind.row_bytes(columns)
     if kind in _PLAIN:
@@ -47,7 +44,7 @@ def _inverse(scale_N: Tensor) -> Tensor:
 
 
 def _half(scale_N1: Tensor) -> Tensor:
-    """The two bytes of each as fp16."""
+    """Convert to fp16 and give the two bytes of each number."""
     return scale_N1.half().view(torch.uint8)
 
 

@@ -1,11 +1,11 @@
 """Experts as a loop of matrix products over what each run of experts was assigned, with a backward pass of its own.
 
-What makes it fast, beside the loop: the rows of a token are weighted and summed by `embedding_bag` in one pass over
-memory; everything between belongs to one run and stays in the cache; on a CPU small experts are multiplied together
-(see `padding`), and several runs at a time, each on one core.
+Besides the loop, three things make it fast: the rows of a token are weighted and summed by `embedding_bag` in one pass
+over memory; everything between belongs to one run and stays in the cache; on a CPU small experts are multiplied
+together (see `padding`), and several runs at a time, each on one core.
 
-Legend: T tokens, S assignments, D model width, F expert width, G = 2 F (gate, then up) or F, E experts.
-In the functions that serve one run of N experts, S are its own assignments.
+Legend: T tokens, S assignments, D model width, F expert width, G = 2 F (gate, then up) or F, E experts. In the
+functions that serve one run of N experts, S are its own assignments.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,6 +63,7 @@ def _without_gradients(
     weights: ExpertWeights,
     activation: Activation,
 ) -> Tensor:
+    """Compute y_TD and keep nothing for a backward pass."""
     token_S, weight_S, _, slot_S, token_offsets_T = assignments
     gate_up_EGD, down_EDF, gate_up_bias_EG, down_bias_ED = weights
 
@@ -79,6 +80,8 @@ def _without_gradients(
 
 
 class _Experts(torch.autograd.Function):
+    """The experts as one node of autograd's graph."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -175,17 +178,17 @@ class _Experts(torch.autograd.Function):
 
 
 def _places(run: Run) -> tuple[slice, slice]:
-    """The run's rows and its experts."""
+    """Give the run's rows and its experts as slices."""
     return slice(run.begin, run.end), slice(run.first, run.first + run.experts)
 
 
 def _of(bias_EB: Tensor | None, experts: slice) -> Tensor | None:
-    """Those experts' biases, where there are any."""
+    """Give those experts' biases, or None where there are none."""
     return None if bias_EB is None else bias_EB[experts]
 
 
 def _multiply(rows_SA: Tensor, weights_NAB: Tensor, out_SB: Tensor, bias_NB: Tensor | None = None) -> None:
-    """Each of N experts' rows times its matrix, plus its bias, where there is one.
+    """Multiply each of N experts' rows with its matrix and add its bias, where there is one.
 
     The experts have the same number of rows, one after the other.
     """
@@ -204,12 +207,12 @@ def _multiply(rows_SA: Tensor, weights_NAB: Tensor, out_SB: Tensor, bias_NB: Ten
 
 
 def _sum_rows(rows_SB: Tensor, out_NB: Tensor) -> None:
-    """The sum over each expert's rows: its bias's gradient."""
+    """Sum each expert's rows: the gradient of its bias."""
     torch.sum(rows_SB.view(out_NB.shape[0], -1, out_NB.shape[1]), 1, out=out_NB)
 
 
 def _multiply_transposed(left_SA: Tensor, right_SB: Tensor, out_NAB: Tensor) -> None:
-    """The sum over each expert's rows of the outer product of left and right: its matrix's gradient."""
+    """Sum the outer products of left and right over each expert's rows: the gradient of its matrix."""
     experts, left, right = out_NAB.shape
     if experts == 1:
         torch.mm(left_SA.t(), right_SB, out=out_NAB[0])
@@ -218,7 +221,7 @@ def _multiply_transposed(left_SA: Tensor, right_SB: Tensor, out_NAB: Tensor) -> 
 
 
 def _weigh_outputs(down_EDF: Tensor, down_bias_ED: Tensor | None) -> bool:
-    """Whether backward applies the weights to the D-wide gradients of outputs; else to those of the F-wide hidden rows.
+    """Tell whether backward applies the weights to the D-wide gradients of outputs; else to the F-wide hidden rows'.
 
     The latter takes one more pass, but needs no outputs kept; and hidden rows do not know of a bias that comes after.
     """
@@ -227,7 +230,7 @@ def _weigh_outputs(down_EDF: Tensor, down_bias_ED: Tensor | None) -> bool:
 
 
 def _zeros_where_idle(weights: Tensor, runs: Sequence[Run]) -> Tensor:
-    """Room for gradients of the experts' weights: zeros for those without work, which nothing else will write."""
+    """Allocate gradients of the experts' weights, with zeros for idle experts, whose part nothing else will write."""
     grads = torch.empty_like(weights)
     written = 0
     for run in runs:
@@ -238,7 +241,7 @@ def _zeros_where_idle(weights: Tensor, runs: Sequence[Run]) -> Tensor:
 
 
 def _sum_by_token(rows_SD: Tensor, slot_S: Tensor, token_offsets_T: Tensor, weight_S: Tensor | None = None) -> Tensor:
-    """The sum of each token's rows, times their weights (in the order of slot_S) if given: one pass over the rows."""
+    """Sum each token's rows, times their weights (in the order of slot_S) if given, in one pass over the rows."""
     if slot_S.numel() == 0:
         return rows_SD.new_zeros(token_offsets_T.numel(), rows_SD.shape[1])
     weights = None if weight_S is None else weight_S.to(rows_SD.dtype)
@@ -246,7 +249,7 @@ def _sum_by_token(rows_SD: Tensor, slot_S: Tensor, token_offsets_T: Tensor, weig
 
 
 def _each_run(one_run: Callable[[Run], None], runs: Sequence[Run], gate_up_EGD: Tensor) -> None:
-    """Calls one_run for every run of experts, the longest first, side by side where that pays."""
+    """Call one_run for every run of experts, the longest first, side by side where that pays."""
     longest_first = sorted(runs, key=lambda run: run.begin - run.end)
     if _worth_waking_workers(longest_first, gate_up_EGD):
         workers().run(one_run, longest_first)
@@ -256,7 +259,7 @@ def _each_run(one_run: Callable[[Run], None], runs: Sequence[Run], gate_up_EGD: 
 
 
 def _worth_waking_workers(longest_first: Sequence[Run], gate_up_EGD: Tensor) -> bool:
-    """Not for little work, nor where one run has so much that it would be left to one core at the end."""
+    """Tell whether workers pay: not for little work, nor where one long run would be left to one core at the end."""
     _, gate_up, width = gate_up_EGD.shape
     threads = torch.get_num_threads()
     size = sum(run.end - run.begin for run in longest_first)

@@ -34,7 +34,7 @@ def grouped_experts(
 
 
 def _products(rows_SA: Tensor, weights_EBA: Tensor, bias_EB: Tensor | None, ends_E: Tensor) -> Tensor:
-    """Each expert's rows times its matrix, plus its bias, (S, B).
+    """Multiply each expert's rows with its matrix and add its bias, where there is one: (S, B).
 
     A row's bias is a product too, with a one and seven zeros, because a grouped product's gradient sums each expert's
     rows in fp32; that of a gathered bias would be summed in bfloat16.
@@ -48,7 +48,7 @@ def _products(rows_SA: Tensor, weights_EBA: Tensor, bias_EB: Tensor | None, ends
 
 
 def fits_grouped(x_TD: Tensor, down_EDF: Tensor) -> bool:
-    """Whether `grouped_experts` takes these on this device."""
+    """Tell whether `grouped_experts` takes these tensors on this device."""
     _, width, hidden = down_EDF.shape
     return (
         x_TD.is_cuda

@@ -1,9 +1,9 @@
-"""Fills up experts' rows with padding where a CPU's matrix products like that, and says which experts go together.
+"""Padding of experts' rows to sizes at which a CPU's matrix products are fast, and runs of experts computed together.
 
 Two things cost more than the products themselves where experts are small. A call of a product takes 50 to 100 µs
 whatever it multiplies, so neighbours of nearly equal load are filled up to the same number of rows and multiplied in
-one batched product. And oneDNN, which multiplies bfloat16 on a CPU, compiles a program for each shape that it meets
-(1 to 3 ms) and keeps the last 1024: with every training step the experts' loads change, so almost every product would
+one batched product. And oneDNN, which multiplies bfloat16 on a CPU, compiles a program for each shape that it meets (1
+to 3 ms) and keeps the last 1024: with every training step the experts' loads change, so almost every product would
 compile. Numbers of rows are therefore rounded to few sizes.
 """
 
@@ -26,7 +26,7 @@ _MOST_ROWS = 4096
 
 
 class Run(NamedTuple):
-    """Experts first : first + experts, of `rows` rows each, the first of them at row `begin`."""
+    """Experts first : first + experts, of `rows` rows each; the rows of the first one begin at row `begin`."""
 
     first: int
     experts: int
@@ -35,17 +35,25 @@ class Run(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The row after the last."""
+        """The row after the run's last."""
         return self.begin + self.experts * self.rows
 
 
 def padded(
     assignments: Assignments, device: torch.device, dtype: torch.dtype, multiplications_per_row: int
 ) -> tuple[Assignments, list[Run]]:
-    """The same assignments, with token 0 assigned at weight 0 to fill up each expert's rows, and the runs of experts.
+    """Fill up each expert's rows with padding, and cut the experts into runs.
 
-    slot_S then names the true assignments only: it skips the padding. Runs leave out experts without work.
-    multiplications_per_row: what a row costs; 3 D F in a gated network.
+    Padding assigns token 0 at weight 0. slot_S then names the true assignments only: it skips the padding.
+
+    Args:
+        assignments: what to pad.
+        device: where the products run; only a CPU gets padding.
+        dtype: the type that is multiplied.
+        multiplications_per_row: what a row costs; 3 D F in a gated network.
+
+    Returns:
+        The padded assignments, and the runs; experts without work are in no run.
     """
     offsets = assignments.expert_offsets
     counts = [end - begin for begin, end in pairwise(offsets)]
@@ -78,7 +86,9 @@ def padded(
 def runs_of(sizes: Sequence[int], most_waste: int) -> list[Run]:
     """Cut experts with so many rows each into runs of 1, 4 or 16 neighbours.
 
-    most_waste: rows of padding that joining one more expert is worth; negative: none is joined.
+    Args:
+        sizes: rows of each expert.
+        most_waste: rows of padding that joining one more expert is worth; where it is negative, none is joined.
     """
     runs: list[Run] = []
     first = begin = 0
@@ -92,7 +102,7 @@ def runs_of(sizes: Sequence[int], most_waste: int) -> list[Run]:
 
 
 def _worth_joining(sizes: Sequence[int], experts: int, most_waste: int) -> bool:
-    """Whether so many experts are there, fit together, and waste no more rows than joining them saves."""
+    """Tell whether so many experts are there, fit together, and waste no more rows than joining them saves."""
     if len(sizes) < experts or not min(sizes):
         return False
     rows = experts * max(sizes)
@@ -100,7 +110,7 @@ def _worth_joining(sizes: Sequence[int], experts: int, most_waste: int) -> bool:
 
 
 def rounded_up(rows: int) -> int:
-    """A multiple of 32, of 64 from 512, of 128 from 2048, of 256 from 4096 and so on.
+    """Round up to a multiple of 32, of 64 from 512, of 128 from 2048, of 256 from 4096 and so on.
 
     Fewer than 32 rows, as in generation, stay as they are.
     """

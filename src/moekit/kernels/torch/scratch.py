@@ -1,4 +1,4 @@
-"""Large room that is given back within a call, kept for the next call.
+"""Large scratch memory that is given back within a call, kept for the next call.
 
 The C library returns allocations from 32 MB to the system when they are freed, and then the system hands out every page
 anew at first touch: for rows that are written once and read once, that takes longer than the products that write them.
@@ -17,7 +17,7 @@ _idle: list[Tensor] = []  # as many as calls ran at a time, each as large as the
 
 @contextmanager
 def scratch(rows: int, like_TD: Tensor) -> Iterator[Tensor]:
-    """Uninitialised room for `rows` rows of the width, dtype and device of like_TD. Nothing may keep it."""
+    """Lend uninitialised memory for `rows` rows of the width, dtype and device of like_TD; nothing may keep it."""
     width = like_TD.shape[1]
     size = rows * width * like_TD.element_size()
     if not like_TD.is_cpu or size < _WORTH_KEEPING:

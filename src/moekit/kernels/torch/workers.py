@@ -1,8 +1,8 @@
-"""Runs independent jobs on threads that each use one core, where that beats all cores sharing every operation.
+"""Threads that run independent jobs, one core each, where that beats all cores sharing every operation.
 
-A small matrix product or an elementwise pass is too little work to share between cores: the cost of meeting
-after each operation shows, and what one core wrote another must read. Whole jobs in parallel meet once, and each
-job's data stay in the cache of its core. Torch's operations release the GIL, so Python threads are enough.
+A small matrix product or an elementwise pass is too little work to share between cores: the cost of meeting after each
+operation shows, and what one core wrote another must read. Whole jobs in parallel meet once, and each job's data stay
+in the cache of its core. Torch's operations release the GIL, so Python threads are enough.
 """
 
 import os
@@ -37,7 +37,7 @@ class Workers:
         torch.set_num_threads(1)
 
     def run(self, job: Callable[[Item], None], order: Sequence[Item]) -> None:
-        """Calls job(item) for every item of `order`, begun in that order, and returns when all are done.
+        """Call job(item) for every item of `order`, begun in that order, and return when all are done.
 
         Jobs write into tensors that the caller made: they run without autograd. The first error is raised here, after
         every worker has come to rest; jobs not begun by then are dropped.
@@ -68,7 +68,7 @@ _lock = threading.Lock()
 
 
 def workers() -> Workers:
-    """The process's workers, as many as torch may use threads at the time (`torch.set_num_threads`)."""
+    """Give the process's workers, as many as torch may use threads at the time (`torch.set_num_threads`)."""
     threads = torch.get_num_threads()
     if threads not in _workers:
         with _lock:
@@ -78,7 +78,7 @@ def workers() -> Workers:
 
 
 def _forget_after_fork() -> None:
-    """A forked child has none of its parent's threads; it starts its own when it needs them."""
+    """Forget the workers in a forked child, which has none of its parent's threads and starts its own."""
     global _lock
     _workers.clear()
     _lock = threading.Lock()

@@ -34,9 +34,13 @@ __all__ = [
 
 
 def new_router(width: int, experts: int, config: AnyRouterConfig, vocab_size: int) -> Router:
-    """The router that `config` describes, for a layer of `width` with so many experts.
+    """Make the router that `config` describes.
 
-    vocab_size: of the model, for the router that hashes token ids.
+    Args:
+        width: the width of the model, D.
+        experts: the number of experts, E.
+        config: the kind of router and its settings.
+        vocab_size: the model's vocabulary, for the router that hashes token ids.
     """
     match config:
         case SoftmaxTopKConfig():

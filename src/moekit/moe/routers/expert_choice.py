@@ -21,6 +21,7 @@ class ExpertChoice(Router):
     config: ExpertChoiceConfig
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
         token_EC = given.keep(lambda: self._best(probs_TE, given))
@@ -32,7 +33,7 @@ class ExpertChoice(Router):
         return self.routing(assignments, chosen_E, logits_TE, probs_TE, given)
 
     def _best(self, probs_TE: Tensor, given: RouterInput) -> Tensor:
-        """token_EC."""
+        """Choose token_EC, the best tokens of each expert."""
         tokens = len(probs_TE)
         if given.real_T is not None:
             probs_TE = probs_TE.masked_fill(~given.real_T[:, None], -1.0)

@@ -36,7 +36,7 @@ class HashRouter(Router):
         return self.token_choice(expert_T1, weight_T1, torch.zeros_like(probs_TE), probs_TE, given)
 
     def initialize(self, std: float) -> None:
-        """There is nothing to draw."""
+        """Draw nothing: the router has no weights."""
 
     def balance(self, frequency_V: Tensor) -> None:
         """Give each id, the most frequent first, to the expert with the least so far (their "balanced assignment").

@@ -24,6 +24,7 @@ class NoisyTopK(Router):
         self.noise_weight = nn.Parameter(torch.empty(experts, width))
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         logits_TE = noisy_TE = self.logits(x_TD)
         scale_TE = None
         if self.training:
@@ -41,9 +42,10 @@ class NoisyTopK(Router):
         )
 
     def loss(self, name: str, sums: Sums) -> Tensor:
+        """Compute the auxiliary loss of that name, without its coefficient."""
         return squared_variation(sums[name]) if name in ("importance", "load") else super().loss(name, sums)
 
     def initialize(self, std: float) -> None:
-        """Zeros, whatever `std` is: at first the noise alone chooses."""
+        """Set both matrices to zero, whatever `std` is: at first the noise alone chooses."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.noise_weight)

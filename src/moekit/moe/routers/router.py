@@ -20,12 +20,15 @@ from moekit.moe.routing import RouterInput, Routing, Sums
 
 
 class Router(nn.Module):
-    """Which experts see which token, with what weight.
+    """A module that decides which experts see which token, with what weight.
 
     All of a router's arithmetic is in at least fp32 whatever the precision of the model: in bf16 near ties fall the
     wrong way (Switch Transformer, arXiv 2101.03961, section 2.4). A subclass writes `route`, and `loss` where it has
-    its own; what is random in it happens in training only.
-    coefficients: of the auxiliary losses, by name. balanced: the sum whose choices the balance loss looks at.
+    its own; it draws random numbers in training only.
+
+    Attributes:
+        coefficients: the coefficients of the auxiliary losses, by name.
+        balanced: the name of the sum whose choices the balance loss looks at.
     """
 
     balanced = "chosen"
@@ -38,7 +41,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, width))
 
     def forward(self, x_TD: Tensor, given: RouterInput | None = None) -> Routing:
-        """Route x_TD. given: what some routers need beside it (see RouterInput)."""
+        """Route x_TD; `given` holds what some routers need beside it."""
         with torch.autocast(x_TD.device.type, enabled=False):
             return self.route(x_TD, given or RouterInput())
 
@@ -56,29 +59,29 @@ class Router(nn.Module):
         return super().train(mode)
 
     def losses(self, sums: Sums) -> dict[str, Tensor]:
-        """The auxiliary losses by name, times their coefficients, of the sums over a whole batch."""
+        """Compute the auxiliary losses by name, times their coefficients, from the sums over a whole batch."""
         return {name: coefficient * self.loss(name, sums) for name, coefficient in self.coefficients.items()}
 
     def loss(self, name: str, sums: Sums) -> Tensor:
-        """The auxiliary loss of that name; a subclass adds its own."""
+        """Compute the auxiliary loss of that name, without its coefficient; a subclass adds its own."""
         if name == "balance":
             return load_balancing_loss(sums[self.balanced], sums["probs"], sums["tokens"])
         assert name == "z", name
         return z_loss(sums["z_squares"], sums["tokens"])
 
     def after_step(self, sums: Sums) -> None:
-        """Called once after each optimiser step with the sums of its whole batch."""
+        """Update what is not learned by gradients, after an optimiser step and from the sums of its whole batch."""
 
     def initialize(self, std: float) -> None:
         """Draw the weights anew."""
         nn.init.normal_(self.weight, std=std)
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """W x, (T, E), in at least fp32 whatever the precision of x."""
+        """Compute the logits W x, (T, E), in at least fp32 whatever the precision of x."""
         return project(x_TD, self.weight)
 
     def choose(self, given: RouterInput, choice: Callable[[], Tensor]) -> Tensor:
-        """expert_TK: the ids that `choice` gives, or gave in the first pass; negative for padding."""
+        """Give expert_TK, the ids that `choice` gives, or gave in the first pass; those of padding are negative."""
 
         def choose() -> Tensor:
             expert_TK = choice()
@@ -95,7 +98,7 @@ class Router(nn.Module):
         given: RouterInput,
         queue: Literal["tokens", "choices"] = "tokens",
     ) -> Routing:
-        """The Routing in which each token has the experts expert_TK, as far as the capacity allows."""
+        """Make the Routing in which each token has the experts expert_TK, as far as the capacity allows."""
         tokens, per_token = expert_TK.shape
         capacity = None
         if self.capacity_factor is not None:
@@ -108,7 +111,7 @@ class Router(nn.Module):
     def routing(
         self, assignments: Assignments, chosen_E: Tensor, logits_TE: Tensor, probs_TE: Tensor, given: RouterInput
     ) -> Routing:
-        """The Routing with the sums that every router has."""
+        """Make a Routing with the sums that every router has."""
         counts_E = torch.tensor(assignments.expert_offsets, device=chosen_E.device).diff()
         real_T1 = given.real_T1
         sums = observed(logits_TE.detach(), probs_TE.detach(), real_T1) | {"chosen": chosen_E, "computed": counts_E}
@@ -120,8 +123,10 @@ class Router(nn.Module):
 
 
 class _Project(torch.autograd.Function):
-    """x W^T in the precision of `dtype`, and with it the gradient of W; that of x, which goes on in the precision of x,
-    is also computed in it: in fp32 it costs more than the rest of a router, only to be rounded.
+    """Compute x W^T in the precision of `dtype`, and the gradient of W too.
+
+    The gradient of x goes on in the precision of x and is computed in it: in fp32 it would cost more than the rest of a
+    router, only to be rounded.
     """
 
     @staticmethod
@@ -139,14 +144,14 @@ class _Project(torch.autograd.Function):
 
 
 def project(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """x W^T, (T, E), in at least fp32; double stays double, so that references can be held to 1e-12."""
+    """Compute x W^T, (T, E), in at least fp32; double stays double, so that references can be held to 1e-12."""
     dtype = torch.promote_types(torch.promote_types(torch.float32, x_TD.dtype), weight_ED.dtype)
     logits_TE: Tensor = _Project.apply(x_TD, weight_ED, dtype)  # type: ignore[no-untyped-call]
     return logits_TE
 
 
 def observed(logits_TE: Tensor, probs_TE: Tensor, real_T1: Tensor | None) -> dict[str, Tensor]:
-    """Sums that show how the router is doing: of tokens, of their highest score, of the squares of their logits."""
+    """Sum up how the router is doing: the tokens, their highest scores, and the squares of their logits."""
     top_T1 = probs_TE.amax(-1, keepdim=True)
     if real_T1 is not None:
         logits_TE, top_T1 = logits_TE.masked_fill(~real_T1, 0), top_T1.masked_fill(~real_T1, 0)
@@ -156,15 +161,15 @@ def observed(logits_TE: Tensor, probs_TE: Tensor, real_T1: Tensor | None) -> dic
 
 
 def over_tokens(values_TN: Tensor, real_T1: Tensor | None) -> Tensor:
-    """The sum over the tokens that are not padding, (N)."""
+    """Sum values_TN over the tokens that are not padding, (N)."""
     return values_TN.sum(0) if real_T1 is None else values_TN.masked_fill(~real_T1, 0).sum(0)
 
 
 def count_choices(expert_TK: Tensor, experts: int) -> Tensor:
-    """chosen_E: how often each expert was chosen."""
+    """Count chosen_E: how often each expert was chosen."""
     return torch.bincount(expert_TK.flatten().clamp(min=-1) + 1, minlength=experts + 1)[1:]
 
 
 def weights_of(score_TE: Tensor, expert_TK: Tensor) -> Tensor:
-    """weight_TK: the scores of the chosen experts, also of those that a negative id only remembers."""
+    """Give weight_TK, the scores of the chosen experts, also of those that a negative id only remembers."""
     return score_TE.gather(1, chosen_or_meant(expert_TK))

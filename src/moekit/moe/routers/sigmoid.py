@@ -28,6 +28,7 @@ class SigmoidBias(Router):
         self.register_buffer("bias_E", torch.zeros(experts))
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
         score_TE = logits_TE.sigmoid()
         expert_TK = self.choose(given, lambda: self._best(score_TE.detach() + self.bias_E))
@@ -42,7 +43,7 @@ class SigmoidBias(Router):
         self.bias_E += self.config.bias_step * torch.sign(chosen_E.mean() - chosen_E)
 
     def _best(self, biased_TE: Tensor) -> Tensor:
-        """expert_TK: the K largest inside the best groups."""
+        """Choose expert_TK, the K largest inside the best groups."""
         groups, top_groups = self.config.groups, self.config.top_groups
         if top_groups < groups:
             biased_TNE = biased_TE.view(len(biased_TE), groups, -1)
@@ -53,7 +54,7 @@ class SigmoidBias(Router):
         return biased_TE.topk(self.config.top_k).indices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *arguments: Any, **options: Any) -> Self:
-        """Moves with the module, but stays in fp32: in bf16 steps of 0.001 would soon be lost in rounding."""
+        """Move the bias with the module, but keep it in fp32: in bf16 steps of 0.001 would soon be lost in rounding."""
         kept = self.bias_E
         super()._apply(fn, *arguments, **options)  # type: ignore[no-untyped-call]
         self.bias_E = kept.to(self.bias_E.device)

@@ -19,6 +19,7 @@ class Sinkhorn(Router):
     config: SinkhornConfig
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
         expert_TK = self.choose(given, lambda: self._best(logits_TE.detach(), given.real_T))
@@ -32,9 +33,10 @@ class Sinkhorn(Router):
 
 
 def sinkhorn_bias(logits_TE: Tensor, iterations: int, real_T: Tensor | None = None) -> Tensor:
-    """bias_E such that softmax(logits + bias) over experts gives every expert the same share of the real tokens.
+    """Compute the bias_E with which softmax(logits + bias) gives every expert the same share of the real tokens.
 
-    Sinkhorn's alternating normalisation of exp(logits) over rows and columns, in logarithms, so that nothing overflows.
+    This is Sinkhorn's alternating normalisation of exp(logits) over rows and columns, in logarithms, so that nothing
+    overflows.
     """
     bias_E = torch.zeros_like(logits_TE[0])
     if real_T is not None:

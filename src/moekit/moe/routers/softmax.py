@@ -24,6 +24,7 @@ class SoftmaxTopK(Router):
         super().__init__(width, experts, config, balance=config.balance_loss)
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
         expert_TK = self.choose(given, lambda: probs_TE.topk(self.config.top_k).indices)
@@ -45,6 +46,7 @@ class Switch(Router):
         super().__init__(width, experts, config, balance=config.balance_loss)
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         if self.training and self.config.jitter:
             # In fp32: bf16 has steps of 0.008 around 1.
             jitter_TD = torch.empty_like(x_TD, dtype=torch.promote_types(torch.float32, x_TD.dtype))
@@ -70,6 +72,7 @@ class GShard(Router):
         super().__init__(width, experts, config, balance=config.balance_loss)
 
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
+        """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(-1)
 
