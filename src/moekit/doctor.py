@@ -26,18 +26,24 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class GPU:
+    """A CUDA device, its name and its memory."""
+
     name: str
     memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """instruction_sets: those that kernels make use of. memory_available_bytes: what can be taken now.
+    """What was found out about this machine.
 
-    read_bandwidth, disk_bandwidth: bytes per second, measured; None where there is no room to measure.
-    disk_is_direct: False where the file system gives no way around the page cache, which was then measured.
-    kernels: what computes quantised and 16-bit weights, `native (<instruction set>)` or `torch`.
-    advice: what would make it faster, a sentence each.
+    Attributes:
+        instruction_sets: those that kernels make use of.
+        memory_available_bytes: the memory that can be taken now.
+        read_bandwidth: bytes per second at which memory is read, measured.
+        disk_bandwidth: bytes per second at which the disk is read, measured; None where there is no room to measure.
+        disk_is_direct: False where the file system gives no way around the page cache, which was then measured.
+        kernels: what computes quantised and 16-bit weights, `native (<instruction set>)` or `torch`.
+        advice: what would make it faster, a sentence each.
     """
 
     system: str
@@ -57,7 +63,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine; takes a second or two, some memory, and a file of 128 MB for as long."""
+    """Look at this machine; it takes a second or two, some memory, and a file of 128 MB for as long."""
     machine = hardware()
     instruction_set = native.instruction_set() if native.available() else None
     threads = native.threads()
@@ -82,7 +88,10 @@ def diagnose() -> Diagnosis:
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Those that kernels make use of and this processor has; none where the system does not say (Linux does)."""
+    """List the instruction sets that kernels make use of and this processor has.
+
+    The list is empty where the system does not say (Linux does).
+    """
     try:
         found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
     except OSError:
@@ -92,7 +101,10 @@ def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second at which all threads together read memory: the best of passes over more than a cache holds."""
+    """Measure the bytes a second at which all threads together read memory.
+
+    It is the best of several passes over more than a cache holds.
+    """
     size = min(_LARGEST_SAMPLE, psutil.virtual_memory().available // 8)
     if native.available():
         return native.read_bandwidth(size)
@@ -106,9 +118,11 @@ def read_bandwidth() -> float:
 
 
 def disk_bandwidth(folder: Path) -> tuple[float | None, bool]:
-    """Bytes a second at which a file in `folder` is read, and whether that was around the page cache.
+    """Measure the bytes a second at which a file in `folder` is read.
 
-    None where the folder cannot be written to, or is full.
+    Returns:
+        The bytes a second, or None where the folder cannot be written to or is full; and whether the file was read
+        around the page cache.
     """
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix="moekit-doctor-") as file:

@@ -15,29 +15,40 @@ _ORDER = {dtype: position for position, dtype in enumerate(DTYPES.values())}
 
 
 class Described(Protocol):
-    """What a header says of a tensor."""
+    """A tensor as a header describes it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The tensor's name."""
+
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers."""
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
 
 
 D = TypeVar("D", bound=Described)
 
 
 def size_of(tensor: Described) -> int:
-    """Bytes of the tensor's data."""
+    """Count the bytes of the tensor's data."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def shards_of(tensors: Sequence[D], shard_bytes: int) -> dict[str, list[D]]:
-    """The files of a folder and what each holds, as the safetensors library would lay it out.
+    """Distribute tensors over the files of a folder, as the safetensors library would lay it out.
 
     Tensors that stand next to each other come together, at most `shard_bytes` a file (a single larger tensor excepted),
-    inside a file the widest types first, then by name. Raises MoekitError naming a tensor whose type no file can hold.
+    inside a file the widest types first, then by name.
+
+    Returns:
+        The names of the files, each with its tensors.
+
+    Raises:
+        MoekitError: naming a tensor whose type no file can hold.
     """
     shards: list[list[D]] = [[]]
     room = shard_bytes
@@ -59,7 +70,7 @@ def shards_of(tensors: Sequence[D], shard_bytes: int) -> dict[str, list[D]]:
 
 
 def header_of(tensors: Sequence[Described], metadata: Mapping[str, str]) -> bytes:
-    """The beginning of a file: the length and the JSON, padded so that the data begins on a multiple of 8."""
+    """Make the beginning of a file: the length and the JSON, padded so that the data begins on a multiple of 8."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for tensor in tensors:
@@ -72,7 +83,7 @@ def header_of(tensors: Sequence[Described], metadata: Mapping[str, str]) -> byte
 
 
 def index_of(shards: Mapping[str, Sequence[Described]]) -> str:
-    """The text of model.safetensors.index.json."""
+    """Make the text of model.safetensors.index.json."""
     total = sum(size_of(tensor) for shard in shards.values() for tensor in shard)
     weight_map = {tensor.name: name for name, shard in shards.items() for tensor in shard}
     return (

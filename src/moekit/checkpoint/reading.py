@@ -30,18 +30,24 @@ def read_weights(
     ignored: Callable[[str], bool] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    """Fill `parameters` (real CPU tensors; their values may be uninitialised) with what `tensors` holds.
+    """Fill `parameters` with what `tensors` holds.
 
     Everything is checked before the first byte of a weight is read. Where types differ, values are converted as
     `Tensor.copy_` does. Optional tensors are checked and not read: other tensors cover their parts. Besides the
-    parameters it holds at most 32 MB.
+    parameters this takes at most 32 MB of memory.
 
-    ignored: says of the name of a stored tensor that the layout lacks whether to skip it; by default it is an error.
-    on_bytes: called with the bytes of each piece read, from reading threads, one call at a time.
+    Args:
+        parameters: real CPU tensors by our names; their values may be uninitialised.
+        layout: how they and the stored tensors are made of each other.
+        tensors: the stored tensors.
+        ignored: tells from the name of a stored tensor that the layout lacks whether to skip it; by default it is an
+            error.
+        on_bytes: called with the bytes of each piece read, from reading threads, one call at a time.
 
-    Raises MoekitError naming the tensor where the folder lacks one, has one too many, or shapes or kinds of numbers
-    differ, and where a file can't be read (the parameters are then partly filled); LayoutError where the layout does
-    not cover each parameter completely and once.
+    Raises:
+        MoekitError: naming the tensor where the folder lacks one, has one too many, or shapes or kinds of numbers
+            differ, and where a file can't be read; the parameters are then partly filled.
+        LayoutError: where the layout does not cover each parameter completely and once.
     """
     check_weights(parameters, layout, tensors, ignored=ignored)
     for parameter in parameters.values():
@@ -56,7 +62,7 @@ def check_weights(
     *,
     ignored: Callable[[str], bool] | None = None,
 ) -> None:
-    """What `read_weights` checks before it reads, and raises; `parameters` may be on the meta device."""
+    """Check what `read_weights` checks before it reads, and raise the same; `parameters` may be on the meta device."""
     check_cover(layout, parameters)
     _check_names(layout, tensors, ignored or (lambda name: False))
     for entry in layout:
@@ -65,10 +71,11 @@ def check_weights(
 
 
 def dtype_of(layout: Sequence[Stored], tensors: StoredTensors) -> dict[str, torch.dtype]:
-    """The type that each of our parameters has in the folder, by our name.
+    """Find the type that each of our parameters has in the folder, by our name.
 
-    Where its parts have several, the smallest type that holds the values of all (torch.promote_types; two 8-bit floats,
-    or one and another type, meet as bfloat16 does). Parameters of which the folder holds nothing are left out.
+    Where its parts have several types, it is the smallest type that holds the values of all (torch.promote_types; two
+    8-bit floats, or one and another type, meet as bfloat16 does). Parameters of which the folder holds nothing are left
+    out.
     """
     found: dict[str, torch.dtype] = {}
     for entry in layout:
@@ -79,7 +86,7 @@ def dtype_of(layout: Sequence[Stored], tensors: StoredTensors) -> dict[str, torc
 
 
 def promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """The type for values of both; torch knows none for 8-bit floats, which bfloat16 holds exactly."""
+    """Find the type for values of both; torch knows none for 8-bit floats, which bfloat16 holds exactly."""
     if a is b:
         return a
     eight_bits = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -123,14 +130,14 @@ def _dtype_text(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A pair that is read at once, of the stored tensor `name`."""
+    """A pair of views that is read at once, of the stored tensor `name`."""
 
     name: str
     dtype: torch.dtype
     pair: Pair
 
     def read(self, tensors: StoredTensors, scratch: Tensor) -> int:
-        """Read it, by way of `scratch` (of bytes) where it can't go straight to its place; gives the bytes read."""
+        """Read the piece and give the bytes read; `scratch` (of bytes) holds what can't go straight to its place."""
         ours, stored = self.pair.ours, self.pair.stored
         begin, size = int(stored.storage_offset()) * self.dtype.itemsize, self.pair.span() * self.dtype.itemsize
         if ours.dtype is self.dtype and ours.is_contiguous() and stored.is_contiguous():
@@ -143,13 +150,13 @@ class _Piece:
 
 
 def memory_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, writable, not copied."""
+    """Give the bytes of a contiguous tensor: writable, not copied."""
     # As bytes, because numpy has no bfloat16.
     return tensor.detach().view(-1).view(torch.uint8).numpy().data
 
 
 def _work(parameters: Mapping[str, Tensor], layout: Sequence[Stored], tensors: StoredTensors) -> Iterator[_Piece]:
-    """The pieces to read, in the order of the files."""
+    """List the pieces to read, in the order of the files."""
     entries = {entry.name: entry for entry in layout if not entry.optional}
     for name, info in tensors.items():
         if name in entries:
@@ -198,7 +205,7 @@ class _Reading:
 
 
 def _ask_for_huge_pages(tensor: Tensor) -> None:
-    """Let the system back a big tensor with pages of 2 MB, where it knows them: filling it then takes fewer faults."""
+    """Ask the system to back a big tensor with pages of 2 MB, where it has them: filling it then takes fewer faults."""
     huge = 2 << 20
     begin = -(-tensor.data_ptr() // huge) * huge
     size = (tensor.data_ptr() + tensor.nbytes - begin) // huge * huge

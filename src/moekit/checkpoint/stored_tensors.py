@@ -1,7 +1,7 @@
-"""Where the tensors of a Hugging Face folder lie in its files, checked before anything is read.
+"""The tensors of a Hugging Face folder: where they lie in its files, checked before anything is read.
 
-Data is read, never mapped: a file that is cut short later is an error and not a SIGBUS, and its pages don't count
-twice as memory of this process.
+Data is read, never mapped: a file that is cut short later is an error and not a SIGBUS, and its pages don't count twice
+as memory of this process.
 """
 
 import json
@@ -56,7 +56,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class _Identity:
-    """What tells a file from one that took its place or from itself, changed."""
+    """What tells a file from another that took its place, or from itself after a change."""
 
     device: int
     inode: int
@@ -76,11 +76,13 @@ class StoredTensors(Mapping[str, TensorInfo]):
     def open(cls, folder: Path) -> "StoredTensors":
         """Find and check the weights in `folder`: safetensors, else an old folder's `pytorch_model.bin`.
 
-        Of the files only headers are read. An old file is unpickled by torch in its restricted mode, which runs no
-        code of the file.
+        Of the files only headers are read. An old file is unpickled by torch in its restricted mode, which runs no code
+        of the file.
 
-        Raises UsageError where the folder holds no weights, MoekitError naming file and tensor where they are damaged,
-        incomplete, of a type that is not supported, or where an index names files outside the folder.
+        Raises:
+            UsageError: where the folder holds no weights.
+            MoekitError: naming file and tensor where they are damaged, incomplete, of a type that is not supported, or
+                where an index names files outside the folder.
         """
         for single, index, read in ((SINGLE, INDEX, _safetensors_infos), (OLD_SINGLE, OLD_INDEX, _pickled_infos)):
             # A link that leads nowhere (an unfinished download) is told as such below.
@@ -104,7 +106,8 @@ class StoredTensors(Mapping[str, TensorInfo]):
 
         Threads may call it at the same time; the interpreter's lock is free while it reads.
 
-        Raises MoekitError where the file can't be read, has changed since `open`, or ends early.
+        Raises:
+            MoekitError: where the file can't be read, has changed since `open`, or ends early.
         """
         info = self._infos[name]
         if begin < 0 or begin + len(into) > info.size:
@@ -145,7 +148,7 @@ def _sharded_infos(index: Path, read: Callable[[Path], dict[str, TensorInfo]]) -
 
 
 def _index(index: Path) -> dict[str, str]:
-    """The file of each tensor, as the index says."""
+    """Read from the index in which file each tensor is."""
     descriptor = _open(index)
     try:
         size = os.fstat(descriptor).st_size
@@ -184,7 +187,7 @@ def _safetensors_infos(file: Path) -> dict[str, TensorInfo]:
 
 
 def _safetensors_info(file: Path, name: str, entry: dict[str, Any], data: int, file_size: int) -> TensorInfo:
-    """The entry of the header for a tensor, its bytes counted from `data`; ValueError where it can't be true."""
+    """Read a tensor's entry of the header, its bytes counted from `data`; ValueError where it can't be true."""
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise MoekitError(f"Tensor {name!r} in {file} has the type {entry['dtype']!r}, which moekit doesn't read.")
@@ -239,7 +242,11 @@ def _pickled_info(file: Path, name: str, tensor: Any, file_size: int) -> TensorI
 
 
 def _json(text: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8; ValueError where it is none or has a key twice (which parsers resolve differently)."""
+    """Parse a JSON object in UTF-8.
+
+    Raises:
+        ValueError: where it is none, or has a key twice, which parsers resolve differently.
+    """
     found = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     if not isinstance(found, dict):
         raise ValueError("it is no JSON object")
@@ -256,7 +263,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bytes(descriptor: int, position: int, count: int) -> bytes:
-    """`count` bytes, which the caller has compared with the file's size."""
+    """Read `count` bytes, which the caller has compared with the file's size."""
     got = os.pread(descriptor, count, position)
     if len(got) != count:
         raise EOFError("it ends early")
@@ -264,7 +271,7 @@ def _bytes(descriptor: int, position: int, count: int) -> bytes:
 
 
 def _open(file: Path) -> int:
-    """A descriptor for reading; MoekitError where `file` is missing or not a file with bytes (a pipe would block)."""
+    """Open a file for reading; MoekitError where it is missing or not a file with bytes (a pipe would block)."""
     try:
         # Not blocking, or opening a pipe would wait for its writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -290,7 +297,7 @@ def _identity_of(status: os.stat_result) -> _Identity:
 
 
 def _plain(error: Exception) -> str:
-    """What an error says, on one line and short, without what a file could have put in to steer a terminal."""
+    """Say an error on one short line, without what a file could have put in to steer a terminal."""
     return _printable(str(error)).strip(".")[:200]
 
 

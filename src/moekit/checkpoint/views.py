@@ -1,4 +1,4 @@
-"""The parts of a layout as pairs of views, checked, and cut into pieces that move at once."""
+"""The parts of a layout as pairs of views, checked, and cut into pieces that are copied at once."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ class LayoutError(AssertionError):
 
 @dataclass(frozen=True)
 class Pair:
-    """Equal shapes: `ours`, a view of a parameter, and `stored`, the same view of the stored tensor on "meta".
+    """Two views of one shape: `ours`, of a parameter, and `stored`, the same of the stored tensor on "meta".
 
     Offset and strides of `stored` say where in the file each element lies.
     """
@@ -29,7 +29,7 @@ class Pair:
     stored: Tensor
 
     def span(self) -> int:
-        """Elements of the stored tensor from the first to the last of the view, those between included."""
+        """Count the elements of the stored tensor from the first to the last of the view, those between included."""
         if not self.stored.numel():
             return 0
         return 1 + sum((n - 1) * step for n, step in zip(self.stored.shape, self.stored.stride(), strict=True))
@@ -53,7 +53,7 @@ def check_cover(layout: Sequence[Stored], parameters: Mapping[str, Tensor]) -> N
 
 
 def stored_shape(entry: Stored, parameters: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The shape that the stored tensor has to have."""
+    """Find the shape that the stored tensor has to have."""
     if entry.shape is not None:
         return entry.shape
     if len(entry.parts) != 1 or entry.parts[0].of_stored is not whole:
@@ -62,7 +62,11 @@ def stored_shape(entry: Stored, parameters: Mapping[str, Tensor]) -> tuple[int, 
 
 
 def pairs(entry: Stored, parameters: Mapping[str, Tensor]) -> list[Pair]:
-    """The parts of a stored tensor; LayoutError where they are no views, differ in shape or are not all of it."""
+    """Find the parts of a stored tensor as pairs of views.
+
+    Raises:
+        LayoutError: where a part is no view, the shapes of a part differ, or the parts are not all of the tensor.
+    """
     shape = stored_shape(entry, parameters)
     tensor = torch.empty(shape, device="meta")
     found = []
@@ -109,7 +113,7 @@ def _cut(pair: Pair, itemsize: int, limit: int) -> Iterator[Pair]:
 
 
 def _run(tensor: Tensor) -> int:
-    """How many elements follow each other without a gap."""
+    """Count how many elements follow each other without a gap."""
     run = 1
     for n, step in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
         if n != 1 and step != run:

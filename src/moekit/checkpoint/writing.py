@@ -32,6 +32,7 @@ class _Planned:
 
     @property
     def name(self) -> str:
+        """The tensor's name in the file."""
         return self.entry.name
 
 
@@ -43,17 +44,27 @@ def write_weights(
     shard_bytes: int = 5_000_000_000,
     metadata: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Write `parameters` (CPU tensors) to `folder` as `layout` says; gives the names of the files, the index last.
+    """Write `parameters` to `folder` as `layout` says.
 
-    One `model.safetensors`, or where that would hold more than `shard_bytes` of data, shards of at most that many
-    (a single larger tensor excepted) in the layout's order and `model.safetensors.index.json`. A tensor has the type of
-    our parameters (of several types, the one that `dtype_of` names). Optional tensors are not written. Each file
-    appears under its name only when it is whole and on disk.
+    This makes one `model.safetensors`, or where that would hold more than `shard_bytes` of data, shards of at most that
+    many (a single larger tensor excepted) in the layout's order and `model.safetensors.index.json`. A tensor has the
+    type of our parameters (of several types, the one that `dtype_of` names). Optional tensors are not written. Each
+    file appears under its name only when it is whole and on disk.
 
-    metadata: texts for the header of each file; by default {"format": "pt"}, without which transformers refuses it.
+    Args:
+        folder: where the files go.
+        layout: how stored tensors and parameters are made of each other.
+        parameters: CPU tensors by our names.
+        shard_bytes: the most bytes of data in a file.
+        metadata: texts for the header of each file; by default {"format": "pt"}, without which transformers refuses it.
 
-    Raises UsageError where the folder holds weights already, MoekitError where the disk is full or a parameter is of a
-    type that safetensors can't hold, LayoutError as `read_weights` does.
+    Returns:
+        The names of the files, the index last.
+
+    Raises:
+        UsageError: where the folder holds weights already.
+        MoekitError: where the disk is full or a parameter is of a type that safetensors can't hold.
+        LayoutError: as `read_weights` does.
     """
     held = [name for name in (SINGLE, INDEX, OLD_SINGLE, OLD_INDEX) if os.path.lexists(folder / name)]
     if held:
@@ -74,8 +85,9 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
     That folder stands beside `target` and takes its name when its files are on disk. It is removed where `fill` fails.
 
-    Raises UsageError, before `fill` is called, where `target` is not a new or empty folder that can be replaced,
-    MoekitError where the disk is full.
+    Raises:
+        UsageError: before `fill` is called, where `target` is not a new or empty folder that can be replaced.
+        MoekitError: where the disk is full.
     """
     target = Path(os.path.realpath(target))
     check_replaceable(target)
@@ -137,7 +149,7 @@ def _write_tensor(descriptor: int, position: int, tensor: _Planned, parameters: 
 
 
 def _assembled(tensor: _Planned, cut: Sequence[Pair]) -> list[Pair]:
-    """The tensor as one piece that is put together in memory, for parts that lie between each other in the file."""
+    """Put the tensor together in memory as one piece, where its parts lie between each other in the file."""
     data = torch.empty(tensor.shape, dtype=tensor.dtype)
     for piece in cut:
         stored = piece.stored

@@ -17,7 +17,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def doctor(as_json: bool, debug: bool) -> None:
-    """What this machine has for running models, which kernels serve, and what would make them faster.
+    """Show what this machine has for running models, which kernels serve, and what would make them faster.
 
     Memory and disk are measured, which takes a few seconds and a file of 128 MB in the folder for temporary files.
     """

@@ -47,7 +47,7 @@ def evaluate(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Bits per byte and perplexity of MODEL on a text.
+    """Measure bits per byte and perplexity of MODEL on a text.
 
     MODEL is a folder, a hub id (owner/name), or an n-gram model's .arpa file. For a masked model they are those of the
     pseudo-log-likelihood, which is no probability of the text.

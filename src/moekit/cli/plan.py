@@ -21,7 +21,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def plan(model: str | None, list_presets: bool, as_json: bool, debug: bool) -> None:
-    """What MODEL needs, before anything is downloaded: parameters, bytes by type, key-value cache.
+    """Tell what MODEL needs, before anything is downloaded: parameters, bytes by type, key-value cache.
 
     MODEL is the name of a preset, or a folder with a config.json; weights are not looked at.
     """

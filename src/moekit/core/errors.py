@@ -21,7 +21,7 @@ class TrainingFailed(MoekitError):
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """`" Did you mean 'moe'?"` for the valid name nearest to `word`, else the list of valid names."""
+    """Suggest the valid name nearest to `word`: `did you mean 'moe'?`; else list the valid names."""
     names = sorted(valid)
     nearest = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"did you mean {nearest[0]!r}?" if nearest else f"valid are {', '.join(names)}."

@@ -15,7 +15,8 @@ from moekit.core.errors import MoekitError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, else remove it.
 
-    Raises MoekitError where the disk is full, naming the file; what stood at `path` before is untouched.
+    Raises:
+        MoekitError: naming the file, where the disk is full; what stood at `path` before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile's: its files are for their owner alone, and a rename would keep it so.
@@ -39,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """What the disk has free on which `path` would lie, whether or not its folder is there yet."""
+    """Count the free bytes of the disk on which `path` would lie, whether or not its folder is there yet."""
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -2,22 +2,22 @@
 
 
 def bytes_text(count: float) -> str:
-    """Bytes with a decimal unit, three significant digits: `1.70 GB`."""
+    """Write a number of bytes with a decimal unit and three significant digits: `1.70 GB`."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
 def count_text(count: float) -> str:
-    """A count with a decimal unit, three significant digits: `12.9 M`; FLOPs read the same."""
+    """Write a count with a decimal unit and three significant digits: `12.9 M`; FLOPs read the same."""
     return _scaled(count, ("", "k", "M", "G", "T", "P", "E")).rstrip()
 
 
 def parameters_text(count: float) -> str:
-    """A number of parameters as the field writes it: `46.7 B` for thousands of millions."""
+    """Write a number of parameters as the field does: `46.7 B` for thousands of millions."""
     return _scaled(count, ("", "k", "M", "B", "T")).rstrip()
 
 
 def duration_text(seconds: float) -> str:
-    """`0.8 s`, `42 s`, `3 min 12 s`, `2 h 5 min`."""
+    """Write a duration: `0.8 s`, `42 s`, `3 min 12 s`, `2 h 5 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

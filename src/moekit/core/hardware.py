@@ -18,6 +18,12 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
+    """The machine: the processor's name, its cores, its memory, and the operating system.
+
+    Attributes:
+        cores: those that this process may use.
+    """
+
     cpu: str
     cores: int
     memory_bytes: int
@@ -25,7 +31,7 @@ class Hardware:
 
 
 def hardware() -> Hardware:
-    """The processor's name, the cores this process may use, memory in bytes, and the operating system."""
+    """Read from the system what the machine offers."""
     return Hardware(
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -35,9 +41,10 @@ def hardware() -> Hardware:
 
 
 def fastest_precision() -> Precision:
-    """bfloat16 where its matrix products run at least 1.3 times as fast here as fp32's, measured in a few milliseconds.
+    """Find the faster type for matrix products here, measured in a few milliseconds.
 
-    Asking for an instruction set would not do: some processors convert bf16 in software, slower than fp32.
+    It is bfloat16 where its products run at least 1.3 times as fast as fp32's. Asking for an instruction set would not
+    do: some processors convert bf16 in software, slower than fp32.
     """
     import torch
 
@@ -46,7 +53,7 @@ def fastest_precision() -> Precision:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Measure the memory that this process holds now."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -59,7 +66,7 @@ def reset_peak_resident() -> None:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has held, since its start or the last reset."""
+    """Measure the most memory that this process has held, since its start or the last reset."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -72,7 +79,7 @@ def peak_resident_bytes() -> int:
 
 
 def process_started() -> float:
-    """When this process began, on the clock of `time.perf_counter`; what it did before the first line counts too."""
+    """Find when this process began, on the clock of `time.perf_counter`; the time before its first line counts too."""
     return time.perf_counter() - (time.time() - psutil.Process().create_time())
 
 
@@ -85,7 +92,7 @@ def _cpu_name() -> str:
 
 
 def _matrix_product_seconds(dtype: "torch.dtype", size: int = 512) -> float:
-    """The fastest of several products of two square matrices, so that noise cannot make it look slow."""
+    """Measure the fastest of several products of two square matrices, so that noise cannot make it look slow."""
     import torch
 
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What is said to a model and what it answers, whoever computes it: the words that `agents/` and `serve/` share."""
+"""Messages of a conversation and a model's reply, whoever computes it: the types that `agents/` and `serve/` share."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -21,7 +21,11 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """How an answer is drawn; None leaves it to whoever answers. max_tokens: of the answer."""
+    """How an answer is sampled; None leaves an option to whoever answers.
+
+    Attributes:
+        max_tokens: the most tokens of the answer.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -32,14 +36,14 @@ class ChatOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens read and written. They add up."""
+    """Tokens read and written. Usages can be added."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
-        """Both."""
+        """Tokens read and written together."""
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Self) -> "Usage":
@@ -51,7 +55,11 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An answer. finish_reason: `length` where it was cut off by max_tokens or the context."""
+    """An answer.
+
+    Attributes:
+        finish_reason: `length` where it was cut off by max_tokens or the context.
+    """
 
     text: str
     usage: Usage

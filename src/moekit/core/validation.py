@@ -1,4 +1,4 @@
-"""From data that a user wrote to a configuration, or to one sentence that says what is wrong with it."""
+"""Validation: from data that a user wrote to a configuration, or to one sentence that says what is wrong with it."""
 
 import json
 import typing
@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; raises UsageError where it cannot be read."""
+    """Read a file as text; raise UsageError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Where a line stands, in words, and the line, of all that are not blank; raises UsageError like `read_text`."""
+    """Yield each line that is not blank, with its place in words; raise UsageError like `read_text`."""
     # Not splitlines: strings of JSON lines may hold what it takes for the end of a line.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -34,7 +34,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where a line stands, in words, and the JSON value that it is; raises UsageError where one is none."""
+    """Yield the JSON value of each line, with its place in words; raise UsageError where a line is not JSON."""
     for where, line in read_lines(path):
         try:
             yield where, json.loads(line)
@@ -43,7 +43,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a file of YAML holds; raises UsageError where it cannot be read."""
+    """Read a file of YAML; raise UsageError where it cannot be read."""
     try:
         return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -51,7 +51,16 @@ def read_yaml(path: Path) -> Any:
 
 
 def validate(model: type[Model], data: Any, *, where: str) -> Model:
-    """`data` as a `model`; raises UsageError with `where`, its key's path and the nearest valid key if unknown."""
+    """Make a `model` of `data`.
+
+    Args:
+        model: the class of the configuration.
+        data: keys and values, as a user wrote them.
+        where: the place of the data, which begins the error's message.
+
+    Raises:
+        UsageError: with `where`, the path of the wrong key, and the nearest valid key where there is no such key.
+    """
     if not isinstance(data, dict):
         raise UsageError(f"{where}: expected keys and values ({', '.join(model.model_fields)}), got {data!r}.")
     try:
@@ -73,7 +82,7 @@ def validate(model: type[Model], data: Any, *, where: str) -> Model:
 
 
 def _follow(model: type, location: tuple[int | str, ...]) -> tuple[str, type]:
-    """The path in words, `layers[0].router.top_k`, and the model that holds its last key.
+    """Find the path in words, `layers[0].router.top_k`, and the model that holds its last key.
 
     pydantic puts the members of unions between the keys: they choose a model and are not part of the path.
     """
@@ -99,7 +108,7 @@ def _models_in(annotation: Any) -> list[type]:
 
 
 def _fields(model: type) -> dict[str, Any]:
-    """The annotations of a model's or a dataclass's fields."""
+    """Find the annotations of a model's or a dataclass's fields."""
     if issubclass(model, BaseModel):
         return {name: field.annotation for name, field in model.model_fields.items()}
     return typing.get_type_hints(model)

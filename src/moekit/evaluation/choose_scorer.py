@@ -1,4 +1,4 @@
-"""How each kind of model scores text."""
+"""The scorer of each kind of model."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,14 @@ _LONGEST = 2048
 
 
 def scorer_of(model: LanguageModel | NGram, context: int | None = None) -> Callable[[str], Score]:
-    """What gives (nats, tokens, bytes) of a text.
+    """Make the function that gives (nats, tokens, bytes) of a text.
 
-    context: tokens that a prediction may see at most; by default what the model takes, up to 2048.
-    Raises UsageError where the model takes fewer, or its tokenizer is missing.
+    Args:
+        model: the model that scores.
+        context: the tokens that a prediction may see at most; by default what the model takes, up to 2048.
+
+    Raises:
+        UsageError: where the model takes fewer tokens, its tokenizer is missing, or it scores no single texts.
     """
     if isinstance(model, NGram):
         if not model.vocabulary.is_bytes:

@@ -25,9 +25,10 @@ _LONGEST = 2048
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """A causal model, whose call gives logits; the harness asks it for log likelihoods and greedy text.
+    """A causal model as the harness asks it, for log likelihoods and greedy text.
 
-    Raises UsageError where the model is not causal, or its tokenizer has no token to start a text with.
+    Raises:
+        UsageError: where the model is not causal, or its tokenizer has no token to start a text with.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
@@ -42,7 +43,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @classmethod
     def load(cls, path: str) -> Self:
-        """The model in a folder, with its tokenizer."""
+        """Load the model in a folder, with its tokenizer."""
         model = load(path)
         if not isinstance(model, LanguageModel):
             raise UsageError("The harness needs a causal model, and an n-gram model gives no logits.")
@@ -50,15 +51,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """What stands between texts."""
+        """The token that stands between texts."""
         return self._start
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The ids of a text, never with special tokens."""
+        """Encode a text, never with special tokens."""
         return self.tokenizer.encode(string)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p in nats of each whole text, each of its tokens given as many before it as fit."""
+        """Compute log p in nats of each whole text, each of its tokens given as many before it as fit."""
         totals = []
         for request in tqdm(requests, disable=disable_tqdm):
             windows = get_rolling_token_windows(
@@ -69,7 +70,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The most probable continuation, token by token, up to a stop string."""
+        """Write the most probable continuation of each text, token by token, up to a stop string."""
         texts = []
         for request in tqdm(requests, disable=disable_tqdm):
             context, options = request.args
@@ -86,7 +87,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [self._score(context, text) for _, context, text in tqdm(requests, disable=disable_tqdm)]
 
     def _score(self, context: list[int], text: list[int]) -> tuple[float, bool]:
-        """log p of the text after the context, and whether greedy decoding would write it."""
+        """Compute log p of the text after the context, and whether greedy decoding would write it."""
         ids = (context + text)[-(self.context + 1) :]
         log_probs_TV = self._logits(ids[:-1])[-len(text) :].double().log_softmax(-1)
         target_T = torch.tensor(ids[-len(text) :])

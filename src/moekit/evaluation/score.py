@@ -1,4 +1,4 @@
-"""Scoring documents with any model that has `log_prob`.
+"""Scores of documents by any model that has `log_prob`.
 
 B windows in a batch, T tokens of a window.
 """
@@ -22,8 +22,12 @@ _BATCH_TOKENS = 4096
 class Evaluation(BaseModel):
     """Bits and counts of what was scored.
 
-    bits_per_byte: bits per byte of UTF-8. perplexity: per token, exp of the mean loss in nats. tokens: those scored.
-    bytes: of the documents they belong to. by_domain: bits per byte of each domain.
+    Attributes:
+        bits_per_byte: bits per byte of UTF-8.
+        perplexity: perplexity per token, exp of the mean loss in nats.
+        tokens: the tokens that were scored.
+        bytes: the bytes of the documents they belong to.
+        by_domain: bits per byte of each domain.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,15 +47,19 @@ class WindowScorer:
     """Sums log probabilities over windows of at most `context` + 1 tokens.
 
     A document is cut into windows whose first token is context only: the tokenizer's start token for the first, the
-    last token of the window before for the others, so that each token is scored once. log_prob: tokens_BT to log
-    probabilities (B, T - 1) in nats of all but the first of each row.
+    last token of the window before for the others, so that each token is scored once.
+
+    Args:
+        log_prob: from tokens_BT to log probabilities (B, T - 1) in nats of all but the first of each row.
+        tokenizer: the model's.
+        context: the tokens that a prediction may see at most.
     """
 
     def __init__(self, log_prob: Callable[[Tensor], Tensor], tokenizer: Tokenizer, context: int) -> None:
         self.log_prob, self.tokenizer, self.context = log_prob, tokenizer, context
 
     def __call__(self, text: str) -> Score:
-        """Without a start token the first token is not scored, nor are its bytes."""
+        """Score a text; without a start token the first token is not scored, nor are its bytes."""
         ids = self.tokenizer.encode(text)
         size = len(text.encode("utf-8"))
         if self.tokenizer.start is not None:
@@ -77,7 +85,7 @@ class LineScorer:
         self.model = model
 
     def __call__(self, text: str) -> Score:
-        """The end of a line stands for its line feed."""
+        """Score a text; the end of a line stands for its line feed."""
         nats, tokens = 0.0, 0
         for scores in self.model.score_sentences(text.split("\n")):
             nats -= float(scores.sum()) * math.log(10)
@@ -90,9 +98,15 @@ def evaluate(
     documents: Sequence[Document],
     on_document: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Score all documents. on_document: called with the number of documents done.
+    """Score all documents.
 
-    Raises UsageError where there is nothing to score.
+    Args:
+        score: gives (nats, tokens, bytes) of a text.
+        documents: what to score.
+        on_document: called with the number of documents done.
+
+    Raises:
+        UsageError: where there is nothing to score.
     """
     sums: dict[str, tuple[float, int]] = {}
     tokens = 0
@@ -122,7 +136,7 @@ def _windows(ids: list[int], context: int) -> Iterator[list[int]]:
 
 
 def _batches(windows: Iterable[list[int]]) -> Iterator[Tensor]:
-    """Windows of one length together; only the last of a document is shorter."""
+    """Put windows of one length together; only the last of a document is shorter."""
     batch: list[list[int]] = []
     for window in windows:
         if batch and (len(window) != len(batch[0]) or len(batch) * len(window) >= _BATCH_TOKENS):

@@ -20,10 +20,13 @@ BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0} | {
 
 
 class ModelPlan(BaseModel):
-    """params_active: those that take part in one token's forward pass, embedding tables included.
+    """What a model needs.
 
-    weight_bytes: by type of number. kv_cache_bytes_per_token: of all layers in bfloat16, None where there is no such
-    cache; a window bounds the tokens that are kept, not this.
+    Attributes:
+        params_active: the parameters that take part in one token's forward pass, embedding tables included.
+        weight_bytes: the bytes of all weights, by type of number.
+        kv_cache_bytes_per_token: the bytes of all layers' cache in bfloat16, None where there is no such cache; a
+            window bounds the tokens that are kept, not this.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,7 +42,7 @@ class ModelPlan(BaseModel):
 
 
 def plan_model(name: str, config: Config, source: str | None = None) -> ModelPlan:
-    """What the configuration tells."""
+    """Tell what a model needs from its configuration; `source` says where the configuration was found."""
     count = count_parameters(config) if isinstance(config, ModelConfig) else count_by_building(config)
     cache = 2 * cached_values_per_token(config) if isinstance(config, ModelConfig) else None
     return ModelPlan(
@@ -55,7 +58,7 @@ def plan_model(name: str, config: Config, source: str | None = None) -> ModelPla
 
 
 def count_by_building(config: Config) -> ParameterCount:
-    """The same for a model of any kind, which is built without memory for its weights and looked at."""
+    """Count the parameters of a model of any kind, which is built without memory for its weights and looked at."""
     with on_meta():
         model = build(config)
     parts: Counter[str] = Counter()
@@ -67,7 +70,7 @@ def count_by_building(config: Config) -> ParameterCount:
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a parameter belongs to, by the modules on the way to it."""
+    """Find the part of a model that a parameter belongs to, by the modules on the way to it."""
     modules = name.split(".")
     for part in ("experts", "router", "branch"):
         if part in modules:

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file, read key by key: what is missing or of the wrong kind is named."""
+"""The metadata of a GGUF file by key; errors name a key that is missing or of the wrong kind."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ class Metadata(Mapping[str, Value]):
         self._values, self.path = values, path
 
     def get_as(self, kind: type[T], key: str, default: T | None = None) -> T:
-        """The value at `key`, or the default where there is none."""
+        """Give the value at `key`, or the default where there is none; `kind` is the type that it has to have."""
         found: Any = self._values.get(key, default)
         if kind is float and type(found) is int:
             found = float(found)
@@ -30,21 +30,21 @@ class Metadata(Mapping[str, Value]):
         return found
 
     def numbers(self, key: str) -> np.ndarray | None:
-        """The array of numbers at `key`, a view of the file; None where there is none."""
+        """Give the array of numbers at `key`, a view of the file; None where there is none."""
         found = self._values.get(key)
         if found is not None and not isinstance(found, np.ndarray):
             raise self.problem(key, f"must be an array of numbers, not {shown(found)}")
         return found
 
     def strings(self, key: str) -> Strings | None:
-        """The array of texts at `key`; None where there is none."""
+        """Give the array of texts at `key`; None where there is none."""
         found = self._values.get(key)
         if found is not None and not isinstance(found, Strings):
             raise self.problem(key, f"must be an array of texts, not {shown(found)}")
         return found
 
     def problem(self, key: str, text: str) -> MoekitError:
-        """The error that says something of a key."""
+        """Make the error that says something about a key."""
         return MoekitError(f"{self.path}: {printable(key)} {text}.")
 
     def __getitem__(self, key: str) -> Value:
@@ -58,7 +58,7 @@ class Metadata(Mapping[str, Value]):
 
 
 def shown(value: object) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, Strings | np.ndarray):
         return f"an array of {len(value)}"
     text = printable(repr(value))
@@ -66,5 +66,5 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Short, and without what a file could have put in to steer a terminal."""
+    """Shorten a text, and take out what a file could have put in to steer a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text[:200])

@@ -1,7 +1,7 @@
 """GGUF files, read where they lie: the file is mapped, and a tensor is a view of it.
 
-Nothing is believed: counts, lengths, offsets and dimensions are compared with the size of the file before anything is
-allocated or looped over. Whoever shortens a file that is in use gets the signal that all users of mmap get.
+Nothing in a file is trusted: counts, lengths, offsets and dimensions are compared with the size of the file before
+anything is allocated or looped over. Whoever shortens a file that is in use gets the signal that all users of mmap get.
 """
 
 import math
@@ -32,8 +32,14 @@ _READ_ROWS_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of the file: `shape` with the dimension whose numbers lie together last (the file says it the other way
-    round); its `size` bytes begin at byte `start`. code: of its type, as ggml counts them.
+    """A tensor of the file.
+
+    Attributes:
+        name: its name.
+        code: the number of its type, as ggml counts types.
+        shape: the dimension whose numbers lie together is the last one; the file says it the other way round.
+        start: its first byte in the file.
+        size: its number of bytes.
     """
 
     name: str
@@ -44,25 +50,32 @@ class GGUFTensor:
 
     @property
     def type(self) -> StoredType:
-        """What its numbers are."""
+        """The type of its numbers."""
         return STORED_TYPES[self.code]
 
     @property
     def columns(self) -> int:
-        """Numbers of a row."""
+        """The numbers of a row."""
         return self.shape[-1]
 
     @property
     def rows(self) -> int:
-        """Rows of the tensor as a matrix, its leading dimensions on end."""
+        """The rows of the tensor as a matrix, its leading dimensions on end."""
         return math.prod(self.shape[:-1])
 
 
 class GGUFFile:
-    """A GGUF file that is open for reading. metadata: by key. tensors: by name, in the order of the file.
+    """A GGUF file that is open for reading.
 
-    Raises MoekitError naming file and place where it is no GGUF of version 2 or 3, or damaged in any way that its first
-    part tells. Views that it gives stay valid after it is gone.
+    Views that it gives stay valid after it is gone.
+
+    Attributes:
+        metadata: the values by key.
+        tensors: the tensors by name, in the order of the file.
+
+    Raises:
+        MoekitError: naming file and place where it is no GGUF of version 2 or 3, or damaged in any way that its first
+            part tells.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,12 +88,12 @@ class GGUFFile:
         self.data_B: Bytes = np.frombuffer(data, np.uint8)
 
     def bytes_of(self, name: str) -> Bytes:
-        """The bytes of a tensor as rows (rows, bytes of a row): a view of the file, which cannot be written to."""
+        """Give the bytes of a tensor as rows (rows, bytes of a row): a view of the file, which cannot be written to."""
         tensor = self[name]
         return self.data_B[tensor.start : tensor.start + tensor.size].reshape(tensor.rows, -1)
 
     def packed(self, name: str) -> PackedMatrix:
-        """The tensor as a matrix where it lies; MoekitError where PackedMatrix does not know its type."""
+        """Give the tensor as a matrix where it lies; MoekitError where moekit does not compute with its type."""
         tensor = self[name]
         if tensor.code not in PACKED_TYPES:
             raise MoekitError(
@@ -89,8 +102,10 @@ class GGUFFile:
         return PackedMatrix(self.bytes_of(name), PACKED_TYPES[tensor.code], tensor.columns)
 
     def rows(self, name: str, begin: int = 0, end: int | None = None) -> Numbers:
-        """Rows of the tensor as numbers, (end - begin, columns), a copy; MoekitError where neither we nor the `gguf`
-        package know the type.
+        """Unpack rows of the tensor to numbers, (end - begin, columns): a copy.
+
+        Raises:
+            MoekitError: where neither moekit nor the `gguf` package knows the type.
         """
         tensor = self[name]
         raw_RB = self.bytes_of(name)[begin:end]
@@ -99,11 +114,11 @@ class GGUFFile:
         return _by_package(tensor, raw_RB, self.path)
 
     def numbers(self, name: str) -> Numbers:
-        """All of the tensor in its shape."""
+        """Unpack all of the tensor to numbers, in its shape."""
         return self.rows(name).reshape(self[name].shape)
 
     def chunks(self, name: str) -> Iterator[tuple[int, Numbers]]:
-        """The rows as numbers, some at a time, each with the index of its first."""
+        """Unpack the rows to numbers, some at a time, each chunk with the index of its first row."""
         tensor = self[name]
         step = max(1, _READ_ROWS_BYTES // (4 * tensor.columns))
         for begin in range(0, tensor.rows, step):
@@ -140,7 +155,7 @@ class GGUFFile:
         self.tensors: Mapping[str, GGUFTensor] = _placed(described, first, alignment, len(data))
 
     def _counts(self, cursor: Cursor) -> tuple[int, int]:
-        """Of tensors and of keys, both of which the rest of the file has room for."""
+        """Read the numbers of tensors and of keys, and check that the rest of the file has room for both."""
         if bytes(cursor.data[:4]) != _MAGIC:
             raise MoekitError(f"{self.path} is no GGUF file.")
         cursor.position = 4
@@ -156,7 +171,7 @@ class GGUFFile:
         return tensors, keys
 
     def _described(self, cursor: Cursor) -> GGUFTensor:
-        """What the file says of a tensor; start still counts from where the data begins."""
+        """Read what the file says of a tensor; its start still counts from where the data begins."""
         name = cursor.text("a tensor's name")
         dimensions = cursor.u32()
         if not 0 < dimensions <= _MAX_DIMENSIONS:
@@ -173,7 +188,7 @@ class GGUFFile:
 
 
 def _placed(described: list[GGUFTensor], first: int, alignment: int, file_size: int) -> dict[str, GGUFTensor]:
-    """The tensors with their places in the file, checked: inside it, aligned, none over another."""
+    """Place the tensors in the file, and check that they are inside it, aligned, and none over another."""
     placed: dict[str, GGUFTensor] = {}
     for tensor in described:
         if tensor.name in placed:
@@ -190,7 +205,7 @@ def _placed(described: list[GGUFTensor], first: int, alignment: int, file_size: 
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """All of the file, read-only; MoekitError where it is none, or empty."""
+    """Map all of the file, read-only; MoekitError where there is no file, or an empty one."""
     try:
         # Not blocking, or opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -209,7 +224,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _by_package(tensor: GGUFTensor, raw_RB: Bytes, path: Path) -> Numbers:
-    """Numbers of a type that only the `gguf` package knows."""
+    """Unpack a type that only the `gguf` package knows."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as package_dequantize
 

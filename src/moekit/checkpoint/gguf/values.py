@@ -1,4 +1,4 @@
-"""The first part of a GGUF file, read value by value, with every length compared with the bytes there are.
+"""The metadata part of a GGUF file, read value by value; every length is compared with the bytes there are.
 
 The format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -46,7 +46,7 @@ class Damaged(ValueError):
 
 
 class Strings(Sequence[str]):
-    """An array of texts where it lies in the file, decoded when it is looked at."""
+    """An array of texts where it lies in the file; a text is decoded when it is asked for."""
 
     def __init__(self, data: memoryview, starts_N: np.ndarray, what: str) -> None:
         self._data, self._starts_N, self._what = data, starts_N, what
@@ -67,7 +67,7 @@ class Strings(Sequence[str]):
         return iter(self[:])
 
     def raw(self) -> list[bytes]:
-        """The bytes of each, of which old files may hold some that are no UTF-8."""
+        """Give the bytes of each text: old files may hold some that are no UTF-8."""
         if not len(self):
             return []
         # They lie one behind the other, so that each ends where the length of the next one stands.
@@ -87,21 +87,21 @@ Value = int | float | bool | str | Strings | np.ndarray
 
 
 class Cursor:
-    """A place in the file that moves on with each value; `data` is all of the file."""
+    """A position in the file, which each value read moves on; `data` is all of the file."""
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.position = data, 0
 
     def u32(self) -> int:
-        """An unsigned number of 4 bytes."""
+        """Read an unsigned number of 4 bytes."""
         return int(self._scalar(_U32))
 
     def u64(self) -> int:
-        """An unsigned number of 8 bytes."""
+        """Read an unsigned number of 8 bytes."""
         return int(self._scalar(_U64))
 
     def text(self, what: str) -> str:
-        """A text; `what` names it where it is damaged."""
+        """Read a text; `what` names it in the error where it is damaged."""
         length = self.u64()
         self._need(length, what)
         begin = self.position
@@ -109,7 +109,7 @@ class Cursor:
         return _decoded(self.data[begin : self.position], what)
 
     def value(self, key: str) -> Value:
-        """The value of `key`, its type first."""
+        """Read the value of `key`, which begins with its type."""
         kind = self.u32()
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind])
@@ -134,7 +134,7 @@ class Cursor:
         return array_N
 
     def _strings(self, count: int, what: str) -> Strings:
-        """Only the lengths are looked at: hundreds of thousands of texts are passed in a few hundredths of a second."""
+        """Pass over the texts by their lengths: hundreds of thousands take a few hundredths of a second."""
         starts = array("q")
         data, position, last = self.data, self.position, len(self.data) - 8
         unpack = _U64.unpack_from

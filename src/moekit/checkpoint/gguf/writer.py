@@ -28,9 +28,13 @@ Written = int | float | bool | str | list[str] | list[int] | list[float]
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTensor:
-    """A tensor to write. shape: the dimension whose numbers lie together last.
+    """A tensor to write.
 
-    make: gives its bytes as rows (uint8), some at a time, in their order.
+    Attributes:
+        name: its name.
+        type: the type that it is packed as.
+        shape: the dimension whose numbers lie together is the last one.
+        make: gives its bytes as rows (uint8), some at a time, in their order.
     """
 
     name: str
@@ -40,7 +44,7 @@ class OutputTensor:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The bytes of the tensor."""
         rows = 1
         for extent in self.shape[:-1]:
             rows *= extent
@@ -48,7 +52,7 @@ class OutputTensor:
 
 
 def gguf_bytes(architecture: str, metadata: Mapping[str, Written], tensors: Sequence[OutputTensor]) -> int:
-    """The bytes of the file that `write_gguf` writes."""
+    """Compute the size in bytes of the file that `write_gguf` writes."""
     with tempfile.TemporaryDirectory() as folder:
         writer = _header(Path(folder) / "header", architecture, metadata, tensors)
         writer.close()
@@ -72,9 +76,18 @@ def write_gguf(
     tensors: Sequence[OutputTensor],
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    """Write a file of GGUF version 3, all of it or nothing. on_bytes: called with the bytes of each chunk written.
+    """Write a file of GGUF version 3, all of it or nothing.
 
-    Raises UsageError where something stands at `path`, MoekitError where the disk is full.
+    Args:
+        path: the new file.
+        architecture: the value of general.architecture.
+        metadata: the other values by key.
+        tensors: the tensors, in the order of the file.
+        on_bytes: called with the bytes of each chunk written.
+
+    Raises:
+        UsageError: where something stands at `path`.
+        MoekitError: where the disk is full.
     """
     check_free(path, gguf_bytes(architecture, metadata, tensors))
     with files.replacing(path) as temporary:
@@ -101,7 +114,7 @@ def write_gguf(
 def _header(
     path: Path, architecture: str, metadata: Mapping[str, Written], tensors: Sequence[OutputTensor]
 ) -> "GGUFWriter":
-    """A writer that has written everything before the data."""
+    """Open a writer and write everything before the data."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(None, architecture)
