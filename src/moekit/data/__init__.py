@@ -44,7 +44,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What is asked for, imported then: `moekit generate` needs the tokenizers here, and must not wait for the rest."""
+    """Import `name` when it is asked for: `moekit generate` needs the tokenizers here, and not the rest."""
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"moekit.data.{module}"), name)

@@ -1,7 +1,7 @@
 """Windows of a corpus as tensors of byte values.
 
-B sequences in a batch, T tokens of context, N windows. A window holds T + 1 bytes: inputs are all but the last,
-targets all but the first.
+B sequences in a batch, T tokens of context, N windows. A window holds T + 1 bytes: inputs are all but the last, targets
+all but the first.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ from moekit.data.tokenizers import SEPARATOR
 
 
 def training_batch(corpus: Corpus, *, step: int, sequences: int, context: int, seed: int) -> Tensor:
-    """The windows that training step `step` sees: int64 [B, T + 1], a pure function of the arguments.
+    """Make the windows of training step `step`: int64 (B, T + 1), a pure function of the arguments.
 
-    Each sequence draws its domain uniformly, then its place in that domain's training text, so no state has to
-    be kept to resume. The draws are Philox's raw output (Salmon et al. 2011) under the key (seed, step),
-    which no version of numpy changes. `corpus` must have passed `check_large_enough`.
+    Each sequence draws its domain uniformly, then its place in that domain's training text, so no state has to be kept
+    to resume. The draws are Philox's raw output (Salmon et al. 2011) under the key (seed, step), which no version of
+    numpy changes. `corpus` must have passed `check_large_enough`.
     """
     window = context + 1
     philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
@@ -32,10 +32,10 @@ def training_batch(corpus: Corpus, *, step: int, sequences: int, context: int, s
 
 
 def held_out_windows(corpus: Corpus, *, context: int, tokens_per_domain: int) -> dict[str, Tensor]:
-    """For each domain windows of its held-out text, int64 [N, T + 1], spread evenly from its start to its end.
+    """Make for each domain windows of its held-out text, int64 (N, T + 1), spread evenly from its start to its end.
 
-    N is `tokens_per_domain` // T, at least 1, or as many as the domain has. No byte is a target twice.
-    `corpus` must have passed `check_large_enough`.
+    N is `tokens_per_domain` // T, at least 1, or as many as the domain has. No byte is a target twice. `corpus` must
+    have passed `check_large_enough`.
     """
     return {
         domain.name: _spread_windows(domain.held_out, context, max(1, tokens_per_domain // context))
@@ -44,7 +44,7 @@ def held_out_windows(corpus: Corpus, *, context: int, tokens_per_domain: int) ->
 
 
 def is_scored(targets: Tensor) -> Tensor:
-    """Which targets count, as bool of the same shape: separators are ours, not the text's."""
+    """Tell which targets count, as bool of the same shape: separators are ours, not the text's."""
     return targets != SEPARATOR
 
 

@@ -39,35 +39,42 @@ class DomainText:
 
     @property
     def train_bytes(self) -> int:
-        """Bytes of training text, separators included."""
+        """The bytes of training text, separators included."""
         return len(self.train)
 
     @property
     def held_out_bytes(self) -> int:
-        """Bytes of held-out text, separators included."""
+        """The bytes of held-out text, separators included."""
         return len(self.held_out)
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Text in domains, sorted by name. sha256: of the domains' names and both sides' bytes, in hexadecimal."""
+    """Text in domains, sorted by name.
+
+    Attributes:
+        sha256: the hash of the domains' names and both sides' bytes, in hexadecimal.
+    """
 
     name: str
     sha256: str
     domains: tuple[DomainText, ...]
 
     def unigram_bits_per_byte(self, domain: str | None = None) -> float:
-        """Bits per byte of held-out text under the add-one smoothed byte frequencies of the training text.
+        """Score the held-out text by the add-one smoothed byte frequencies of the training text, in bits per byte.
 
-        Each domain is scored by its own frequencies, over all 256 bytes; separators are not scored. Without
-        `domain`, the mean over domains, each weighing the same. Raises KeyError for an unknown domain.
+        Each domain is scored by its own frequencies, over all 256 bytes; separators are not scored. Without `domain`,
+        the result is the mean over domains, each weighing the same.
+
+        Raises:
+            KeyError: for an unknown domain.
         """
         if domain is None:
             return float(np.mean([_unigram_bits_per_byte(text) for text in self.domains]))
         return _unigram_bits_per_byte({text.name: text for text in self.domains}[domain])
 
     def byte_frequencies(self) -> npt.NDArray[np.float64]:
-        """How often training meets each of the 256 byte values: they add up to 1, each domain weighing the same."""
+        """Compute how often training meets each of the 256 bytes: they add up to 1, each domain weighing the same."""
         counts = [_byte_counts(text.train) for text in self.domains]
         frequencies: npt.NDArray[np.float64] = np.mean([each / each.sum() for each in counts], axis=0)
         return frequencies
@@ -93,9 +100,12 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The corpus that `save` wrote into `folder`, its text mapped from the files, read-only.
+        """Open the corpus that `save` wrote into `folder`, its text mapped from the files, read-only.
 
-        Reads all of it once to check it. Raises MoekitError, naming the file, where one is missing or changed.
+        All of it is read once to check it.
+
+        Raises:
+            MoekitError: naming the file, where one is missing or changed.
         """
         manifest = folder / _MANIFEST
         try:
@@ -124,8 +134,14 @@ def build_corpus(
 ) -> Corpus:
     """Split `documents` by `seed` and join each side of each domain; the order of `documents` does not matter.
 
-    `say` is told how many near-duplicates were left out, if any (see `split_documents`).
-    Raises UsageError where there are no documents, or a domain has no text on one of the sides.
+    Args:
+        documents: the texts.
+        name: the corpus's name.
+        seed: the seed of the split.
+        say: told how many near-duplicates were left out, if any (see `split_documents`).
+
+    Raises:
+        UsageError: where there are no documents, or a domain has no text on one of the sides.
     """
     if not documents:
         raise UsageError("There is no text to build a corpus from; give a file, a folder or a hub dataset.")
@@ -155,9 +171,9 @@ def load_corpus(
     seed: int = 0,
     say: Callable[[str], None] = ignore,
 ) -> Corpus:
-    """The corpus of `sources`, as `read_sources` reads them, or the embedded one where there are none.
+    """Build the corpus of `sources`, as `read_sources` reads them, or the embedded one where there are none.
 
-    Raises what `read_sources` and `build_corpus` raise.
+    It raises what `read_sources` and `build_corpus` raise.
     """
     if not sources:
         return build_corpus(embedded_documents(), name="embedded", seed=seed, say=say)

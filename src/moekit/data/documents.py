@@ -1,4 +1,4 @@
-"""Reading text: files, folders, rows of tables and Hugging Face datasets become documents with a domain.
+"""Documents: files, folders, rows of tables and Hugging Face datasets become texts with a domain.
 
 Text is bytes. Byte 0 separates documents later on, so whatever holds it is binary and is not text.
 """
@@ -25,10 +25,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]*){0,2}", re
 
 @dataclass(frozen=True)
 class Document:
-    """One text: `domain` is what results are told apart by, `name` says where in the domain it stands.
+    """One text.
 
-    text: UTF-8 bytes, not empty and without byte 0 (ValueError otherwise).
-    group: documents of one group never stand on both sides of the split; None is a group of its own.
+    Attributes:
+        domain: what results are told apart by.
+        name: the document's place in the domain.
+        text: UTF-8 bytes, not empty and without byte 0 (ValueError otherwise).
+        group: documents of one group never stand on both sides of the split; None is a group of its own.
     """
 
     domain: str
@@ -42,7 +45,7 @@ class Document:
 
 
 def is_text(content: bytes) -> bool:
-    """Whether `content` is UTF-8 without byte 0 that holds more than white space."""
+    """Tell whether `content` is UTF-8 without byte 0 that holds more than white space."""
     if 0 in content or not content.strip():
         return False
     try:
@@ -53,7 +56,7 @@ def is_text(content: bytes) -> bool:
 
 
 def ignore(message: str) -> None:
-    """Say nothing: the default for functions that may have something to tell the user."""
+    """Ignore a message: the default for functions that may have something to tell the user."""
 
 
 def read_sources(
@@ -112,6 +115,7 @@ class _Reader:
     _read: set[Path] = field(default_factory=set)
 
     def read(self, source: str) -> Iterator[Document]:
+        """Yield the documents of a source."""
         path = Path(source)
         if os.path.isdir(source):
             yield from self._folder(path)
@@ -193,7 +197,7 @@ def _own_name(path: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    """A file's name as valid Unicode: names on disk are bytes, and may be anything."""
+    """Make a file's name valid Unicode: names on disk are bytes, and may be anything."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

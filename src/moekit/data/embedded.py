@@ -34,11 +34,13 @@ _LONG_PARAGRAPH = 60
 
 
 def embedded_documents() -> list[Document]:
-    """The documents of the embedded corpus, ready for `build_corpus`.
+    """Make the documents of the embedded corpus, ready for `build_corpus`.
 
-    A docstring is moved, not copied: cut out of the source and put into `english`, in the same group as the rest
-    of its file, so that no text is in two domains and a file never stands on both sides of the split.
-    Raises MoekitError where Python came without the sources of its standard library.
+    A docstring is moved, not copied: cut out of the source and put into `english`, in the same group as the rest of its
+    file, so that no text is in two domains and a file never stands on both sides of the split.
+
+    Raises:
+        MoekitError: where Python came without the sources of its standard library.
     """
     library = Path(sysconfig.get_path("stdlib"))
     paragraphs = _Paragraphs()
@@ -62,10 +64,13 @@ def embedded_documents() -> list[Document]:
 
 
 def cut_docstrings(source: str) -> tuple[bytes, list[str]]:
-    """Python `source`, with `\\n` line ends, without its docstrings; and these docstrings, unindented.
+    """Cut the docstrings out of Python `source`, whose lines end in line feeds.
 
-    A docstring that shares a line with code stays in the source. One that is all that its function or class has
-    becomes `pass`. A source that does not parse is returned whole, with no docstrings.
+    A docstring that shares a line with code stays in the source. One that is all that its function or class has becomes
+    `pass`. A source that does not parse is returned whole, with no docstrings.
+
+    Returns:
+        The source without its docstrings, and these docstrings, unindented.
     """
     text = source.encode()
     try:
@@ -94,7 +99,7 @@ def cut_docstrings(source: str) -> tuple[bytes, list[str]]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
-    """Each docstring's statement in order of the text, and whether it is all that its function or class has.
+    """Find each docstring's statement in order of the text, and whether it is all that its function or class has.
 
     Only statements are visited: walking all expressions would take three times as long.
     """
@@ -121,6 +126,7 @@ class _Paragraphs:
         self._seen: set[str] = set()
 
     def unseen(self, text: str) -> str:
+        """Give the text without the long paragraphs that came before."""
         kept = []
         for paragraph in re.split(r"\n(?:[ \t]*\n)+", text.strip("\n")):
             words = " ".join(paragraph.split())
@@ -141,7 +147,10 @@ def _topics(paragraphs: _Paragraphs) -> Iterator[Document]:
 
 
 def _files(root: Path, suffix: str) -> Iterator[tuple[str, str]]:
-    """Name, relative to `root`, and text with `\\n` line ends of every file below; what is not UTF-8 is left out."""
+    """Read every file below `root`: its name relative to `root`, and its text with line feeds as line ends.
+
+    What is not UTF-8 is left out.
+    """
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - _LEFT_OUT)
         for name in sorted(names):
@@ -154,7 +163,7 @@ def _files(root: Path, suffix: str) -> Iterator[tuple[str, str]]:
 
 
 def _arithmetic() -> Iterator[Document]:
-    """Files of equations, no line twice in all of them, so that no held-out line was seen in training."""
+    """Generate files of equations, no line twice in all of them, so that no held-out line was seen in training."""
     generator = np.random.Generator(np.random.PCG64(_ARITHMETIC_SEED))
     count = _ARITHMETIC_FILES * _ARITHMETIC_LINES
     # as many numbers of two digits as of five; 10 <= a, b, c < 100,000

@@ -1,4 +1,4 @@
-"""How byte-level tokenizers cut a text before they merge, by the names that GGUF files have for it.
+"""Pre-tokenizers: how byte-level tokenizers cut a text before they merge, by the names that GGUF files have for them.
 
 Patterns are those of the published tokenizer.json, where llama.cpp (src/llama-vocab.cpp) has an equivalent of its own.
 """
@@ -39,13 +39,13 @@ WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama-v3", "llama3"})
 
 
 def name_of(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
-    """The name of what the `pre_tokenizer` of a tokenizer.json does; None where there is none."""
+    """Find the name of what the `pre_tokenizer` of a tokenizer.json does; None where there is no such name."""
     found = _patterns(pre_tokenizer)
     return next((name for name, patterns in PATTERNS.items() if found == patterns), None)
 
 
 def _patterns(step: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """What it cuts at; None where it does anything else."""
+    """Find the patterns that a step cuts at; None where it does anything else."""
     if step is None:
         return ()
     match step.get("type"):

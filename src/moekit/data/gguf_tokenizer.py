@@ -30,11 +30,16 @@ _SPECIAL_IDS = {
 
 
 class GGUFTokenizer:
-    """The tokenizer of a file.
+    """The tokenizer of a GGUF file.
 
-    start: the token that stands before a text. special_tokens: by their texts. special_texts: the texts of `bos_token`
-    and others by the names that chat templates know them by. end_tokens: the ids that end a text or an answer.
-    Raises MoekitError where the file's tokenizer is of a kind that moekit has not, or contradicts itself.
+    Attributes:
+        start: the token that stands before a text.
+        special_tokens: ids by the texts of special tokens.
+        special_texts: the texts of `bos_token` and others, by the names that chat templates know them by.
+        end_tokens: the ids that end a text or an answer.
+
+    Raises:
+        MoekitError: where the file's tokenizer is of a kind that moekit does not have, or contradicts itself.
     """
 
     def __init__(self, metadata: Metadata) -> None:
@@ -60,35 +65,35 @@ class GGUFTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """Its Jinja template for conversations; None where it has none."""
+        """The file's Jinja template for conversations; None where it has none."""
         return self._metadata.get_as(str, "tokenizer.chat_template", "") or None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text, without start or end."""
+        """Encode a text to ids, without start or end."""
         return list(self._rust.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text with the special tokens that the file asks for around it."""
+        """Encode a text with the special tokens that the file asks for around it."""
         return [*self._before, *self.encode(text), *self._after]
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is a special token."""
+        """Encode a text in which nothing is a special token."""
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+        """Decode ids to a text."""
         return str(self._rust.decode(list(ids)))
 
     @cached_property
     def _plain(self) -> Rust:
-        """A second one: the switch is the tokenizer's, and others may be encoding with it."""
+        """A second tokenizer: the switch is the tokenizer's own, and others may be encoding with the first."""
         plain = self._whole()
         plain.encode_special_tokens = True
         return plain
 
     @property
     def _pre(self) -> str:
-        """The name of how a text is cut."""
+        """The name of the pre-tokenizer."""
         name = self._metadata.get_as(str, f"{_KEY}.pre", "default")
         if name not in PATTERNS:
             known = did_you_mean(name, PATTERNS).rstrip(".?")
@@ -97,18 +102,18 @@ class GGUFTokenizer:
 
     @property
     def _prefixed(self) -> bool:
-        """Whether a text begins with a space that it does not have."""
+        """Whether a space is put before a text."""
         return self._model == "llama" and self._metadata.get_as(bool, f"{_KEY}.add_space_prefix", True)
 
     def _ids(self) -> dict[str, int]:
-        """Of special tokens, by their names."""
+        """Find the ids of special tokens, by their names."""
         usual = {"bos_token": 1, "eos_token": 2, "unk_token": 0} if self._model == "llama" else {}
         keys = _SPECIAL_IDS | {"eot_token": "eot_token_id", "eom_token": "eom_token_id"}
         found = {name: self._metadata.get_as(int, f"{_KEY}.{key}", usual.get(name, -1)) for name, key in keys.items()}
         return {name: id_ for name, id_ in found.items() if 0 <= id_ < len(self._words)}
 
     def _around(self, ids: Mapping[str, int]) -> tuple[list[int], list[int]]:
-        """The special tokens before and after a prompt."""
+        """Find the special tokens before and after a prompt."""
         begins = self._model == "llama" or self._pre in WHOLE_WORDS_FIRST
         before = self._metadata.get_as(bool, f"{_KEY}.add_bos_token", begins)
         after = self._metadata.get_as(bool, f"{_KEY}.add_eos_token", False)
@@ -144,7 +149,9 @@ class GGUFTokenizer:
         return pairs  # type: ignore[return-value]
 
     def _merges_of_scores(self, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-        """SentencePiece joins, of all neighbours that are a token together, those whose token has the highest score: so
+        """Derive the merges from the scores of a SentencePiece model.
+
+        SentencePiece joins, of all neighbours that are a token together, those whose token has the highest score: so
         every way to cut a token into two tokens is a merge, in the order of the scores.
         """
         scores = self._metadata.numbers(f"{_KEY}.scores")
@@ -161,7 +168,7 @@ class GGUFTokenizer:
         ]
 
     def _whole(self) -> Rust:
-        """The steps around the merging."""
+        """Build the tokenizer: the merges and the steps around them."""
         rust = Rust(self._bpe)
         if self._model == "gpt2":
             cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[self._pre]]
@@ -181,9 +188,11 @@ class GGUFTokenizer:
 
 
 def gguf_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a file for a model of `vocab_size` tokens; a model of 256 without one reads bytes.
+    """Load the tokenizer of a file for a model of `vocab_size` tokens; a model of 256 without one reads bytes.
 
-    Raises UsageError where there is none, MoekitError where it cannot be used.
+    Raises:
+        UsageError: where there is no tokenizer.
+        MoekitError: where it cannot be used.
     """
     if metadata.get(f"{_KEY}.model") in (None, "no_vocab", "none"):
         if vocab_size == BYTE_VOCAB_SIZE:
@@ -196,7 +205,7 @@ def gguf_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
 
 
 def _words(metadata: Metadata) -> list[str]:
-    """The tokens; an empty one gets a name, as in llama.cpp."""
+    """Read the tokens' texts; an empty one gets a name, as in llama.cpp."""
     tokens = metadata.strings(f"{_KEY}.tokens")
     if tokens is None or not len(tokens):
         raise metadata.problem(f"{_KEY}.tokens", "is missing or empty")

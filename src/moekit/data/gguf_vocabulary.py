@@ -1,4 +1,4 @@
-"""A folder's tokenizer as metadata of a GGUF file."""
+"""The tokenizer of a folder as metadata of a GGUF file."""
 
 import json
 import re
@@ -20,10 +20,15 @@ _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_tok
 
 
 def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Written]:
-    """The keys for the tokenizer.json of a folder and what stands beside it; `no_vocab` where there is none.
+    """Make the keys for the tokenizer.json of a folder and what stands beside it; `no_vocab` where there is none.
 
-    vocab_size: of the model; ids that the tokenizer does not use become unused tokens. Raises UsageError where GGUF has
-    no word for the tokenizer, or its ids would not all be tokens of the model, MoekitError where it cannot be read.
+    Args:
+        folder: the model's folder.
+        vocab_size: the model's; ids that the tokenizer does not use become unused tokens.
+
+    Raises:
+        UsageError: where GGUF has no word for the tokenizer, or its ids would not all be tokens of the model.
+        MoekitError: where it cannot be read.
     """
     file = folder / TOKENIZER
     if not file.is_file():
@@ -39,7 +44,7 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Written]:
 
 
 def _vocabulary(described: Mapping[str, Any], file: Path, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Every token's text and kind, by its id."""
+    """Find every token's text and kind, by its id."""
     added = described.get("added_tokens") or []
     ids = dict(described["model"]["vocab"]) | {token["content"]: token["id"] for token in added}
     if any(not 0 <= id_ < vocab_size for id_ in ids.values()):
@@ -65,7 +70,10 @@ def _byte_level(described: Mapping[str, Any], file: Path) -> dict[str, Written]:
 
 
 def _byte_fallback(described: Mapping[str, Any], words: list[str], kinds: list[int]) -> dict[str, Written]:
-    """SentencePiece's kind: a token's score is what its first merge comes after. `kinds` learns of bytes and <unk>."""
+    """Describe a tokenizer of SentencePiece's kind, and enter bytes and <unk> into `kinds`.
+
+    A token's score is the rank of the first merge that makes it, negated.
+    """
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(_merges(described)):
         ranks.setdefault(left + right, rank)
@@ -86,7 +94,7 @@ def _byte_fallback(described: Mapping[str, Any], words: list[str], kinds: list[i
 
 
 def _is_prefixed(*steps: Mapping[str, Any] | None) -> bool:
-    """Whether one of these steps, or of those inside them, puts a space before a text."""
+    """Tell whether one of these steps, or of those inside them, puts a space before a text."""
     for step in steps:
         if step is None:
             continue
@@ -98,14 +106,14 @@ def _is_prefixed(*steps: Mapping[str, Any] | None) -> bool:
 
 
 def _merges(described: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Old files have a text for each pair, newer ones a list."""
+    """Read the pairs to merge: old files have a text for each pair, newer ones a list."""
     found = described["model"].get("merges") or []
     pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in found]
     return [(left, right) for left, right in pairs]
 
 
 def _special(folder: Path, file: Path, vocab_size: int) -> dict[str, Written]:
-    """Ids of special tokens, and which of them stand around a text."""
+    """Find the ids of special tokens, and which of them stand around a text."""
     config = _object(folder / "config.json")
     found: dict[str, Written] = {}
     for theirs, ours in _IDS.items():
@@ -123,7 +131,7 @@ def _special(folder: Path, file: Path, vocab_size: int) -> dict[str, Written]:
 
 
 def _chat_template(folder: Path) -> dict[str, Written]:
-    """The template of the tokenizer's configuration, or of a file of its own."""
+    """Find the template of the tokenizer's configuration, or of a file of its own."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return {"tokenizer.chat_template": file.read_text(encoding="utf-8")}
@@ -135,7 +143,7 @@ def _chat_template(folder: Path) -> dict[str, Written]:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """The object in a file of JSON; an empty one where there is no such file."""
+    """Read the object in a file of JSON; it is empty where there is no such file."""
     if not file.is_file():
         return {}
     try:

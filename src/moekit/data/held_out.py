@@ -1,4 +1,4 @@
-"""Train and held-out text: split by whole files, with near-duplicates on one side only."""
+"""The split into training and held-out text: by whole files, with near-duplicates on one side only."""
 
 import hashlib
 import re
@@ -31,7 +31,11 @@ _WORD = re.compile(rb"[0-9A-Za-z_]+|[\x80-\xff]{1,3}")
 
 @dataclass(frozen=True)
 class Split:
-    """left_out: near-duplicates of a file that had to be cut in two, which belong on neither side."""
+    """Documents on the two sides of the split.
+
+    Attributes:
+        left_out: near-duplicates of a file that had to be cut in two, which belong on neither side.
+    """
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
@@ -41,12 +45,15 @@ class Split:
 def split_documents(documents: Sequence[Document], *, seed: int) -> Split:
     """Hold out about HELD_OUT_SHARE of each domain's bytes, by whole groups of near-duplicates.
 
-    Groups are taken in the order of a hash of `seed` and their first name; the order of `documents` does not
-    matter. Where no group fits, as in a domain of one file, the end of the domain's largest training file is
-    held out, from a line end on where there is one near, and near-duplicates of that file are left out.
+    Groups are taken in the order of a hash of `seed` and their first name; the order of `documents` does not matter.
+    Where no group fits, as in a domain of one file, the end of the domain's largest training file is held out, from a
+    line end on where there is one near, and near-duplicates of that file are left out.
 
-    Near-duplicates are found by MinHash (Broder 1997) over shingles of words; a short text that is quoted in
-    a much longer one is not found. Raises UsageError where a domain has no text on one of the sides.
+    Near-duplicates are found by MinHash (Broder 1997) over shingles of words; a short text that is quoted in a much
+    longer one is not found.
+
+    Raises:
+        UsageError: where a domain has no text on one of the sides.
     """
     groups = near_duplicate_groups(_sorted(documents))
     size = _bytes_by_domain(documents)
@@ -88,10 +95,10 @@ def split_documents(documents: Sequence[Document], *, seed: int) -> Split:
 
 
 def cut_tail(text: bytes, wanted: int) -> tuple[bytes, bytes]:
-    """`text` in two parts, the second of about `wanted` bytes, at most half of the text.
+    """Cut `text` in two parts, the second of about `wanted` bytes, at most half of the text.
 
-    Cut after a line end, else after a space, where the second part then is no more than half as long again;
-    else between two characters of UTF-8.
+    The cut is after a line end, else after a space, where the second part then is no more than half as long again; else
+    between two characters of UTF-8.
     """
     wanted = max(1, min(wanted, len(text) // 2))
     cut = len(text) - wanted
@@ -106,7 +113,7 @@ def cut_tail(text: bytes, wanted: int) -> tuple[bytes, bytes]:
 
 
 def near_duplicate_groups(documents: Sequence[Document]) -> list[list[Document]]:
-    """The documents in groups that must stay together: of one `group`, the same text, or near-duplicates.
+    """Group documents that must stay together: of one `group`, the same text, or near-duplicates.
 
     Near-duplicates of near-duplicates are in one group. Order is kept, within groups and of their first members.
     """
@@ -152,7 +159,7 @@ def near_duplicate_groups(documents: Sequence[Document]) -> list[list[Document]]
 
 
 def _shingles(text: bytes) -> npt.NDArray[np.uint32]:
-    """The distinct 32-bit hashes of every five words in a row; letter case, spaces and punctuation do not count."""
+    """Hash every five words in a row to 32 bits, each value once; letter case, spaces and punctuation do not count."""
     words = _WORD.findall(text[:_MAX_BYTES].lower())
     if len(words) <= _SHINGLE_WORDS:
         return np.array([zlib.crc32(b" ".join(words) or text.strip())], dtype=np.uint32)

@@ -13,28 +13,35 @@ from moekit.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds the text, and which, if any, the domain."""
+    """The column that holds the text, and the one, if any, that holds the domain."""
 
     text: str
     domain: str | None
 
     @property
     def names(self) -> list[str]:
+        """The names of both columns, each once."""
         return [self.text] if self.domain in (None, self.text) else [self.text, str(self.domain)]
 
 
 @dataclass(frozen=True)
 class Row:
-    """text: empty where the column is null. domain: None where no domain column was asked for."""
+    """A row of a table.
+
+    Attributes:
+        text: the text in UTF-8; empty where the column is null.
+        domain: None where no domain column was asked for.
+    """
 
     text: bytes
     domain: str | None
 
 
 def jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a file of JSON lines; blank lines are left out.
+    """Yield the rows of a file of JSON lines; blank lines are left out.
 
-    Raises UsageError, naming the line, where it is not a JSON object or lacks a column.
+    Raises:
+        UsageError: naming the line, where it is not a JSON object or lacks a column.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -53,9 +60,10 @@ def jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a Parquet file, read batch by batch.
+    """Yield the rows of a Parquet file, which is read batch by batch.
 
-    Raises UsageError where pyarrow is missing, the file is damaged, or lacks a column.
+    Raises:
+        UsageError: where pyarrow is missing, the file is damaged, or lacks a column.
     """
     pyarrow = _optional("pyarrow", f"Reading {path}")
     parquet = _optional("pyarrow.parquet", f"Reading {path}")
@@ -72,9 +80,10 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def hub_rows(source: str, columns: Columns) -> Iterator[Row]:
-    """The rows of a hub dataset `owner/name[:config[:split]]`, downloaded whole; runs no code of the dataset.
+    """Yield the rows of a hub dataset `owner/name[:config[:split]]`, downloaded whole; run no code of the dataset.
 
-    Raises UsageError where `datasets` is missing, the dataset cannot be loaded, or lacks a column.
+    Raises:
+        UsageError: where `datasets` is missing, the dataset cannot be loaded, or lacks a column.
     """
     datasets = _optional("datasets", f"{source} is no file or folder here; reading it from the Hugging Face hub")
     name, config, split = (*source.split(":"), "", "")[:3]

@@ -1,4 +1,4 @@
-"""Text to token ids and how many bytes they stand for: the tokenizer that lies beside a model, or bytes."""
+"""Tokenizers: the one that lies beside a model, or bytes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,27 @@ SEPARATOR = 0
 
 
 class Tokenizer(Protocol):
-    """What evaluation and training need. start: the token that stands before a text, None where there is none."""
+    """A tokenizer as evaluation and training need it.
+
+    Attributes:
+        start: the token that stands before a text, None where there is none.
+        vocab_size: the number of its tokens.
+    """
 
     start: int | None
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start or end."""
+        """Encode a text to ids, without start or end."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become replacement characters."""
+        """Decode ids to a text; bytes that are no UTF-8 become replacement characters."""
         ...
 
 
 class ByteTokenizer:
-    """Every byte is a token; texts start after a separator, byte 0, as moekit's own models are trained."""
+    """Takes every byte as a token; texts start after a separator, byte 0, as moekit's own models are trained."""
 
     vocab_size = BYTE_VOCAB_SIZE
 
@@ -42,19 +47,23 @@ class ByteTokenizer:
         self.start: int | None = start
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of the text."""
+        """Encode a text to its bytes."""
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of bytes."""
+        """Decode bytes to a text."""
         return bytes(id_ for id_ in ids if id_ < BYTE_VOCAB_SIZE).decode("utf-8", errors="replace")
 
 
 class FileTokenizer:
     """The tokenizer.json of a folder, by Hugging Face's `tokenizers`.
 
-    start: config.json's bos_token_id, or its eos_token_id where there is no other, as GPT-2's texts are told apart.
-    special_tokens: by their texts. Raises MoekitError where the file cannot be read.
+    Attributes:
+        start: config.json's bos_token_id, or its eos_token_id where there is no other, as GPT-2's texts are told apart.
+        special_tokens: ids by the texts of special tokens.
+
+    Raises:
+        MoekitError: where the file cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,34 +82,36 @@ class FileTokenizer:
         self.special_tokens: Mapping[str, int] = {token.content: id_ for id_, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text."""
+        """Encode a text to ids."""
         return list(self._rust.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text with the special tokens that the file's post-processor puts around it."""
+        """Encode a text with the special tokens that the file's post-processor puts around it."""
         return list(self._rust.encode(text, add_special_tokens=True).ids)
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is a special token."""
+        """Encode a text in which nothing is a special token."""
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     @cached_property
     def _plain(self) -> "Rust":
-        """A second one: the switch is the tokenizer's, and others may be encoding with it."""
+        """A second tokenizer: the switch is the tokenizer's own, and others may be encoding with the first."""
         plain = type(self._rust).from_str(self._rust.to_str())
         plain.encode_special_tokens = True
         return plain
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+        """Decode ids to a text."""
         return str(self._rust.decode(list(ids)))
 
 
 def tokenizer_of(folder: Path | None, vocab_size: int) -> Tokenizer:
-    """The tokenizer for a model of `vocab_size` tokens that came from `folder`.
+    """Load the tokenizer for a model of `vocab_size` tokens that came from `folder`.
 
-    A model of 256 tokens without a file reads bytes. Raises UsageError where there is no tokenizer, or where its ids
-    would not all be tokens of the model.
+    A model of 256 tokens without a file reads bytes.
+
+    Raises:
+        UsageError: where there is no tokenizer, or where its ids would not all be tokens of the model.
     """
     if folder is not None and (folder / TOKENIZER).is_file():
         tokenizer = FileTokenizer(folder)

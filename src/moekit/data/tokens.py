@@ -10,9 +10,9 @@ from moekit.data.tokenizers import SEPARATOR, ByteTokenizer, Tokenizer
 
 
 def tokenized(corpus: Corpus, tokenizer: Tokenizer) -> Corpus:
-    """The corpus with each text as ids of `tokenizer`, its start token before each document where it has one.
+    """Encode each text of a corpus with `tokenizer`, its start token before each document where it has one.
 
-    Of bytes it is the corpus itself.
+    With a ByteTokenizer, the result is the corpus itself.
     """
     if isinstance(tokenizer, ByteTokenizer):
         return corpus

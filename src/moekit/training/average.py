@@ -1,4 +1,4 @@
-"""The average of a model's weights over its training, which is what is measured."""
+"""The average of a model's weights over its training, which is measured instead of the latest weights."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ _GAMMA = 6.94
 
 
 def new_average(model: nn.Module) -> AveragedModel:
-    """A copy of `model`, in `.module`, that `update_parameters(model)` moves after each step.
+    """Copy `model`, in `.module`, for an average that `update_parameters(model)` moves after each step.
 
-    The window grows with the training, so that the average is after any number of steps what a run of that length
-    would have given: no horizon enters (power-function EMA; Karras et al., arXiv 2312.02696, section 3.1).
-    It takes the noise of the last steps out of what is measured, without a decay of the learning rate to nothing.
+    The window grows with the training, so that the average is after any number of steps what a run of that length would
+    have given: no horizon enters (power-function EMA; Karras et al., arXiv 2312.02696, section 3.1). It takes the noise
+    of the last steps out of what is measured, without a decay of the learning rate to nothing.
     """
     return AveragedModel(model, multi_avg_fn=_towards).requires_grad_(requires_grad=False)
 
 
 def _towards(average: Any, current: Any, updates: Tensor | int) -> None:
-    """average += (1 - beta) (current - average), beta = (1 - 1/t)^(gamma + 1) at step t."""
+    """Compute average += (1 - beta) (current - average), beta = (1 - 1/t)^(gamma + 1) at step t."""
     beta = (1 - 1 / (int(updates) + 1)) ** (_GAMMA + 1)
     torch._foreach_lerp_(average, current, 1 - beta)

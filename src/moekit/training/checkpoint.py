@@ -25,7 +25,8 @@ def save_state(
 ) -> None:
     """Write the state to `path`, replacing what is there only once the new file is safely on disk.
 
-    Raises MoekitError where the disk is full.
+    Raises:
+        MoekitError: where the disk is full.
     """
     tensors = {"random": torch.get_rng_state(), **_weights(model, average)}
     for name, parameter in model.named_parameters():
@@ -45,7 +46,8 @@ def load_state(
 ) -> dict[str, Any]:
     """Put what `save_state` wrote back into model, average, optimizer and torch's random numbers; give the progress.
 
-    Raises MoekitError naming the file where it is damaged or belongs to another model.
+    Raises:
+        MoekitError: naming the file where it is damaged or belongs to another model.
     """
     try:
         with safe_open(path, framework="pt") as stored:
@@ -70,7 +72,7 @@ def _restore(
 
 
 def _weights(model: nn.Module, average: AveragedModel) -> dict[str, Tensor]:
-    """The parameters and buffers of both, not copied; one that has two names (tied embeddings) under its first."""
+    """Name the parameters and buffers of both, not copied; one with two names (tied embeddings) has its first."""
     named: dict[int, tuple[str, Tensor]] = {}
     for prefix, module in (("model", model), ("average", average)):
         for name, tensor in module.state_dict(keep_vars=True).items():

@@ -1,4 +1,4 @@
-"""`moekit train`: what its YAML file says, and one training from start to a saved model."""
+"""`moekit train`: its YAML file, and one training from start to a saved model."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,9 +39,12 @@ Say = Callable[[str], None]
 
 
 class Schedule(Config):
-    """How long and how: the parts of TrainingConfig that a user sets. tokens: of all steps together, instead of steps.
+    """How long and how: the parts of TrainingConfig that a user sets.
 
-    context: tokens of a row; by default the model's, up to 512. measure: how often the held-out text is measured.
+    Attributes:
+        tokens: the tokens of all steps together, instead of steps.
+        context: the tokens of a row; by default the model's, up to 512.
+        measure: how often the held-out text is measured.
     """
 
     steps: PositiveInt | None = None
@@ -67,11 +70,18 @@ class Schedule(Config):
 
 
 class Job(Config):
-    """The file. One of model (a configuration with its kind), preset (a name) and start (a folder to go on from).
+    """What the YAML file says.
 
-    data: sources as `moekit compare --data` takes them, none for the embedded corpus. pairs: instead of these a file of
-    JSON lines with `source` and `target`, for a model that goes from one to the other. tokenizer: a folder with a
-    tokenizer.json; without it bytes, or that of `start`.
+    One of model, preset and start is given.
+
+    Attributes:
+        model: a configuration with its kind.
+        preset: the name of a preset.
+        start: a folder with a model to go on from.
+        data: sources as `moekit compare --data` takes them, none for the embedded corpus.
+        pairs: instead of these a file of JSON lines with `source` and `target`, for a model that goes from one to the
+            other.
+        tokenizer: a folder with a tokenizer.json; without it bytes, or that of `start`.
     """
 
     model: AnyModelConfig | None = None
@@ -97,7 +107,11 @@ class Job(Config):
 
 
 class Result(BaseModel):
-    """held_out_bits: loss per prediction on held-out text, in bits; for bytes read in order, bits per byte."""
+    """The outcome of a training.
+
+    Attributes:
+        held_out_bits: loss per prediction on held-out text, in bits; for bytes read in order, bits per byte.
+    """
 
     model: str
     parameters: int
@@ -107,7 +121,7 @@ class Result(BaseModel):
 
 
 def read_job(path: Path) -> Job:
-    """The file; raises UsageError naming the key that is wrong."""
+    """Read the file; raise UsageError naming the key that is wrong."""
     return validate(Job, read_yaml(path), where=str(path))
 
 
@@ -116,8 +130,17 @@ def run_job(
 ) -> Result:
     """Train, or go on with what was stopped, and save the model to `out`/model.
 
-    on_start: called with the number of steps. Raises UsageError where `out` holds another job, Interrupted (state
-    saved) where it was stopped, and what the loop raises.
+    Args:
+        job: what the YAML file says.
+        out: the folder for everything.
+        on_start: called with the number of steps.
+        on_step: called after each step.
+        say: called with messages for the user.
+
+    Raises:
+        UsageError: where `out` holds another job.
+        Interrupted: where it was stopped; the state is saved.
+        TrainingFailed: where the loss is not a number any more.
     """
     with _fixed(job, out):
         if isinstance(job.model, NGramConfig):
@@ -127,7 +150,7 @@ def run_job(
 
 @contextmanager
 def _fixed(job: Job, out: Path) -> Iterator[None]:
-    """The job is written down first, so that another one does not go on in its place."""
+    """Write the job down first, so that another one does not go on in its place."""
     file = out / "job.json"
     text = job.model_dump_json(indent=1)
     if file.exists() and file.read_text(encoding="utf-8") != text:

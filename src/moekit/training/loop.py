@@ -35,7 +35,12 @@ class Interrupted(MoekitError):
 
 
 class Point(BaseModel):
-    """One measurement on the way. bits_per_byte: held out; train_loss: bits per token, mean since the last point."""
+    """One measurement on the way.
+
+    Attributes:
+        bits_per_byte: bits per byte of held-out text.
+        train_loss: bits per token, the mean since the last point.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +51,11 @@ class Point(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a run has come; all of it is in the checkpoint. seconds: in training steps alone."""
+    """How far a run has come; all of it is in the checkpoint.
+
+    Attributes:
+        seconds: the time spent in training steps alone.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -58,10 +67,13 @@ class Progress(BaseModel):
 
 
 class StepReport(BaseModel):
-    """What a progress display shows after a step. loss: bits per token; seconds: in training steps so far.
+    """The figures of a step that a progress display shows.
 
-    load_max_over_mean, dead_experts: the worst of all MoE layers, None where there is no such layer.
-    warnings: what became wrong with the routing at this step, in words.
+    Attributes:
+        loss: bits per token.
+        seconds: the time spent in training steps so far.
+        load_max_over_mean, dead_experts: the worst of all MoE layers, None where there is no such layer.
+        warnings: what became wrong with the routing at this step, in words.
     """
 
     step: int
@@ -74,10 +86,16 @@ class StepReport(BaseModel):
 
 
 class Trainer:
-    """Trains `model` on `batch(step)`, as its `loss` takes it: a pure function of the step from 1 on.
+    """Trains a model step after step.
 
-    evaluate: gives held-out bits per byte of the model. state_path: where the state is kept; if it exists, training
-    goes on from there, and ends with the same bits as a run that was never stopped. log: gets a record of each step.
+    Args:
+        model: the model, trained in place.
+        config: how it is trained.
+        batch: gives the batch of a step, from 1 on, as the model's `loss` takes it: a pure function.
+        evaluate: gives held-out bits per byte of the model.
+        state_path: where the state is kept; if it exists, training goes on from there, and ends with the same bits as a
+            run that was never stopped.
+        log: gets a record of each step.
     """
 
     def __init__(
@@ -93,7 +111,9 @@ class Trainer:
         self.batch, self.evaluate, self.state_path, self.log = batch, evaluate, state_path, log
         self.optimizer = new_optimizer(model, config)
         self.average = new_average(model)
-        self.mixtures = {place: layer.config for place, layer in zip(model.moe_places, model.moe_layers, strict=True)}
+        self.moe_configs = {
+            place: layer.config for place, layer in zip(model.moe_places, model.moe_layers, strict=True)
+        }
         self.progress = Progress()
         if state_path.exists():
             self.progress = Progress.model_validate(load_state(state_path, model, self.average, self.optimizer))
@@ -106,8 +126,10 @@ class Trainer:
     def run(self, on_step: Callable[[StepReport], None]) -> Progress:
         """Train to the last step, calling on_step after each.
 
-        Raises TrainingFailed where the loss is not a number any more, Interrupted (state saved) on SIGINT or SIGTERM,
-        MoekitError where the state or the log cannot be written.
+        Raises:
+            TrainingFailed: where the loss is not a number any more.
+            Interrupted: on SIGINT or SIGTERM; the state is saved.
+            MoekitError: where the state or the log cannot be written.
         """
         saved = time.monotonic()
         self.model.train()
@@ -144,14 +166,14 @@ class Trainer:
         return report
 
     def _report(self, loss: float, rate: float, sums: Sequence[Sums]) -> StepReport:
-        """What there is to say of the step just taken; also goes into the log."""
+        """Report the step just taken, and write it to the log."""
         step, seconds = self.progress.step, self.progress.seconds
-        layers = routing_by_layer(self.mixtures, sums)
+        layers = routing_by_layer(self.moe_configs, sums)
         report = StepReport(step=step, loss=loss, seconds=seconds)
         if layers:
             report.load_max_over_mean = max(stats.load_max_over_mean for stats in layers.values())
             report.dead_experts = max(stats.dead_experts for stats in layers.values())
-            report.warnings = self.progress.collapse.see(step, self.mixtures, layers)
+            report.warnings = self.progress.collapse.see(step, self.moe_configs, layers)
         if self.log:
             self.log.write(StepRecord.of(step, loss, rate, seconds, layers))
         return report
@@ -184,7 +206,7 @@ class Trainer:
 
 
 def is_spike(loss: float, before: list[float]) -> bool:
-    """Whether `loss` stands SPIKE_DEVIATIONS above the mean of a full window of losses before it."""
+    """Tell whether `loss` stands SPIKE_DEVIATIONS above the mean of a full window of losses before it."""
     if len(before) < SPIKE_WINDOW:
         return False
     return loss > statistics.fmean(before) + SPIKE_DEVIATIONS * statistics.stdev(before)

@@ -11,10 +11,10 @@ from torch import Tensor
 class NonMonotonicTrigger:
     """Fires when a validation loss is worse than the best of those that are `patience` or more checks old.
 
-    So some checks without progress are noise, and go by; more are the sign that SGD has stopped getting better
-    (Merity et al., arXiv 1708.02182, section 3 and algorithm 1). Which losses the newest is held against: all but the
-    latest `patience`, as in salesforce/awd-lstm-lm; the algorithm's text compares with the latest themselves, which
-    fires at almost any loss that is not a new best.
+    Some checks without progress are noise, and go by; more are the sign that SGD has stopped getting better (Merity et
+    al., arXiv 1708.02182, section 3 and algorithm 1). The newest loss is held against all but the latest `patience`, as
+    in salesforce/awd-lstm-lm; the algorithm's text compares with the latest themselves, which fires at almost any loss
+    that is not a new best.
     """
 
     def __init__(self, patience: int = 5) -> None:
@@ -23,7 +23,7 @@ class NonMonotonicTrigger:
         self.fired = False
 
     def check(self, loss: float) -> bool:
-        """Whether it fires, now or before, given the newest validation loss."""
+        """Note the newest validation loss, and tell whether the trigger fires or has fired before."""
         old = self.losses[: max(0, len(self.losses) - self.patience)]
         self.fired = self.fired or (bool(old) and loss > min(old))
         self.losses.append(loss)
@@ -33,8 +33,8 @@ class NonMonotonicTrigger:
 class NonMonotonicASGD:
     """SGD with constant learning rate that also averages its weights, from the moment the trigger fires.
 
-    What is used and measured is then the mean of all weights since that moment; SGD itself goes on from the latest.
-    After each validation call `check` with the loss (that of the average, where there is one).
+    The weights that are used and measured are then the mean of all weights since that moment; SGD itself goes on from
+    the latest. After each validation the caller calls `check` with the loss (that of the average, where there is one).
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class NonMonotonicASGD:
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """One step of SGD; the average takes the new weights in."""
+        """Take one step of SGD; the average takes the new weights in."""
         self.optimizer.step()
         if self.average is not None:
             self.averaged_steps += 1
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 / self.averaged_steps)
 
     def check(self, loss: float) -> bool:
-        """Note a validation loss; True where weights are averaged from now on, or already."""
+        """Note a validation loss, and tell whether weights are averaged from now on, or already."""
         if self.trigger.check(loss) and self.average is None:
             # The weights at the trigger are the first term of the mean (algorithm 1, line 14).
             self.average, self.averaged_steps = [p.detach().clone() for p in self.parameters], 1
@@ -66,7 +66,7 @@ class NonMonotonicASGD:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """While it lasts, the parameters hold the average, where there is one already."""
+        """Let the parameters hold the average within the block, where there is one already."""
         if self.average is None:
             yield
             return
@@ -78,7 +78,7 @@ class NonMonotonicASGD:
             _assign(self.parameters, latest)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on as if nothing had happened; the parameters are not in it."""
+        """Collect all that `load_state_dict` needs to go on as if nothing had happened, the parameters excepted."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "losses": list(self.trigger.losses),

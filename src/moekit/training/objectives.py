@@ -1,4 +1,4 @@
-"""What a model of each kind learns from running text: batches as its `loss` takes them.
+"""The objective of each kind of model on running text: batches as its `loss` takes them.
 
 B sequences, T tokens of context.
 """
@@ -31,8 +31,15 @@ _MEASURED = 2**63
 class Objective:
     """Batches of running text for a model of that configuration, each a pure function of the seed and the step.
 
-    Causal for decoders and LSTMs, masked tokens and next sentences for encoders, permutations for XLNet, cut-out spans
-    for encoder-decoders. context: the longest rows that the model sees, special tokens included.
+    The objective is causal for decoders and LSTMs, masked tokens and next sentences for encoders, permutations for
+    XLNet, cut-out spans for encoder-decoders.
+
+    Args:
+        config: the model's configuration.
+        corpus: the text.
+        sequences: the rows of a batch.
+        context: the longest rows that the model sees, special tokens included.
+        seed: the seed of the training.
     """
 
     def __init__(self, config: Config, corpus: Corpus, *, sequences: int, context: int, seed: int) -> None:
@@ -40,21 +47,21 @@ class Objective:
         self.make, self.window = _objective(config, context)
 
     def train(self, step: int) -> Batch:
-        """The batch of a training step."""
+        """Make the batch of a training step."""
         windows_BT = training_batch(
             self.corpus, step=step, sequences=self.sequences, context=self.window - 1, seed=self.seed
         )
         return self.make(windows_BT, self.seed, step)
 
     def held_out(self, tokens_per_domain: int) -> list[Batch]:
-        """Batches of held-out text, always the same."""
+        """Make batches of held-out text, always the same."""
         windows = held_out_windows(self.corpus, context=self.window - 1, tokens_per_domain=tokens_per_domain)
         rows = torch.split(torch.cat(list(windows.values())), self.sequences)
         return [self.make(windows_BT, self.seed, _MEASURED + index) for index, windows_BT in enumerate(rows)]
 
 
 def _objective(config: Config, context: int) -> tuple[Callable[[Tensor, int, int], Batch], int]:
-    """How to make a batch of windows, and how many tokens a window has."""
+    """Find how to make a batch of windows, and how many tokens a window has."""
     match config:
         case ModelConfig() | LSTMConfig():
             return lambda windows_BT, seed, step: {"tokens": windows_BT}, context + 1
@@ -76,7 +83,9 @@ def _seeded(make: Callable[..., Batch], **fixed: Any) -> Callable[[Tensor, int, 
 class PairObjective:
     """Batches of pairs of texts, drawn with replacement: a pure function of the seed and the step.
 
-    end: the token that ends sources and targets, or None; pad: what fills rows up.
+    Attributes:
+        end: the token that ends sources and targets, or None.
+        pad: the token that fills rows up.
     """
 
     train_pairs: Sequence[Pair]
@@ -87,12 +96,12 @@ class PairObjective:
     end: int | None
 
     def train(self, step: int) -> Batch:
-        """The batch of a training step."""
+        """Make the batch of a training step."""
         draws = uniform((self.sequences,), seed=self.seed, step=step, stream=7)
         return self._batch([self.train_pairs[int(draw * len(self.train_pairs))] for draw in draws])
 
     def held_out(self, tokens: int) -> list[Batch]:
-        """Batches of held-out pairs, always the same, up to about so many target tokens."""
+        """Make batches of held-out pairs, always the same, up to about so many target tokens."""
         taken, count = [], 0
         for pair in self.held_out_pairs:
             taken.append(pair)
@@ -107,9 +116,15 @@ class PairObjective:
 
 
 def read_pairs(file: Path, encode: Callable[[str], list[int]], longest: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs of a file of JSON lines with `source` and `target`; every tenth is held out.
+    """Read training and held-out pairs from a file of JSON lines with `source` and `target`; every tenth is held out.
 
-    longest: tokens of either side; longer pairs are left out. Raises UsageError naming the line that is wrong.
+    Args:
+        file: the file of JSON lines.
+        encode: gives the ids of a text.
+        longest: the most tokens of either side; longer pairs are left out.
+
+    Raises:
+        UsageError: naming the line that is wrong, and where there are too few pairs.
     """
     train: list[Pair] = []
     held_out: list[Pair] = []

@@ -7,7 +7,7 @@ SCHEDULE_TEXT = (
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int) -> float:
-    """The rate of step 1, 2, …: rises to `peak` at `warmup_steps` and stays there.
+    """Compute the rate of step 1, 2, …: it rises to `peak` at `warmup_steps` and stays there.
 
     No horizon enters, which makes budgets comparable after one run: with a cosine to zero a curve's early points would
     look worse than a short run's end, and a contestant that is ahead half-way could not show it. What a decay gives,

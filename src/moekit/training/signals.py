@@ -1,4 +1,4 @@
-"""Stopping at a safe point."""
+"""Stop requests: signals that end a training at a safe point."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from types import FrameType
 
 @contextmanager
 def stop_request() -> Iterator[threading.Event]:
-    """Within the block, the first SIGINT or SIGTERM only sets the event; a second one interrupts at once.
+    """Let the first SIGINT or SIGTERM within the block only set the event; a second one interrupts at once.
 
     Outside the main thread, where Python takes no signals, the event is never set.
     """

@@ -21,14 +21,19 @@ from moekit.training.training_config import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """loss: mean cross entropy in nats, nothing added. sums: per MoE layer, of the whole batch."""
+    """The outcome of an optimiser step.
+
+    Attributes:
+        loss: the mean cross entropy in nats, nothing added.
+        sums: the sums of the whole batch, per MoE layer.
+    """
 
     loss: float
     sums: list[dict[str, Tensor]]
 
 
 def new_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
+    """Make AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
     decays = {parameter: parameter.dim() >= 2 and not is_bias(name) for name, parameter in model.named_parameters()}
     groups = [
         {"params": [p for p, decay in decays.items() if decay], "weight_decay": config.weight_decay},
@@ -44,12 +49,12 @@ def training_step(
     config: TrainingConfig,
     rate: float,
 ) -> StepResult:
-    """One optimiser step at learning rate `rate` on a batch as `model.loss` takes it, rows first in every tensor.
+    """Take one optimiser step at learning rate `rate` on a batch as `model.loss` takes it, rows first in every tensor.
 
     The gradient is that of the mean over all targets plus the routers' losses of the whole batch, however it is cut:
     those losses are not sums over tokens, so where there are several micro-batches a first pass without gradients
-    counts what the routers choose, and the second chooses the same.
-    Where the loss or a gradient is not finite, the weights stay as they were and the loss given is NaN.
+    counts what the routers choose, and the second chooses the same. Where the loss or a gradient is not finite, the
+    weights stay as they were and the loss given is NaN.
     """
     device = next(model.parameters()).device
     micro_batches = _cut({name: tensor.to(device) for name, tensor in batch.items()}, config.micro_sequences)
@@ -89,7 +94,7 @@ def training_step(
 
 
 def held_out_bits(model: LanguageModel, batches: Sequence[Mapping[str, Tensor]], config: TrainingConfig) -> float:
-    """Bits per prediction over those batches, of a model in evaluation mode."""
+    """Compute the bits per prediction over those batches, of a model in evaluation mode."""
     nats, count = 0.0, 0
     for batch in batches:
         with torch.no_grad(), matrix_precision(config.precision):
@@ -99,12 +104,12 @@ def held_out_bits(model: LanguageModel, batches: Sequence[Mapping[str, Tensor]],
 
 
 def matrix_precision(precision: str, device: str = "cpu") -> torch.autocast | nullcontext[None]:
-    """A context in which matrix products run in `precision` ("float32" or "bfloat16") on that kind of device."""
+    """Make a context in which matrix products run in `precision` ("float32" or "bfloat16") on that kind of device."""
     return torch.autocast(device, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def count_targets(batch: Mapping[str, Tensor]) -> int:
-    """How many predictions the loss of a batch sums over: the count that `model.loss` gives, without a pass."""
+    """Count the predictions that the loss of a batch sums over, as `model.loss` does, without a pass."""
     if "target_real" in batch:
         return int(batch["target_real"].sum())
     if "labels" in batch:
@@ -117,14 +122,18 @@ def count_targets(batch: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class _Pass:
-    """One micro-batch; decisions: what its routers choose, obeyed once it is known."""
+    """One micro-batch.
+
+    Attributes:
+        decisions: what its routers choose, obeyed once it is known.
+    """
 
     batch: Mapping[str, Tensor]
     decisions: list[Decision]
     config: TrainingConfig
 
     def loss(self, model: LanguageModel) -> tuple[Tensor, list[Routing]]:
-        """The sum over its targets, and the routings of its MoE layers."""
+        """Compute the sum over its targets, and the routings of its MoE layers."""
         options: dict[str, Any] = {"recompute": True} if self.config.recompute else {}
         if self.decisions:
             options["decisions"] = self.decisions
@@ -135,20 +144,23 @@ class _Pass:
 
 
 def _cut(batch: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
-    """Micro-batches of so many rows."""
+    """Cut a batch into micro-batches of so many rows."""
     parts = {name: torch.split(tensor, rows) for name, tensor in batch.items()}
     return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
 
 
 def _sums_beforehand(model: LanguageModel, passes: Sequence[_Pass]) -> list[dict[str, Tensor]]:
-    """The sums of the whole batch per MoE layer; fills the decisions. Noise drawn here is drawn again afterwards."""
+    """Compute the sums of the whole batch per MoE layer, and fill the decisions.
+
+    Noise drawn here is drawn again afterwards.
+    """
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         return _over_ranks([[routing.sums for routing in one.loss(model)[1]] for one in passes])
 
 
 def _auxiliary_loss(model: LanguageModel, own: Sequence[Sums], whole: Sequence[Sums]) -> Tensor:
-    """The routers' losses of the whole batch, with the gradient of this micro-batch's part in it."""
+    """Compute the routers' losses of the whole batch, with the gradient of this micro-batch's part in it."""
     loss = torch.zeros(())
     for layer, own_sums, whole_sums in zip(model.moe_layers, own, whole, strict=True):
         joined = {name: whole_sums[name] - value.detach() + value for name, value in own_sums.items()}
@@ -158,7 +170,7 @@ def _auxiliary_loss(model: LanguageModel, own: Sequence[Sums], whole: Sequence[S
 
 
 def _over_ranks(parts: Sequence[Sequence[Sums]]) -> list[dict[str, Tensor]]:
-    """The sums of the whole batch per MoE layer, from those of each micro-batch of this rank."""
+    """Add up the sums of the whole batch per MoE layer, from those of each micro-batch of this rank."""
     totals = [add_sums(of_layer) for of_layer in zip(*parts, strict=True)]
     _sum_over_ranks([value for of_layer in totals for value in of_layer.values()])
     return totals

@@ -1,4 +1,4 @@
-"""What the routers do while a model trains: figures of each layer, a log of all steps, a warning of collapse."""
+"""The log of a training's steps: the loss, the routing of each layer, and warnings of collapse."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,12 @@ _NEEDED = ("tokens", "chosen", "computed", "top_score", "logit_squares")
 
 
 def routing_by_layer(layers: Iterable[int], sums: Sequence[Sums]) -> dict[int, RoutingStats]:
-    """The figures of each MoE layer, by its index in the model; `layers` are these, in the order of `sums`."""
+    """Compute the figures of each MoE layer, by its index in the model.
+
+    Args:
+        layers: the indices of the layers, in the order of `sums`.
+        sums: the sums of each layer over the whole batch.
+    """
     if not sums:
         return {}
     # Together: a device is waited for once, not once for each figure. Counts are exact in doubles.
@@ -32,19 +37,22 @@ def routing_by_layer(layers: Iterable[int], sums: Sequence[Sums]) -> dict[int, R
 
 
 class CollapseWatch(BaseModel):
-    """For how many steps on end each layer has been collapsed, and what was said about it, once a layer."""
+    """Watches for collapse: for how many steps on end each layer has been collapsed, and its one warning."""
 
     streaks: dict[int, int] = {}
     warnings: dict[int, str] = {}
 
-    def see(self, step: int, mixtures: Mapping[int, MoEConfig], layers: Mapping[int, RoutingStats]) -> list[str]:
-        """Take in the figures of `step`; gives a sentence for each layer whose collapse has now lasted.
+    def see(self, step: int, moe_configs: Mapping[int, MoEConfig], layers: Mapping[int, RoutingStats]) -> list[str]:
+        """Take in the figures of a step, and give a sentence for each layer whose collapse has now lasted.
 
-        mixtures: the configuration of each layer with experts.
+        Args:
+            step: the step.
+            moe_configs: the configuration of each layer with experts.
+            layers: the figures of each of them.
         """
         new = {}
         for layer, stats in layers.items():
-            moe = mixtures[layer]
+            moe = moe_configs[layer]
             text = collapse_text(stats, experts=moe.experts, experts_per_token=moe.router.experts_per_token)
             self.streaks[layer] = self.streaks.get(layer, 0) + 1 if text else 0
             if self.streaks[layer] >= COLLAPSED_STEPS and layer not in self.warnings:
@@ -54,7 +62,13 @@ class CollapseWatch(BaseModel):
 
 
 class StepRecord(BaseModel):
-    """A line of `steps.jsonl`. loss: bits per token; seconds: in training steps so far; layers: those with experts."""
+    """A line of `steps.jsonl`.
+
+    Attributes:
+        loss: bits per token.
+        seconds: the time spent in training steps so far.
+        layers: the figures of the layers with experts.
+    """
 
     step: int
     loss: float
@@ -64,12 +78,13 @@ class StepRecord(BaseModel):
 
     @classmethod
     def of(cls, step: int, loss: float, rate: float, seconds: float, layers: Mapping[int, RoutingStats]) -> Self:
+        """Make the record of a step from the figures of its layers."""
         figures = [{"layer": layer, **asdict(stats)} for layer, stats in layers.items()]
         return cls(step=step, loss=loss, learning_rate=rate, seconds=seconds, layers=figures)
 
 
 class StepLog:
-    """A line a step in `steps.jsonl` in the run's folder; with `tensorboard` also events for TensorBoard beside it.
+    """A file with a line a step, `steps.jsonl` in the run's folder; with `tensorboard` also events for TensorBoard.
 
     Writes raise MoekitError where the disk is full.
     """
@@ -82,7 +97,7 @@ class StepLog:
 
     @contextmanager
     def going_on(self, step: int) -> Iterator[None]:
-        """Open within the block, with nothing in it from beyond `step`, where the run goes on."""
+        """Open the log within the block, with nothing in it from beyond `step`, where the run goes on."""
         self._forget_after(step)
         try:
             with files.full_disk_in_words(self.path):
@@ -107,7 +122,7 @@ class StepLog:
                 _write_event(self._events, record)
 
     def _forget_after(self, step: int) -> None:
-        """Keep the lines up to `step`; one that a kill cut off, and what follows it, goes too."""
+        """Drop the lines beyond `step`, and a line that a kill cut off with what follows it."""
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return
@@ -127,7 +142,7 @@ class StepLog:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinite where it cannot be read."""
+    """Read the step of a line; it is infinite where it cannot be read."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -135,7 +150,7 @@ def _step_of(line: bytes) -> float:
 
 
 def _write_event(events: Any, record: StepRecord) -> None:
-    """All figures in one event: an event a figure takes ten times as long."""
+    """Write all figures in one event: an event a figure takes ten times as long."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     figures = {"loss": record.loss, "learning_rate": record.learning_rate}

@@ -1,4 +1,4 @@
-"""What a training run needs to know beside the model and the data."""
+"""The configuration of a training run, beside the model and the data."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,11 +8,17 @@ from moekit.config import Config
 
 
 class TrainingConfig(Config):
-    """sequences of context tokens make one optimiser step, micro_sequences of them at a time fit in memory.
+    """How a model is trained.
 
-    evaluate_at: the steps after which the held-out text is measured. checkpoint_seconds: at most this much work is lost
-    to a kill. precision: of matrix products; weights, optimiser and router stay in fp32. recompute: keep no activations
-    inside layers, which saves memory and costs a second forward pass.
+    Attributes:
+        steps: the number of optimiser steps.
+        sequences: the sequences of one optimiser step.
+        micro_sequences: how many of them at a time fit in memory.
+        context: the tokens of a sequence.
+        evaluate_at: the steps after which the held-out text is measured.
+        checkpoint_seconds: at most this much work is lost to a kill.
+        precision: of matrix products; weights, optimiser and router stay in fp32.
+        recompute: keep no activations inside layers, which saves memory and costs a second forward pass.
     """
 
     steps: PositiveInt
@@ -41,5 +47,5 @@ class TrainingConfig(Config):
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of one optimiser step."""
+        """The tokens of one optimiser step."""
         return self.sequences * self.context

@@ -1,1 +1,1 @@
-"""What a model learns from text: inputs and targets made of tokens, pure functions of a seed."""
+"""Training objectives: inputs and targets made of tokens, pure functions of a seed."""

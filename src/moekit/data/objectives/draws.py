@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 
 
 def uniform(shape: tuple[int, ...], *, seed: int, step: int, stream: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1). stream: 1 or more, another for each use; stream 0 is what places the windows of a batch."""
+    """Draw numbers in [0, 1).
+
+    Args:
+        shape: of the result.
+        seed: the seed of the training.
+        step: the training step.
+        stream: 1 or more, another for each use; stream 0 is what places the windows of a batch.
+    """
     philox = np.random.Philox(
         key=np.array([seed, step], dtype=np.uint64), counter=np.array([0, 0, 0, stream], dtype=np.uint64)
     )

@@ -21,14 +21,23 @@ Ids = NDArray[np.int64]
 def masked_batch(
     text_BN: Tensor, config: EncoderConfig, *, seed: int, step: int, share: float = 0.15, most: int = 20
 ) -> dict[str, Tensor]:
-    """A training batch for an encoder of that configuration from windows of running text, int64.
+    """Make a training batch for an encoder from windows of running text.
 
-    tokens, types, labels: int64 (B, T); labels are the masked tokens, NOT_PREDICTED elsewhere.
-    next_sentence: int64 (B), only where the model has that head: 0 where the second part follows the first, 1 where it
-    is another window's.
-    T is N + 3 with pairs, "[CLS] A [SEP] B [SEP]" cut at a random place, and N + 2 without.
-    share, most: how many tokens of a sequence are predicted (`mask`).
-    Raises UsageError where the configuration lacks [CLS], [SEP] or [MASK], or pairs need more than what is there.
+    Args:
+        text_BN: int64 ids of the windows.
+        config: the encoder's configuration.
+        seed: the seed of the training.
+        step: the training step.
+        share: the share of a sequence's tokens that are predicted (see `mask`).
+        most: the most tokens of a sequence that are predicted.
+
+    Returns:
+        tokens, types, labels: int64 (B, T); labels are the masked tokens, NOT_PREDICTED elsewhere. T is N + 3 with
+            pairs, "[CLS] A [SEP] B [SEP]" cut at a random place, and N + 2 without. Only where the model has that head,
+            also next_sentence: int64 (B), 0 where the second part follows the first, 1 where it is another window's.
+
+    Raises:
+        UsageError: where the configuration lacks [CLS], [SEP] or [MASK], or pairs need more than what is there.
     """
     text = text_BN.numpy()
     draws = uniform((len(text), 3), seed=seed, step=step, stream=_PAIRS)
@@ -49,10 +58,16 @@ def masked_batch(
 def sentence_pairs(
     text_BN: Ids, draws_B3: NDArray[np.float64], start_token: int, separator_token: int
 ) -> tuple[Ids, Ids, Ids]:
-    """tokens (B, N + 3), types of the same shape, and whether the second part is random (B).
+    """Cut each window at a random place; half of the time continue it with another window, of the same length.
 
-    Each window is cut at a random place; half of the time what follows is that of another window, of the same length.
-    draws_B3: in [0, 1): where to cut, whether it is random, which other window.
+    Args:
+        text_BN: the windows.
+        draws_B3: numbers in [0, 1): where to cut, whether the second part is random, which other window.
+        start_token: [CLS].
+        separator_token: [SEP].
+
+    Returns:
+        tokens (B, N + 3), types of the same shape, and whether the second part is random (B).
     """
     batch, length = text_BN.shape
     if batch < 2 or length < 2:
@@ -72,11 +87,17 @@ def sentence_pairs(
 def mask(
     tokens_BT: Ids, config: EncoderConfig, draws_3BT: NDArray[np.float64], *, share: float = 0.15, most: int = 20
 ) -> tuple[Ids, Ids]:
-    """What the model sees and what it has to predict, both (B, T).
+    """Mask tokens: of those to predict 80 % become [MASK], 10 % a random token that is not special, and 10 % stay.
 
-    Predicted are `share` of a sequence's tokens, at least one and at most `most`, none of them special. Of these 80 %
-    become [MASK], 10 % a random token that is not special, and 10 % stay.
-    draws_3BT: in [0, 1): which tokens are predicted, what becomes of them, which random token.
+    Args:
+        tokens_BT: the tokens.
+        config: the encoder's configuration, with [MASK] and the other special tokens.
+        draws_3BT: numbers in [0, 1): which tokens are predicted, what becomes of them, which random token.
+        share: the share of a sequence's tokens that are predicted, none of them special.
+        most: the most that are predicted of a sequence; at least one is.
+
+    Returns:
+        What the model sees and what it has to predict, both (B, T).
     """
     if config.mask_token is None:
         raise UsageError("The configuration has no mask_token, which masked training needs.")

@@ -9,10 +9,13 @@ from torch import Tensor
 def pair_batch(
     sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, pad: int, end: int | None = None
 ) -> dict[str, Tensor]:
-    """`source` and `target`, int64, with their masks `source_real` and `target_real`: what EncoderDecoder.loss takes.
+    """Make a batch of pairs: `source` and `target`, int64, and their masks `source_real` and `target_real`.
 
-    Each sequence is followed by `end`, where there is one, and then by `pad` up to the longest of its side.
-    Raises ValueError where there are no pairs, their numbers differ, or a sequence is empty even so.
+    That is what EncoderDecoder.loss takes. Each sequence is followed by `end`, where there is one, and then by `pad` up
+    to the longest of its side.
+
+    Raises:
+        ValueError: where there are no pairs, their numbers differ, or a sequence is empty even so.
     """
     if len(sources) != len(targets) or not sources:
         raise ValueError(f"{len(sources)} sources and {len(targets)} targets are no pairs")

@@ -17,14 +17,25 @@ _SPANS, _ORDER = 3, 4
 def permutation_batch(
     tokens_BT: Tensor, *, seed: int, step: int, context_per_target: int = 6, longest_span: int = 5
 ) -> dict[str, Tensor]:
-    """A training batch for XLNet from windows of text: tokens as given, and int64 rank (B, T) and targets (B, M).
+    """Make a training batch for XLNet from windows of text.
 
     M = T // `context_per_target` tokens (the paper's K) of each sequence are targets, in spans of 1 to `longest_span`:
     of each K · L consecutive tokens a random span of L.
-    targets: their positions, ascending. rank: 0 for the tokens that are context only, 1 to M for the targets in the
-    order of their factorisation, drawn anew for each sequence; each is predicted from the tokens of a lower rank
-    (`moekit.models.xlnet.perm_mask`).
-    Raises UsageError where the windows are too short for one target.
+
+    Args:
+        tokens_BT: the windows.
+        seed: the seed of the training.
+        step: the training step.
+        context_per_target: how many tokens there are for each that is predicted.
+        longest_span: the most tokens of a span.
+
+    Returns:
+        tokens: as given. targets: int64 (B, M), their positions, ascending. rank: int64 (B, T), 0 for the tokens that
+            are context only, 1 to M for the targets in the order of their factorisation, drawn anew for each sequence;
+            each is predicted from the tokens of a lower rank (`moekit.models.xlnet.perm_mask`).
+
+    Raises:
+        UsageError: where the windows are too short for one target.
     """
     batch, length = tokens_BT.shape
     wanted = length // context_per_target
@@ -39,7 +50,7 @@ def permutation_batch(
 
 
 def _spans(draws: NDArray[np.float64], length: int, wanted: int, per_target: int, longest: int) -> NDArray[np.int64]:
-    """`wanted` positions in ascending order. draws: two a target at most, one for where the first context begins."""
+    """Draw `wanted` positions in ascending order from two draws a target at most, and one for the first context."""
     # What does not divide by K is context at the ends.
     begin = int(draws[-1] * (length - wanted * per_target + 1))
     positions: list[int] = []

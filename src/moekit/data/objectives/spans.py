@@ -1,4 +1,4 @@
-"""Span corruption, what T5 learns from (arXiv 1910.10683, section 3.1.4).
+"""Span corruption, T5's objective (arXiv 1910.10683, section 3.1.4).
 
 Spans of the text are cut out, each replaced by a token that stands for nothing else, its sentinel; the target is the
 spans, each behind its sentinel. B rows, N tokens of text, M of them cut out in L spans.
@@ -28,15 +28,28 @@ def span_batch(
     share: float = 0.15,
     mean_span: float = 3.0,
 ) -> dict[str, Tensor]:
-    """A training batch from windows of running text, int64: what EncoderDecoder.loss takes.
+    """Make a training batch from windows of running text: what EncoderDecoder.loss takes.
 
-    source: the text with a sentinel for each span; target: each span behind its sentinel; both int64 and with the end
-    token behind, where the model has one. source_real, target_real: True throughout, as all rows are equally long.
-    sentinel: the first, the others count down from it; by default the last id of the vocabulary. T5's own first is
-    32,099. share: of the text that is cut out. mean_span: in tokens.
-    T5's code is followed in that a row begins with text that stays and ends with a span, so that no last sentinel
-    closes the target, as one does in the paper's figure 2.
-    Raises UsageError where a row is too short, or ids of the text are sentinels.
+    As in T5's code, a row begins with text that stays and ends with a span, so that no last sentinel closes the target,
+    as one does in the paper's figure 2.
+
+    Args:
+        text_BN: int64 ids of the windows.
+        config: the model's configuration.
+        seed: the seed of the training.
+        step: the training step.
+        sentinel: the first sentinel, from which the others count down; by default the last id of the vocabulary. T5's
+            own first is 32,099.
+        share: the share of the text that is cut out.
+        mean_span: the mean length of a span in tokens.
+
+    Returns:
+        source: the text with a sentinel for each span. target: each span behind its sentinel. Both are int64 and end
+            with the end token, where the model has one. source_real, target_real: True throughout, as all rows are
+            equally long.
+
+    Raises:
+        UsageError: where a row is too short, or ids of the text are sentinels.
     """
     text = text_BN.numpy()
     if sentinel is None:
@@ -63,7 +76,7 @@ def span_batch(
 
 
 def sizes(tokens: int, *, share: float, mean_span: float) -> tuple[int, int]:
-    """How many of a row's tokens are cut out, and in how many spans: one or more, each after one that stays."""
+    """Compute how many of a row's tokens are cut out, and in how many spans: one or more, each after one that stays."""
     if tokens < 2:
         raise UsageError(f"A row of {tokens} tokens has none to cut out and one to keep: use longer rows.")
     if not 0 < share < 1 or mean_span < 1:
@@ -73,13 +86,13 @@ def sizes(tokens: int, *, share: float, mean_span: float) -> tuple[int, int]:
 
 
 def random_lengths(total: int, parts: int, draws_BN: NDArray[np.float64]) -> Ids:
-    """lengths_BL: `parts` of at least 1 whose sum is `total`, every such list equally likely."""
+    """Draw lengths_BL: `parts` lengths of at least 1 whose sum is `total`, every such list equally likely."""
     ends = np.sort(draws_BN[:, : total - 1].argsort(1)[:, : parts - 1], 1) + 1
     return np.diff(ends, axis=1, prepend=0, append=total)
 
 
 def corrupt(row_N: Ids, kept_L: Ids, cut_L: Ids, sentinel: int) -> tuple[Ids, Ids]:
-    """The row with sentinels for the spans, and the spans behind their sentinels; both without an end token."""
+    """Make the row with sentinels for the spans, and the spans behind their sentinels; both without an end token."""
     pieces = np.split(row_N, np.stack((kept_L, cut_L), 1).ravel().cumsum()[:-1])
     marks = [np.array([sentinel - span]) for span in range(len(kept_L))]
     source = [part for kept, mark in zip(pieces[::2], marks, strict=True) for part in (kept, mark)]
