@@ -34,9 +34,9 @@ from torch import Tensor
 
 from environment import environment
 from moekit.checkpoint.layout import Stored, View, stored
-from moekit.checkpoint.reading import read_weights
+from moekit.checkpoint.read_weights import read_weights
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.checkpoint.writing import write_weights
+from moekit.checkpoint.write_weights import write_weights
 from moekit.core.hardware import peak_resident_bytes, reset_peak_resident, resident_bytes
 
 # Model width, width of keys and values, feed-forward width, vocabulary: about those of a 3 B model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
-from moekit.checkpoint.reading import dtype_of, read_weights
+from moekit.checkpoint.read_weights import dtype_of, read_weights
 from moekit.checkpoint.stored_tensors import StoredTensors
 
 # G groups, R query heads a group, C head width, D model width, E experts, F expert width

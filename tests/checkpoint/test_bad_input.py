@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moekit.checkpoint import stored_tensors
 from moekit.checkpoint.layout import Part, Stored, stored
-from moekit.checkpoint.reading import read_weights
+from moekit.checkpoint.read_weights import read_weights
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import LayoutError
 from moekit.core.errors import MoekitError, UsageError

@@ -11,19 +11,21 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint import sample_layout
 from tests.checkpoint.sample_layout import as_stored, empty_parameters, layout, random_parameters, read_all, same_bits
 
-from moekit.checkpoint import reading, views, writing
+from moekit.checkpoint import read_weights as read_weights_module
+from moekit.checkpoint import views
+from moekit.checkpoint import write_weights as write_weights_module
 from moekit.checkpoint.layout import stored
-from moekit.checkpoint.reading import dtype_of, read_weights
+from moekit.checkpoint.read_weights import dtype_of, read_weights
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.checkpoint.writing import write_weights
+from moekit.checkpoint.write_weights import write_weights
 
 
 @pytest.fixture(params=[(64, 16), (64, 1 << 20), (16 << 20, 256 << 10)], ids=["tiny", "spans", "as it is"])
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that all tensors here are cut, too."""
     piece, run = request.param
-    monkeypatch.setattr(reading, "_PIECE_BYTES", piece)
-    monkeypatch.setattr(writing, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(read_weights_module, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(write_weights_module, "_PIECE_BYTES", piece)
     monkeypatch.setattr(views, "_WORTH_A_READ", run)
 
 
@@ -122,7 +124,7 @@ def test_old_folders(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(read_weights_module, "_PIECE_BYTES", 64)
     write_weights(tmp_path, [stored("a", "a"), stored("b", "b")], {"a": torch.randn(99), "b": torch.randn(7, 3)})
     sizes: list[int] = []
     read = {"a": torch.zeros(99), "b": torch.zeros(7, 3)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moekit.checkpoint.layout import stored
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.checkpoint.writing import write_folder, write_weights
+from moekit.checkpoint.write_weights import write_folder, write_weights
 from moekit.core.errors import MoekitError
 
 transformers = pytest.importorskip("transformers")

@@ -92,7 +92,7 @@ def merge(
 
 def _plan(config: Path, out: Path, seed: int, fused: bool) -> "tuple[Merge | None, Problems]":
     """The plan, and what is wrong with it and with where it shall go."""
-    from moekit.checkpoint.writing import check_replaceable
+    from moekit.checkpoint.write_weights import check_replaceable
     from moekit.convert.merging.merge_checks import Problems, plan_merge
     from moekit.convert.merging.merge_config import read_merge_config
 

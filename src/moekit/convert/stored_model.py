@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.reading import check_weights, dtype_of, memory_of
+from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import ModelConfig

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.checkpoint.reading import check_weights, dtype_of, read_weights
+from moekit.checkpoint.read_weights import check_weights, dtype_of, read_weights
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.checkpoint.writing import write_folder as write_whole
-from moekit.checkpoint.writing import write_weights
+from moekit.checkpoint.write_weights import write_folder as write_whole
+from moekit.checkpoint.write_weights import write_weights
 from moekit.config import Config
 from moekit.config.comparing import same_function
 from moekit.core.errors import MoekitError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from moekit.checkpoint.writing import check_replaceable
+from moekit.checkpoint.write_weights import check_replaceable
 from moekit.config import ModelConfig
 from moekit.convert.dense_to_moe.expert_channels import Mixture, dense_of, output_tensors
 from moekit.convert.storage.partial_folder import checksums_text, discard, partial_folder

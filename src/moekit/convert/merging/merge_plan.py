@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.checkpoint.reading import memory_of
+from moekit.checkpoint.read_weights import memory_of
 from moekit.config import ModelConfig
 from moekit.convert.merging.gates import PromptEncoder, drawn_gates, prompt_encoder, prompted_gates
 from moekit.convert.merging.merge_config import DRAWN_MODES, MergeConfig

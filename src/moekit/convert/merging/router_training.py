@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint.reading import memory_of
+from moekit.checkpoint.read_weights import memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import pairs
 from moekit.config import never_learns

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.checkpoint.reading import check_weights, memory_of
+from moekit.checkpoint.read_weights import check_weights, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.merging.lora import Adapter, open_adapter

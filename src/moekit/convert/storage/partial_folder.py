@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from moekit.checkpoint.writing import check_replaceable
+from moekit.checkpoint.write_weights import check_replaceable
 from moekit.core.errors import MoekitError, UsageError
 
 JOURNAL = "journal.jsonl"

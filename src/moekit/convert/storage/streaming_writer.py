@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
-from moekit.checkpoint.reading import memory_of
+from moekit.checkpoint.read_weights import memory_of
 from moekit.checkpoint.stored_tensors import INDEX, StoredTensors
 from moekit.convert.storage.direct_file import DirectFile
 from moekit.convert.storage.partial_folder import Partial, Reached, already_finished, opened, partial_folder

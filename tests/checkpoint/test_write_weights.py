@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.checkpoint.sample_layout import bits, layout, random_parameters
 
-from moekit.checkpoint import writing
+from moekit.checkpoint import write_weights as write_weights_module
 from moekit.checkpoint.layout import Part, Stored, stored
 from moekit.checkpoint.views import LayoutError
-from moekit.checkpoint.writing import write_folder, write_weights
+from moekit.checkpoint.write_weights import write_folder, write_weights
 from moekit.core import files
 from moekit.core.errors import MoekitError, UsageError
 
@@ -76,7 +76,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_kill_leaves_no_target(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from moekit.checkpoint.writing import write_folder\n"
+        "import os, signal, sys; from pathlib import Path; from moekit.checkpoint.write_weights import write_folder\n"
         "def fill(folder): (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_folder(Path(sys.argv[1]), fill)"
     )
@@ -88,8 +88,8 @@ def test_a_kill_leaves_no_target(tmp_path: Path) -> None:
 
 def test_files_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    sync, rename = writing._sync, os.rename
-    monkeypatch.setattr(writing, "_sync", lambda path: (synced.append(path.name), sync(path)))
+    sync, rename = write_weights_module._sync, os.rename
+    monkeypatch.setattr(write_weights_module, "_sync", lambda path: (synced.append(path.name), sync(path)))
     monkeypatch.setattr(os, "rename", lambda a, b: (synced.append("rename"), rename(a, b)))
     write_folder(tmp_path / "out", fill)
     assert {"config.json", "deep"} <= set(synced[: synced.index("rename")])
@@ -114,7 +114,7 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path, monkeypatch: pytest.Monkey
     def sync_fails(path: Path) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(writing, "_sync", sync_fails)
+    monkeypatch.setattr(write_weights_module, "_sync", sync_fails)
     with pytest.raises(MoekitError, match=r"disk is full while writing .*out;"):
         write_folder(tmp_path / "out", fill)
     assert not os.listdir(tmp_path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.reading import memory_of, promoted
+from moekit.checkpoint.read_weights import memory_of, promoted
 from moekit.checkpoint.stored_tensors import INDEX, OLD_INDEX, OLD_SINGLE, SINGLE
 from moekit.checkpoint.views import Pair, check_cover, pairs, pieces, stored_shape
 from moekit.core import files
