@@ -24,7 +24,7 @@ from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer
 from moekit.inference import GenerationOptions, LoadedModel, SamplingOptions, generate
-from moekit.inference.generation import Memory
+from moekit.inference.generation import PrefixCache
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels.packed import Numbers
 from moekit.models import Decoder
@@ -168,7 +168,7 @@ def test_generate_works_unchanged_and_tells_of_the_prompt_once() -> None:
 def test_a_prompt_that_was_broken_off_is_forgotten_by_all_models() -> None:
     parts = models()
     runner = EnsembleRunner([TorchRunner(part) for part in parts])
-    memory = Memory(runner.new_cache())
+    prefix_cache = PrefixCache(runner.new_cache())
     calls = 0
 
     def interrupt(_: int) -> None:
@@ -179,10 +179,10 @@ def test_a_prompt_that_was_broken_off_is_forgotten_by_all_models() -> None:
 
     options = GenerationOptions(max_tokens=5)
     with pytest.raises(KeyboardInterrupt):
-        generate(runner, ByteTokenizer(), [[1, 2, 3, 4]], options, memories=[memory], on_tokens=interrupt)
-    assert memory.tokens == []
-    assert memory.cache.length == 0, "the third has seen nothing yet"
-    (after,) = generate(runner, ByteTokenizer(), [[1, 2, 9]], options, memories=[memory])
+        generate(runner, ByteTokenizer(), [[1, 2, 3, 4]], options, prefix_caches=[prefix_cache], on_tokens=interrupt)
+    assert prefix_cache.tokens == []
+    assert prefix_cache.cache.length == 0, "the third has seen nothing yet"
+    (after,) = generate(runner, ByteTokenizer(), [[1, 2, 9]], options, prefix_caches=[prefix_cache])
     (fresh,) = generate(runner, ByteTokenizer(), [[1, 2, 9]], options)
     assert after.text == fresh.text
 

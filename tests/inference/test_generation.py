@@ -16,7 +16,7 @@ from moekit.core.errors import UsageError
 from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, generate
 from moekit.inference import load_runner as load
-from moekit.inference.generation import Memory
+from moekit.inference.generation import PrefixCache
 from moekit.inference.prompt_tokens import prompt_ids
 from moekit.inference.runner import Cache, OnTokens
 from moekit.inference.torch_runner import TorchRunner
@@ -188,35 +188,35 @@ def test_text_comes_as_soon_as_it_is_certain() -> None:
 
 def test_a_memory_saves_computing_what_it_holds() -> None:
     runner = Scripted(b"answer" + b"\0" * 50)
-    memory = Memory(runner.new_cache())
+    prefix_cache = PrefixCache(runner.new_cache())
     options = GenerationOptions(end_tokens=frozenset({0}))
     ids = list(b"question")
-    generate(runner, ByteTokenizer(), [ids], options, memories=[memory])
-    assert bytes(memory.tokens) == b"questionanswer"  # what ended it was never computed
-    assert memory.cache.length == len(memory.tokens)
-    generate(runner, ByteTokenizer(), [list(b"questionanswer, more")], options, memories=[memory])
-    generate(runner, ByteTokenizer(), [list(b"quest")], options, memories=[memory])
-    generate(runner, ByteTokenizer(), [list(b"quest")], options, memories=[memory])
+    generate(runner, ByteTokenizer(), [ids], options, prefix_caches=[prefix_cache])
+    assert bytes(prefix_cache.tokens) == b"questionanswer"  # what ended it was never computed
+    assert prefix_cache.cache.length == len(prefix_cache.tokens)
+    generate(runner, ByteTokenizer(), [list(b"questionanswer, more")], options, prefix_caches=[prefix_cache])
+    generate(runner, ByteTokenizer(), [list(b"quest")], options, prefix_caches=[prefix_cache])
+    generate(runner, ByteTokenizer(), [list(b"quest")], options, prefix_caches=[prefix_cache])
     assert runner.prefilled == [8, 6, 1, 1]
 
 
 def test_an_interrupted_answer_leaves_a_memory_that_can_be_used(loaded: LoadedModel) -> None:
     runner = Scripted(b"answer" + b"\0" * 50)
     runner.fail_after = 3
-    memory = Memory(runner.new_cache())
+    prefix_cache = PrefixCache(runner.new_cache())
     with pytest.raises(KeyboardInterrupt):
-        generate(runner, ByteTokenizer(), [list(b"question")], memories=[memory])
-    assert bytes(memory.tokens) == b"questionans"
-    assert memory.cache.length == 12  # one more than is known to be whole
+        generate(runner, ByteTokenizer(), [list(b"question")], prefix_caches=[prefix_cache])
+    assert bytes(prefix_cache.tokens) == b"questionans"
+    assert prefix_cache.cache.length == 12  # one more than is known to be whole
 
     def fail(_: int, piece: str) -> None:
         raise KeyboardInterrupt
 
     options = GenerationOptions(max_tokens=8)
-    memory = Memory(loaded.runner.new_cache())
+    prefix_cache = PrefixCache(loaded.runner.new_cache())
     with pytest.raises(KeyboardInterrupt):
-        generate(loaded.runner, loaded.tokenizer, [PROMPT], options, fail, memories=[memory])
-    after = generate(loaded.runner, loaded.tokenizer, [PROMPT], options, memories=[memory])
+        generate(loaded.runner, loaded.tokenizer, [PROMPT], options, fail, prefix_caches=[prefix_cache])
+    after = generate(loaded.runner, loaded.tokenizer, [PROMPT], options, prefix_caches=[prefix_cache])
     assert after[0].text == generate(loaded.runner, loaded.tokenizer, [PROMPT], options)[0].text
 
 

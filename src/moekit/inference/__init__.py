@@ -1,8 +1,8 @@
-"""Running a model: what computes it (runners), what is drawn from its logits, and text in and out."""
+"""Inference: runners that compute a model, sampling, generation, and conversations."""
 
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.conversation import Conversation
-from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
+from moekit.inference.generation import Completion, GenerationOptions, PrefixCache, generate
 from moekit.inference.load import load_runner
 from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import Cache, Runner
@@ -15,7 +15,7 @@ __all__ = [
     "Conversation",
     "GenerationOptions",
     "LoadedModel",
-    "Memory",
+    "PrefixCache",
     "Runner",
     "SamplingOptions",
     "generate",

@@ -1,4 +1,4 @@
-"""A conversation to the text, and the ids, that a model was trained to answer: by the tokenizer's own template."""
+"""Chat templates: from a conversation to the text, and the ids, that a model was trained to answer."""
 
 import json
 import re
@@ -26,7 +26,9 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 class ChatTemplate:
     """A Jinja template, rendered in a process that may use little memory and a few seconds.
 
-    special_tokens: `bos_token` and others by the names that templates know them by.
+    Args:
+        source: the template.
+        special_tokens: `bos_token` and others by the names that templates know them by.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -35,13 +37,14 @@ class ChatTemplate:
         weakref.finalize(self, self._worker.end)
 
     def start(self) -> None:
-        """Let the process start already, while something else is done."""
+        """Start the process already, while something else is done."""
         self._worker.start()
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text up to where the answer begins.
+        """Render the text up to where the answer begins.
 
-        Raises MoekitError where the template fails: what it says, or that it takes too long or too much memory.
+        Raises:
+            MoekitError: where the template fails: with what it says, or that it takes too long or too much memory.
         """
         # Templates test whether a key is there, and would write "None".
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
@@ -52,9 +55,10 @@ class ChatTemplate:
         return str(answer["text"])
 
     def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """The ids of the text. A special token that a message writes out stays text, if the tokenizer can keep apart.
+        """Render the text and encode it.
 
-        Such words are marked before the template sees them, and encoded by themselves. Errors as of `render`.
+        A special token that a message writes out stays text, if the tokenizer can keep the two apart: such words are
+        marked before the template sees them, and encoded by themselves. It raises what `render` raises.
         """
         special = tokenizer.special_tokens if isinstance(tokenizer, PromptTokenizer) else {}
         words = sorted(special, key=len, reverse=True)
@@ -70,9 +74,12 @@ class ChatTemplate:
 
 
 def folder_template(folder: Path) -> ChatTemplate | None:
-    """The template of a Hugging Face folder: chat_template.jinja, or tokenizer_config.json's `chat_template`.
+    """Read the template of a Hugging Face folder: chat_template.jinja, or tokenizer_config.json's `chat_template`.
 
-    Of several in a list it is the one named `default`. Raises MoekitError where a file is not what it should be.
+    Of several in a list it is the one named `default`; None where there is no template.
+
+    Raises:
+        MoekitError: where a file is not what it should be.
     """
     settings = _read_object(folder / "tokenizer_config.json")
     source = settings.get("chat_template")
@@ -99,6 +106,7 @@ class _Worker:
         self._lock = threading.Lock()
 
     def start(self) -> "subprocess.Popen[str]":
+        """Start the process if none is running, and give it."""
         if self._process is not None and self._process.poll() is not None:
             self.end()
         if self._process is None:
@@ -114,7 +122,7 @@ class _Worker:
         return self._process
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer; an error where there is none in time."""
+        """Give the answer to a request; it is an error where none comes in time."""
         with self._lock:
             process = self.start()
             assert process.stdin is not None
@@ -136,7 +144,7 @@ class _Worker:
             return answer
 
     def end(self) -> None:
-        """Also called when nothing runs."""
+        """End the process, if one is running."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -144,7 +152,7 @@ class _Worker:
 
 
 def _marked(value: Any, words: Sequence[str]) -> Any:
-    """The same with each special token in a text replaced by its number between marks, and marks taken out before."""
+    """Replace each special token in texts by its number between marks; marks that were there are taken out before."""
     if isinstance(value, Mapping):
         return {key: _marked(inner, words) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +167,7 @@ def _marked(value: Any, words: Sequence[str]) -> Any:
 
 
 def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """The ids of a text that stands within another: at the beginning, SentencePiece's tokenizers add a space."""
+    """Encode a text that stands within another: at the beginning, SentencePiece's tokenizers add a space."""
     line, ids = encode("\n"), encode("\n" + text)
     return ids[len(line) :] if ids[: len(line)] == line else encode(text)
 

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own: `python -I chat_template_worker.py`.
+"""The process that renders chat templates: `python -I chat_template_worker.py`.
 
 A template is a program that somebody else wrote. Jinja's sandbox keeps it from attributes, but not from filling memory
 or running forever; a process can be limited, and ended. One JSON object a line comes in, one goes out. Nothing here
@@ -20,20 +20,24 @@ _MEMORY_BYTES = 1_000_000_000
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks, for training, what the model is to learn; here it is what it encloses."""
+    """The block `{% generation %}`, which marks what training is to learn; here its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - so declared by jinja2
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Give the statements that the block encloses."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def render(source: str, variables: dict[str, Any]) -> str:
-    """The template with transformers' surroundings: trimmed blocks, loop controls, `raise_exception`, `strftime_now`
-    and a `tojson` that escapes no HTML (utils/chat_template_utils.py of transformers 5.23).
+    """Render the template as transformers does (utils/chat_template_utils.py of transformers 5.23).
 
-    Raises jinja2.TemplateError, and whatever else Python raises at what the template does.
+    Blocks are trimmed, loop controls work, and there are `raise_exception`, `strftime_now` and a `tojson` that escapes
+    no HTML.
+
+    Raises:
+        jinja2.TemplateError: and whatever else Python raises at what the template does.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]

@@ -4,15 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 from moekit.core.errors import UsageError
-from moekit.inference.generation import Completion, GenerationOptions, Memory, generate
+from moekit.inference.generation import Completion, GenerationOptions, PrefixCache, generate
 from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import OnTokens
 
 
 class Conversation:
-    """Messages to and from a model with a chat template. Raises UsageError where the model has none.
+    """Messages to and from a model with a chat template.
 
-    system: a message of that role that every conversation starts with; None for none.
+    Args:
+        model: the model, ready to generate.
+        options: how answers are generated.
+        system: a message of that role that every conversation starts with; None for none.
+
+    Raises:
+        UsageError: where the model has no chat template.
     """
 
     def __init__(self, model: LoadedModel, options: GenerationOptions, system: str | None = None) -> None:
@@ -20,7 +26,7 @@ class Conversation:
             raise UsageError("The model has no chat template; `moekit generate` continues texts with it.")
         self._model, self._template, self._options = model, model.chat_template, options
         self._template.start()
-        self._memory = Memory(model.runner.new_cache())
+        self._prefix_cache = PrefixCache(model.runner.new_cache())
         self._opening: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self._opening)
 
@@ -29,10 +35,15 @@ class Conversation:
         self.messages = list(self._opening)
 
     def answer(self, text: str, on_text: Callable[[str], None], on_tokens: OnTokens | None = None) -> Completion:
-        """The model's answer to a user's message; both are then part of the conversation.
+        """Answer a user's message; both are then part of the conversation.
 
         An answer that KeyboardInterrupt breaks off stays as far as it got. What fails otherwise, such as a message that
         the context has no room for, leaves the conversation as it was.
+
+        Args:
+            text: the user's message.
+            on_text: gets the answer piece by piece.
+            on_tokens: gets the numbers of prompt tokens as they are computed.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
         pieces: list[str] = []
@@ -48,7 +59,7 @@ class Conversation:
                 [self._template.encode(asked, self._model.tokenizer)],
                 self._options,
                 say,
-                memories=[self._memory],
+                prefix_caches=[self._prefix_cache],
                 on_tokens=on_tokens,
             )
         except KeyboardInterrupt:

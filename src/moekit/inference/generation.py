@@ -1,4 +1,4 @@
-"""Prompts in, completions out, on any runner: the sequences of a batch are decoded together, each until its own end."""
+"""Generation on any runner: the sequences of a batch are decoded together, each until its own end."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +22,11 @@ OnText = Callable[[int, str], None]
 class GenerationOptions:
     """How long a completion may get, and what ends it.
 
-    max_tokens: of the completion; None for what the context leaves. stop: strings that end it and are not part of it.
-    end_tokens: ids that end it, likewise.
+    Attributes:
+        max_tokens: the most tokens of the completion; None for what the context leaves.
+        stop: strings that end it and are not part of it.
+        end_tokens: ids that end it, likewise.
+        sampling: how tokens are sampled.
     """
 
     max_tokens: int | None = None
@@ -34,12 +37,15 @@ class GenerationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What followed a prompt.
+    """The text that followed a prompt, and figures.
 
-    prompt_tokens: with the token that starts a text. completion_tokens: that were drawn, with one that ended it.
-    finish_reason: `stop` at an end token or stop string, `length` at max_tokens or the end of the context.
-    prefill_tokens_per_second: over the tokens of the prompt that no cache held. decode_tokens_per_second: over the
-    tokens after the first, None where there are none. time_to_first_token_s: from the call.
+    Attributes:
+        prompt_tokens: the tokens of the prompt, with the one that starts a text.
+        completion_tokens: the tokens that were sampled, with one that ended it.
+        finish_reason: `stop` at an end token or stop string, `length` at max_tokens or the end of the context.
+        prefill_tokens_per_second: the speed over the tokens of the prompt that no cache held.
+        decode_tokens_per_second: the speed over the tokens after the first, None where there are none.
+        time_to_first_token_s: seconds from the call.
     """
 
     text: str
@@ -51,8 +57,8 @@ class Completion:
     time_to_first_token_s: float
 
 
-class Memory:
-    """A cache and the tokens that it holds, so that the next prompt that begins with them goes on from there.
+class PrefixCache:
+    """A KV cache and the tokens that it holds, so that the next prompt that begins with them goes on from there.
 
     The tokens are what counts: an interrupted step may leave more in the cache, which is then cut back.
     """
@@ -64,7 +70,8 @@ class Memory:
     def keep(self, prompt: Sequence[int]) -> int:
         """Cut back to the beginning shared with the prompt, less its last token, which has to be computed again.
 
-        Gives the number of tokens kept.
+        Returns:
+            The number of tokens kept.
         """
         shared = 0
         for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
@@ -83,15 +90,24 @@ def generate(
     options: GenerationOptions | None = None,
     on_text: OnText | None = None,
     *,
-    memories: Sequence[Memory] | None = None,
+    prefix_caches: Sequence[PrefixCache] | None = None,
     on_tokens: OnTokens | None = None,
 ) -> list[Completion]:
-    """A completion for each prompt: a text, or ids that are taken as they are.
+    """Generate a completion for each prompt: a text, or ids that are taken as they are.
 
-    on_text: gets each completion's text piece by piece; a stop string, or the beginning of one, is never in it.
-    memories: one for each prompt; what they hold is not computed again, and they hold prompt and completion afterwards.
-    on_tokens: gets the numbers of prompt tokens as they are computed.
-    Raises UsageError where a prompt is empty or leaves no room in the context, MoekitError where logits are NaN.
+    Args:
+        runner: what computes the model.
+        tokenizer: the model's.
+        prompts: the texts or ids to continue.
+        options: how long completions may get, and how tokens are sampled.
+        on_text: gets each completion's text piece by piece; a stop string, or the beginning of one, is never in it.
+        prefix_caches: one for each prompt; what they hold is not computed again, and they hold prompt and completion
+            afterwards.
+        on_tokens: gets the numbers of prompt tokens as they are computed.
+
+    Raises:
+        UsageError: where a prompt is empty or leaves no room in the context.
+        MoekitError: where logits are NaN.
     """
     options = options or GenerationOptions()
     if options.max_tokens is not None and options.max_tokens < 1:
@@ -99,13 +115,13 @@ def generate(
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     for number, prompt in enumerate(ids):
         _check(prompt, runner, f"Prompt {number + 1}" if len(ids) > 1 else "The prompt")
-    if memories is None:
-        memories = [Memory(runner.new_cache()) for _ in ids]
+    if prefix_caches is None:
+        prefix_caches = [PrefixCache(runner.new_cache()) for _ in ids]
     sampler = Sampler(options.sampling, runner.vocab_size, ids)
     begin = time.perf_counter()
     answers = [
-        _Answer(number, prompt, memory, tokenizer, options, runner.context, on_text)
-        for number, (prompt, memory) in enumerate(zip(ids, memories, strict=True))
+        _Answer(number, prompt, prefix_cache, tokenizer, options, runner.context, on_text)
+        for number, (prompt, prefix_cache) in enumerate(zip(ids, prefix_caches, strict=True))
     ]
     for answer in answers:
         logits_V = answer.prefill(runner, on_tokens)
@@ -116,14 +132,14 @@ def generate(
 
 
 def _decode(runner: Runner, sampler: Sampler, answers: Sequence["_Answer"]) -> None:
-    """One token for each unfinished answer at a time, until there are none."""
+    """Decode one token for each unfinished answer at a time, until there are none."""
     begin = time.perf_counter()
     while going := [answer for answer in answers if not answer.finished]:
-        logits_BV = runner.decode([answer.memory.cache for answer in going], [answer.last for answer in going])
+        logits_BV = runner.decode([answer.prefix_cache.cache for answer in going], [answer.last for answer in going])
         drawn_B = sampler.draw(logits_BV, [answer.number for answer in going])
         seconds = time.perf_counter() - begin
         for answer, token in zip(going, drawn_B, strict=True):
-            answer.memory.tokens.append(answer.last)
+            answer.prefix_cache.tokens.append(answer.last)
             answer.decode_s = seconds
             answer.take(token)
 
@@ -135,13 +151,13 @@ class _Answer:
         self,
         number: int,
         prompt: list[int],
-        memory: Memory,
+        prefix_cache: PrefixCache,
         tokenizer: Tokenizer,
         options: GenerationOptions,
         context: int,
         on_text: OnText | None,
     ) -> None:
-        self.number, self.prompt, self.memory = number, prompt, memory
+        self.number, self.prompt, self.prefix_cache = number, prompt, prefix_cache
         self._options, self._on_text = options, on_text
         room = context - len(prompt)
         self._most = room if options.max_tokens is None else min(room, options.max_tokens)
@@ -155,25 +171,26 @@ class _Answer:
 
     @property
     def finished(self) -> bool:
+        """Whether the answer has ended."""
         return self._finish is not None
 
     def prefill(self, runner: Runner, on_tokens: OnTokens | None) -> Numbers:
-        """logits_V after the prompt."""
-        kept = self.memory.keep(self.prompt)
+        """Compute logits_V after the prompt."""
+        kept = self.prefix_cache.keep(self.prompt)
         begin = time.perf_counter()
 
         def computed(count: int) -> None:
-            held = len(self.memory.tokens)
-            self.memory.tokens += self.prompt[held : held + count]
+            held = len(self.prefix_cache.tokens)
+            self.prefix_cache.tokens += self.prompt[held : held + count]
             if on_tokens is not None:
                 on_tokens(count)
 
-        logits_V = runner.prefill(self.memory.cache, self.prompt[kept:], computed)
+        logits_V = runner.prefill(self.prefix_cache.cache, self.prompt[kept:], computed)
         self._prefill_rate = (len(self.prompt) - kept) / (time.perf_counter() - begin)
         return logits_V
 
     def take(self, token: int) -> None:
-        """The next token: it ends the answer, or belongs to it."""
+        """Take the next token: it ends the answer, or belongs to it."""
         self.last = token
         self._tokens += 1
         if token in self._options.end_tokens:
@@ -186,7 +203,7 @@ class _Answer:
             self._end("length")
 
     def completion(self) -> Completion:
-        """What became of it."""
+        """Make the completion of a finished answer."""
         assert self._finish is not None
         return Completion(
             text="".join(self._text),
@@ -199,7 +216,7 @@ class _Answer:
         )
 
     def _end(self, reason: Literal["stop", "length"]) -> None:
-        """Nothing follows: what was held back is text after all, unless it holds a stop string."""
+        """End the answer: what was held back is text after all, unless it holds a stop string."""
         self._say(self._stop.push(self._stream.finish()))
         self._finish = "stop" if self._stop.stopped else reason
         self._say(self._stop.finish())
@@ -212,7 +229,7 @@ class _Answer:
 
 
 def _check(prompt: list[int], runner: Runner, name: str) -> None:
-    """Raises UsageError where the prompt cannot be continued."""
+    """Raise UsageError where the prompt cannot be continued."""
     if not prompt:
         raise UsageError(f"{name} is empty.")
     if len(prompt) >= runner.context:

@@ -1,4 +1,4 @@
-"""From a folder, a hub id or a GGUF file to what generates with it."""
+"""Loading: from a folder, a hub id or a GGUF file to a model that is ready to generate."""
 
 from pathlib import Path
 
@@ -12,13 +12,21 @@ _GGUF_MAGIC = b"GGUF"
 def load_runner(
     model: str | Path, *, context: int | None = None, quantize: str | None = None, on_bytes: OnBytes | None = None
 ) -> LoadedModel:
-    """The model in a folder or a GGUF file, or of a hub id (owner/name), with the fastest runner that serves it.
+    """Load a model, ready to generate, with the fastest runner that serves it.
 
-    context: tokens of a sequence; by default the model's. quantize: the type (q8_0, q4_k, …) that a folder's matrices
-    are packed into, as `convert.quantize` would write them; until then all of them are in memory as they are stored.
-    Everything but the weights is read and checked first. Raises UsageError where there is no such model, it cannot
-    generate or be quantised, its tokenizer is missing or the context is more than its own; MoekitError where a file
-    cannot be read.
+    Everything but the weights is read and checked first.
+
+    Args:
+        model: a folder, a GGUF file, or a hub id (owner/name).
+        context: the tokens of a sequence; by default the model's.
+        quantize: the type (q8_0, q4_k, …) that a folder's matrices are packed into, as `moekit quantize` would write
+            them; until then all of them are in memory as they are stored.
+        on_bytes: called with the bytes of weights read so far and those there are.
+
+    Raises:
+        UsageError: where there is no such model, it cannot generate or be quantised, its tokenizer is missing or the
+            context is more than its own.
+        MoekitError: where a file cannot be read.
     """
     if is_gguf(Path(model)):
         if quantize is not None:
@@ -32,7 +40,7 @@ def load_runner(
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether it is a file that begins as GGUF files do, or is named like one."""
+    """Tell whether the file begins as GGUF files do, or is named like one."""
     if not path.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to what generates with it."""
+"""From a Hugging Face folder to a model that is ready to generate."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from moekit.models.special_tokens import read_object
 
 
 def load_folder(folder: Path, context: int | None, quantize: str | None, on_bytes: OnBytes | None) -> LoadedModel:
-    """The model in a folder; `moekit.inference.load_runner` says what the arguments are and what is raised."""
+    """Load the model in a folder; `load_runner` says what the arguments are and what is raised."""
     config = decoder_config(read_config(folder)[1])
     checked_context(context, config.context)
     kind = None if quantize is None else _checked_type(quantize, config)
@@ -33,7 +33,7 @@ def load_folder(folder: Path, context: int | None, quantize: str | None, on_byte
 
 
 def _checked_type(name: str, config: ModelConfig) -> BlockType:
-    """The type of that name, if the native kernels compute such a model in it."""
+    """Find the type of that name, if the native kernels compute such a model in it."""
     if name not in BLOCK_TYPES_BY_NAME:
         raise UsageError(f"There is no type {name!r} to quantise to: {did_you_mean(name, BLOCK_TYPES_BY_NAME)}")
     if not native.available():
@@ -52,7 +52,10 @@ def _runner(folder: Path, context: int | None, kind: BlockType | None, on_bytes:
 
 
 def _end_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """generation_config.json's eos_token_id, else config.json's, as transformers has it; bytes end at a separator."""
+    """Read the eos_token_id of generation_config.json, else of config.json, as transformers does.
+
+    Bytes end at a separator.
+    """
     for name in ("generation_config.json", "config.json"):
         ids = token_ids(read_object(folder / name).get("eos_token_id"))
         if ids:

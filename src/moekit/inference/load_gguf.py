@@ -1,4 +1,4 @@
-"""From a GGUF file to what generates with it."""
+"""From a GGUF file to a model that is ready to generate."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from moekit.kernels.packed import F32
 
 
 def load_gguf(path: Path, context: int | None, on_bytes: OnBytes | None) -> LoadedModel:
-    """The model in a GGUF file; `moekit.inference.load_runner` says what the arguments are and what is raised."""
+    """Load the model in a GGUF file; `load_runner` says what the arguments are and what is raised."""
     stored = GGUFModel(path)
     config = decoder_config(stored.config)
     checked_context(context, config.context)
@@ -28,8 +28,10 @@ def load_gguf(path: Path, context: int | None, on_bytes: OnBytes | None) -> Load
 
 
 def _runner(stored: GGUFModel, path: Path, context: int | None, on_bytes: OnBytes | None) -> Runner:
-    """In place where the native kernels serve. Else unpacked to bf16, which is nearest to what files mostly hold in
-    memory and speed, or to fp32 where they hold that.
+    """Run the weights in place where the native kernels serve, else unpack them.
+
+    They are unpacked to bf16, which is nearest to what files mostly hold in memory and speed, or to fp32 where they
+    hold that.
     """
     if is_native(stored.config):
         return NativeRunner(stored.config, stored.weights(), context)

@@ -1,4 +1,4 @@
-"""A model that is ready to generate, and what loading one from a folder and from a GGUF file share."""
+"""The model that is ready to generate, and what loading one from a folder and from a GGUF file share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,14 @@ OnBytes = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model, ready to generate. end_tokens: the ids that end a text or an answer."""
+    """A model, ready to generate.
+
+    Attributes:
+        runner: what computes it.
+        tokenizer: its tokenizer.
+        chat_template: how a conversation becomes a prompt; None where the model has no template.
+        end_tokens: the ids that end a text or an answer.
+    """
 
     runner: Runner
     tokenizer: Tokenizer
@@ -26,10 +33,11 @@ class LoadedModel:
 
 
 def is_native(config: ModelConfig) -> bool:
-    """Whether the native kernels are there and compute such a model."""
+    """Tell whether the native kernels are there and compute such a model."""
     return native.available() and unsupported(config) is None
 
 
 def token_ids(value: Any) -> frozenset[int]:
+    """Read ids from a setting that holds one id, a list of them, or neither."""
     listed = value if isinstance(value, list) else [value]
     return frozenset(id_ for id_ in listed if isinstance(id_, int) and not isinstance(id_, bool))

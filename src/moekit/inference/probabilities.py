@@ -1,4 +1,4 @@
-"""From logits to probabilities, in double precision.
+"""Softmax in double precision: from logits to probabilities.
 
 B sequences, V vocabulary.
 """
@@ -12,7 +12,7 @@ Doubles = npt.NDArray[np.float64]
 
 
 def log_softmax(logits_BV: Numbers | Doubles) -> Doubles:
-    """Natural logarithms of the probabilities, over the last dimension; of -inf, -inf."""
+    """Compute natural logarithms of the probabilities, over the last dimension; of -inf, -inf."""
     shifted_BV = logits_BV.astype(np.float64)
     shifted_BV -= shifted_BV.max(-1, keepdims=True)
     shifted_BV -= np.log(np.exp(shifted_BV).sum(-1, keepdims=True))
@@ -20,7 +20,7 @@ def log_softmax(logits_BV: Numbers | Doubles) -> Doubles:
 
 
 def softmax(logits_BV: Numbers | Doubles) -> Doubles:
-    """Probabilities, over the last dimension."""
+    """Compute probabilities, over the last dimension."""
     shares_BV = logits_BV.astype(np.float64)
     np.exp(shares_BV - shares_BV.max(-1, keepdims=True), out=shares_BV)
     shares_BV /= shares_BV.sum(-1, keepdims=True)

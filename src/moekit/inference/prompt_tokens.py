@@ -1,4 +1,4 @@
-"""From prompts and conversations to the ids that a model reads.
+"""Tokens of prompts: from prompts and conversations to the ids that a model reads.
 
 What a tokenizer has beyond `data.tokenizers.Tokenizer`, it offers as `PromptTokenizer`; without it, a prompt is the
 start token and the text's ids, and special tokens that a user writes out become special.
@@ -20,16 +20,16 @@ class PromptTokenizer(Tokenizer, Protocol):
     special_tokens: Mapping[str, int]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text with the special tokens that the tokenizer puts around it."""
+        """Encode a text with the special tokens that the tokenizer puts around it."""
         ...
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is a special token."""
+        """Encode a text in which nothing is a special token."""
         ...
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a prompt. Raises UsageError where its text is empty, or cannot be written in UTF-8."""
+    """Encode a prompt to ids; raise UsageError where its text cannot be written in UTF-8."""
     if not isinstance(prompt, str):
         return list(prompt)
     if not prompt:

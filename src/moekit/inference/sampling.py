@@ -1,4 +1,4 @@
-"""From logits to the next token of each sequence.
+"""Sampling: from logits to the next token of each sequence.
 
 The order is that of transformers' processors: logit bias, repetition penalty, temperature, top-k, top-p, min-p.
 (llama.cpp takes the temperature last, so that its top-p and min-p see the untempered distribution.)
@@ -23,16 +23,20 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How a token is drawn; by default it is the most probable one.
+    """How a token is sampled; by default it is the most probable one.
 
-    temperature: logits are divided by it; 0 takes the most probable token, whatever the next three say.
-    top_k: how many of the most probable tokens stay; 0 for all.
-    top_p: the most probable tokens stay whose probabilities add up to it (Holtzman et al., arXiv 1904.09751).
-    min_p: tokens stay that have at least this share of the most probable one's probability (arXiv 2407.01082).
-    repetition_penalty: logits of tokens seen in the prompt or the answer are divided by it where they are positive, and
-    multiplied where they are negative (CTRL, arXiv 1909.05858, section 4.1).
-    logit_bias: added to the logits of tokens, by id. seed: of the draws; None for another one at every call.
-    Raises UsageError where a value is out of bounds.
+    Attributes:
+        temperature: logits are divided by it; 0 takes the most probable token, whatever the next three say.
+        top_k: how many of the most probable tokens stay; 0 for all.
+        top_p: the most probable tokens stay whose probabilities add up to it (Holtzman et al., arXiv 1904.09751).
+        min_p: tokens stay that have at least this share of the most probable one's probability (arXiv 2407.01082).
+        repetition_penalty: logits of tokens seen in the prompt or the answer are divided by it where they are positive,
+            and multiplied where they are negative (CTRL, arXiv 1909.05858, section 4.1).
+        logit_bias: numbers that are added to the logits of tokens, by id.
+        seed: the seed of the random numbers; None for another one at every call.
+
+    Raises:
+        UsageError: where a value is out of bounds.
     """
 
     temperature: float = 0.0
@@ -58,7 +62,7 @@ class SamplingOptions:
 
 
 class Sampler:
-    """Draws tokens for sequences whose prompts are given; each has random numbers of its own, all from one seed.
+    """Samples tokens for sequences whose prompts are given; each has random numbers of its own, all from one seed.
 
     So what a sequence gets depends on its logits and the seed, not on what else is in the batch.
     """
@@ -75,8 +79,10 @@ class Sampler:
                 self._seen_BV[row, prompt] = True
 
     def draw(self, logits_BV: Numbers, rows: Sequence[int]) -> list[int]:
-        """A token for each of the sequences with the numbers `rows`. Raises MoekitError where logits are NaN or
-        infinite.
+        """Sample a token for each of the sequences with the numbers `rows`.
+
+        Raises:
+            MoekitError: where logits are NaN or infinite.
         """
         seen_BV = None if self._seen_BV is None else self._seen_BV[rows]
         logits_BV = adjusted(logits_BV, self._bias_V, seen_BV, self.options.repetition_penalty)
@@ -95,7 +101,7 @@ class Sampler:
 def adjusted(
     logits_BV: Numbers, bias_V: Numbers | None, seen_BV: npt.NDArray[np.bool_] | None, penalty: float
 ) -> Numbers:
-    """The logits with bias and repetition penalty."""
+    """Apply bias and repetition penalty to the logits."""
     if bias_V is not None:
         logits_BV = logits_BV + bias_V
     if seen_BV is not None:
@@ -105,9 +111,12 @@ def adjusted(
 
 
 def candidates(logits_BV: Numbers, options: SamplingOptions) -> tuple[Doubles, Ids]:
-    """logits_BN after temperature, top-k, top-p and min-p, -inf for what they leave out, and ids_BN.
+    """Apply temperature, top-k, top-p and min-p.
 
     Of tokens that are equally probable at the border of top-k exactly as many stay as make k.
+
+    Returns:
+        logits_BN, -inf for what is left out, and ids_BN.
     """
     # Less the greatest one first: a temperature near 0 then takes the others to -inf, and not all of them to infinity.
     logits_BN = logits_BV.astype(np.float64)
@@ -130,7 +139,7 @@ def candidates(logits_BV: Numbers, options: SamplingOptions) -> tuple[Doubles, I
 
 
 def pick(logits_BN: Doubles, ids_BN: Ids, uniform_B: Doubles) -> Ids:
-    """tokens_B: of each row the candidate in whose part of [0, 1) the uniform number lies."""
+    """Choose tokens_B: of each row the candidate in whose part of [0, 1) the uniform number lies."""
     mass_BN = softmax(logits_BN).cumsum(-1)
     # Scaled to the sum as it was rounded: no number may lie beyond the last candidate that has a probability.
     place_B = [

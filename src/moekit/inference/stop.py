@@ -1,4 +1,4 @@
-"""Text up to a stop string, however it is cut into pieces."""
+"""Stop strings: text up to one of them, however it is cut into pieces."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,10 @@ from moekit.core.errors import UsageError
 class StopStrings:
     """Lets text through, up to the stop string that ends first; where several end together, up to the longest.
 
-    What may turn out to be the beginning of a stop string is held back. Raises UsageError where one is empty.
+    What may turn out to be the beginning of a stop string is held back.
+
+    Raises:
+        UsageError: where a stop string is empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -19,7 +22,7 @@ class StopStrings:
         self.stopped = False
 
     def push(self, piece: str) -> str:
-        """The text that is certain now; after a stop there is none."""
+        """Give the text that is certain now; after a stop there is none."""
         if self.stopped:
             return ""
         text = self._held + piece
@@ -32,12 +35,12 @@ class StopStrings:
         return text[:cut]
 
     def finish(self) -> str:
-        """What was held back, at the end of the text."""
+        """Give what was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest beginning of `stop`, not all of it, that `text` ends in."""
+    """Find the length of the longest beginning of `stop`, not all of it, that `text` ends in."""
     longest = min(len(stop) - 1, len(text))
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -1,4 +1,4 @@
-"""Text of tokens as they come: whole characters only, at a cost for each token that does not grow."""
+"""The text of tokens as they come: whole characters only, at a cost for each token that does not grow."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,7 +28,7 @@ class TextStream:
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that is certain once this token is there."""
+        """Give the text that is certain once this token is there."""
         self._held.append(token)
         text = self._decode(self._held)
         if not text.endswith(_REPLACEMENT):
@@ -40,14 +40,14 @@ class TextStream:
         return self._release(text) if len(self._held) > _UNFINISHED else ""
 
     def finish(self) -> str:
-        """The text of the tokens held back, at the end."""
+        """Give the text of the tokens held back, at the end."""
         held, self._held = self._held, []
         return self._decode(held)
 
     def _release(self, text: str) -> str:
-        """Give what stands before the latest border between tokens that lies in no character.
+        """Give the text before the latest border between tokens that lies in no character.
 
-        It lies in none exactly if both sides, decoded each for itself, give the whole.
+        A border lies in none exactly if both sides, decoded each for itself, give the whole.
         """
         for border in range(len(self._held) - 1, 0, -1):
             done, rest = self._decode(self._held[:border]), self._decode(self._held[border:])

@@ -23,14 +23,14 @@ _CHUNK = 512
 
 
 class TorchCache:
-    """A KeyValueCache for each layer, of a batch of one."""
+    """The KV cache of one sequence: a KeyValueCache for each layer, of a batch of one."""
 
     def __init__(self, layers: list[KeyValueCache]) -> None:
         self.layers = layers
 
     @property
     def length(self) -> int:
-        """Tokens seen by all layers: by the last one, which comes to a token after the others."""
+        """The tokens seen by all layers: by the last one, which comes to a token after the others."""
         return self.layers[-1].length
 
     def truncate(self, length: int) -> None:
@@ -42,10 +42,14 @@ class TorchCache:
 
 
 class TorchRunner:
-    """Any decoder of `models/`, in the number type of its weights, which the cache has, too.
+    """Runs any decoder of `models/`, in the number type of its weights, which the cache has, too.
 
-    context: tokens of a sequence, at most the model's, which is the default. Raises UsageError where it is more, or
-    where the model cannot generate.
+    Args:
+        model: the decoder.
+        context: the tokens of a sequence, at most the model's, which is the default.
+
+    Raises:
+        UsageError: where the context is more, or where the model cannot generate.
     """
 
     def __init__(self, model: "Decoder", context: int | None = None) -> None:
@@ -55,14 +59,14 @@ class TorchRunner:
         self.context = checked_context(context, config.context)
 
     def new_cache(self) -> TorchCache:
-        """An empty cache. Its memory is taken from the system only as tokens are written."""
+        """Make an empty cache. Its memory is taken from the system only as tokens are written."""
         dtype = self.model.embedding.weight.dtype
         attentions = [cast("DecoderLayer", layer).attention for layer in self.model.layers]
         return TorchCache([attention.new_cache(1, self.context, dtype) for attention in attentions])
 
     @torch.inference_mode()
     def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
-        """logits_V after the last of tokens_T."""
+        """Compute logits_V after the last of tokens_T."""
         assert isinstance(cache, TorchCache)
         logits_V = torch.empty(0)
         for chunk_T in torch.split(torch.tensor(tokens_T), _CHUNK):
@@ -73,6 +77,6 @@ class TorchRunner:
 
     @torch.inference_mode()
     def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
-        """logits_BV after one more token of each sequence."""
+        """Compute logits_BV after one more token of each sequence."""
         pairs = zip(caches, tokens_B, strict=True)
         return np.stack([self.prefill(cache, [token]) for cache, token in pairs])

@@ -11,7 +11,7 @@ from moekit.agents.members.base import MemberError, Reason
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, generate
-from moekit.inference.generation import Memory
+from moekit.inference.generation import PrefixCache
 from moekit.inference.probabilities import log_softmax
 from moekit.inference.prompt_tokens import PromptTokenizer
 from moekit.inference.runner import OnTokens
@@ -56,7 +56,7 @@ class LocalMember:
         self.defaults, self.price = defaults, price
         self.context: int | None = model.runner.context
         self._embed = embed
-        self._memory = Memory(model.runner.new_cache())
+        self._prefix_cache = PrefixCache(model.runner.new_cache())
         # One thread computes, so that those who wait for it take none.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"moekit-{name}")
         self._under_way: set[threading.Event] = set()
@@ -90,8 +90,8 @@ class LocalMember:
 
         def work(runner: Runner) -> Completion:
             heard = None if on_text is None else say
-            memories = [self._memory]
-            (found,) = generate(runner, self.model.tokenizer, [ids], generation, heard, memories=memories)
+            prefix_caches = [self._prefix_cache]
+            (found,) = generate(runner, self.model.tokenizer, [ids], generation, heard, prefix_caches=prefix_caches)
             return found
 
         async def pass_on(future: asyncio.Future[Completion]) -> None:
