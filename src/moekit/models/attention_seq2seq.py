@@ -12,11 +12,11 @@ from moekit.models.seq2seq import Seq2Seq, State
 
 
 class GatedUnit(nn.Module):
-    """s' = (1 - z) s + z tanh(x_s + U (r s)), with z, r = sigmoid(x_zr + U_zr s) (Bahdanau et al., appendix A.1.1).
+    """A gated recurrent unit with the gates of Bahdanau et al. (appendix A.1.1).
 
-    The reset gate r acts before the recurrent matrix: torch.nn.GRU multiplies first and resets afterwards, which is
-    another function, and it calls 1 - z what is z here.
-    recurrent: rows of z, of r, then of the candidate; x has the same order.
+    s' = (1 - z) s + z tanh(x_s + U (r s)), with z, r = sigmoid(x_zr + U_zr s). The reset gate r acts before the
+    recurrent matrix: torch.nn.GRU multiplies first and resets afterwards, which is another function, and it calls 1 - z
+    what is z here. `recurrent` has rows of z, of r, then of the candidate; x has the same order.
     """
 
     def __init__(self, width: int) -> None:
@@ -25,7 +25,7 @@ class GatedUnit(nn.Module):
         self.recurrent = nn.Linear(width, 3 * width, bias=False)
 
     def forward(self, x_BN3: Tensor, s_BN: Tensor) -> Tensor:
-        """The state after a step that takes in x."""
+        """Compute the state after a step that takes in x."""
         width, weight = self.width, self.recurrent.weight
         x_BN2, x_BN = x_BN3[..., : 2 * width], x_BN3[..., 2 * width :]
         z_BN, r_BN = (x_BN2 + nn.functional.linear(s_BN, weight[: 2 * width])).sigmoid().chunk(2, -1)
@@ -68,7 +68,7 @@ class GRUSeq2Seq(Seq2Seq):
         self._initialize()
 
     def encode(self, source_BS: Tensor, source_real_BS: Tensor | None = None) -> State:
-        """s_BN, then, with attention, h_BSC, U_a h (B, S, A) and which of them are real; without it, context_BC."""
+        """Compute s_BN, then, with attention, h_BSC, U_a h (B, S, A) and which are real; without it, context_BC."""
         if source_real_BS is None:
             source_real_BS = torch.ones_like(source_BS, dtype=torch.bool)
         if not source_real_BS.any(1).all():
@@ -84,7 +84,7 @@ class GRUSeq2Seq(Seq2Seq):
         return self.start(states[1][:, 0]).tanh(), h_BSC, self.align_source(h_BSC), source_real_BS
 
     def decode(self, target_BT: Tensor, state: State) -> tuple[Tensor, State]:
-        """logits_BTV after each of target_BT, and the state after the last."""
+        """Compute logits_BTV after each of target_BT, and the state after the last."""
         y_BTD = self.target_embedding(target_BT)
         x_BTN3 = self.decoder_input(y_BTD)
         s_BN, *source = state
@@ -121,7 +121,7 @@ class GRUSeq2Seq(Seq2Seq):
 
 
 def _run(unit: nn.Module, x_BSN3: Tensor, real_BS: Tensor, *, backwards: bool) -> Tensor:
-    """The states after each token, (B, S, N), from zero on. Padding leaves the state as it is."""
+    """Compute the states after each token, (B, S, N), from zero on; padding leaves the state as it is."""
     s_BN = x_BSN3.new_zeros(x_BSN3.shape[0], x_BSN3.shape[2] // 3)
     steps = list(zip(x_BSN3.unbind(1), real_BS[..., None].unbind(1), strict=True))
     states = []

@@ -27,7 +27,12 @@ _TOKENS_AT_ONCE, _LOGITS_AT_ONCE = 1 << 13, 1 << 24
 
 
 class EncoderOutput(NamedTuple):
-    """logits_BTV of the token at each position; next_sentence_B2, of "it follows" and "it is random", or None."""
+    """The encoder's predictions.
+
+    Attributes:
+        logits_BTV: the logits of the token at each position.
+        next_sentence_B2: the logits of "it follows" and "it is random", or None.
+    """
 
     logits_BTV: Tensor
     next_sentence_B2: Tensor | None
@@ -43,7 +48,7 @@ class EncoderAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, seen_B11T: Tensor | None) -> Tensor:
-        """y_BTD. seen_B11T: bool, the positions that are looked at; None for all."""
+        """Compute y_BTD. seen_B11T: bool, the positions that are looked at; None for all."""
         projected = self.query_key_value(x_BTD).unflatten(-1, (3, self.heads, -1))
         query_BHTC, key_BHTC, value_BHTC = projected.permute(2, 0, 3, 1, 4).unbind()
         mixed_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, attn_mask=seen_B11T)
@@ -51,7 +56,7 @@ class EncoderAttention(nn.Module):
 
 
 class PostNormFeedForward(nn.Module):
-    """norm(x + f(x)), f a dense network or a mixture of experts."""
+    """norm(x + f(x)), where f is a dense network or has experts."""
 
     def __init__(
         self, width: int, config: FeedForwardConfig, *, vocab_size: int, norm_eps: float, backend: Backend
@@ -65,7 +70,7 @@ class PostNormFeedForward(nn.Module):
         self.norm = nn.LayerNorm(width, norm_eps)
 
     def forward(self, x_BTD: Tensor, given: RouterInput, routings: list[Routing] | None) -> Tensor:
-        """y_BTD; the Routing of a mixture is appended to `routings`."""
+        """Compute y_BTD, and append the Routing of a layer with experts to `routings`."""
         if isinstance(self.network, MoELayer):
             y_BTD, routing = self.network(x_BTD, given)
             if routings is not None:
@@ -76,7 +81,7 @@ class PostNormFeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """h = norm(h + attention(h)), h = norm(h + f(h))."""
+    """A layer: h = norm(h + attention(h)), then h = norm(h + f(h))."""
 
     def __init__(self, config: EncoderConfig, index: int, backend: Backend) -> None:
         super().__init__()
@@ -93,7 +98,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, h_BTD: Tensor, seen_B11T: Tensor | None, given: RouterInput, routings: list[Routing] | None
     ) -> Tensor:
-        """h_BTD after this layer."""
+        """Compute h_BTD after this layer."""
         h_BTD = self.attention_norm(h_BTD + self.attention(h_BTD, seen_B11T))
         return self.feed_forward(h_BTD, given, routings)  # type: ignore[no-any-return]
 
@@ -101,7 +106,9 @@ class EncoderLayer(nn.Module):
 class Encoder(LanguageModel):
     """An encoder built from `config`, its weights drawn from torch's current seed.
 
-    backend: the kernels that compute the experts, where there are any.
+    Args:
+        config: the configuration.
+        backend: the kernels that compute the experts, where there are any.
     """
 
     config: EncoderConfig
@@ -123,7 +130,7 @@ class Encoder(LanguageModel):
 
     @property
     def moe_layers(self) -> list[MoELayer]:
-        """Those that have experts, in the order in which their Routings come."""
+        """The layers that have experts, in the order in which their Routings come."""
         return [module for module in self.layers.modules() if isinstance(module, MoELayer)]
 
     def forward(
@@ -134,24 +141,34 @@ class Encoder(LanguageModel):
         real_BT: Tensor | None = None,
         routings: list[Routing] | None = None,
     ) -> EncoderOutput:
-        """What each position of tokens_BT (int64) predicts for itself, given all real positions.
+        """Predict the token at each position of tokens_BT, given all real positions.
 
-        types_BT: int64, which sentence a token belongs to; None for the first.
-        real_BT: bool, False for padding, which no position looks at and no expert computes; None: all are real.
-        routings: a list that gets the Routing of each MoE layer appended, in the order of the layers.
-        Raises ValueError where the sequence is longer than the context.
+        Args:
+            tokens_BT: int64 ids.
+            types_BT: int64, which sentence a token belongs to; None for the first.
+            real_BT: bool, False for padding, which no position looks at and no expert computes. None means that all are
+                real.
+            routings: a list that gets the Routing of each MoE layer appended, in the order of the layers.
+
+        Raises:
+            ValueError: where the sequence is longer than the context.
         """
         h_BTD = self._encode(tokens_BT, types_BT, real_BT, routings)
         return EncoderOutput(self._logits(h_BTD), self._next_sentence(h_BTD))
 
     def log_prob(self, tokens_BT: Tensor, *, types_BT: Tensor | None = None, real_BT: Tensor | None = None) -> Tensor:
-        """Pseudo-log-likelihood: log p in nats of each token but the first given ALL others, before and after it.
+        """Compute the pseudo-log-likelihood: log p in nats of each token but the first given ALL others, on both sides.
 
         Each position in turn is replaced by the mask (Salazar et al., arXiv 1910.14659, eq. 1), so the sum is no
         log-probability of the text and does not compare with that of a causal model. Tokens are scored as they come:
-        [CLS] and [SEP] around them are the caller's. It takes T - 1 passes, in chunks of bounded memory.
+        [CLS] and [SEP] around them are the caller's. It takes T - 1 passes, in chunks of bounded memory. The options
+        are those of `forward`.
 
-        Shape (B, T - 1), at least fp32. Options as in `forward`. Raises MoekitError where there is no mask_token.
+        Returns:
+            Shape (B, T - 1), at least fp32.
+
+        Raises:
+            MoekitError: where the configuration has no mask_token.
         """
         mask = self.config.mask_token
         if mask is None:
@@ -170,7 +187,7 @@ class Encoder(LanguageModel):
         return torch.cat(scores).view(batch, tokens - 1)
 
     def loss(self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None) -> tuple[Tensor, int]:
-        """BERT's loss of a batch of `moekit.data.objectives.masked`: its sum in nats, and the number N of predictions.
+        """Compute BERT's loss of a batch of `moekit.data.objectives.masked`: its sum in nats, and N, the predictions.
 
         The mean over N is that over the masked tokens plus, where the batch has pairs of sentences, that over the pairs
         (arXiv 1810.04805, appendix A.2).
@@ -189,7 +206,7 @@ class Encoder(LanguageModel):
     def _encode(
         self, tokens_BT: Tensor, types_BT: Tensor | None, real_BT: Tensor | None, routings: list[Routing] | None
     ) -> Tensor:
-        """h_BTD after the last layer."""
+        """Compute h_BTD after the last layer."""
         tokens = tokens_BT.shape[1]
         if tokens > self.config.context:
             raise ValueError(f"{tokens} tokens are more than the context of {self.config.context}")
@@ -213,7 +230,7 @@ class Encoder(LanguageModel):
 
 
 def initialize(model: nn.Module, std: float) -> None:
-    """Matrices, tables and vectors from N(0, std²), biases zero, norms one; routers see to their own."""
+    """Draw matrices, tables and vectors from N(0, std²); biases are zero, norms one, routers see to their own."""
     routed = [module for module in model.modules() if isinstance(module, MoELayer)]
     of_routers = {parameter for layer in routed for parameter in layer.router.parameters()}
     of_norms = {
@@ -231,6 +248,6 @@ def initialize(model: nn.Module, std: float) -> None:
 
 
 def _cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """-log p of each label, in at least fp32."""
+    """Compute -log p of each label, in at least fp32."""
     logits_NV = logits_NV.to(torch.promote_types(torch.float32, logits_NV.dtype))
     return F.cross_entropy(logits_NV, labels_N, reduction="none")

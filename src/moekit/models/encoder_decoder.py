@@ -28,7 +28,9 @@ from moekit.nn.relative_bias import RelativeBias
 class EncoderDecoder(LanguageModel):
     """An encoder-decoder built from `config`, its weights drawn from torch's current seed.
 
-    backend: the kernels that compute the experts.
+    Args:
+        config: the configuration.
+        backend: the kernels that compute the experts.
     """
 
     config: EncoderDecoderConfig
@@ -49,7 +51,7 @@ class EncoderDecoder(LanguageModel):
 
     @property
     def moe_layers(self) -> list[MoELayer]:
-        """Those that have experts, in the order in which their Routings come: the encoder's, then the decoder's."""
+        """The layers that have experts, in the order of their Routings: the encoder's, then the decoder's."""
         layers = [*self.encoder.all_layers, *self.decoder.all_layers]
         return [layer.feed_forward for layer in layers if isinstance(layer.feed_forward, MoELayer)]
 
@@ -63,14 +65,18 @@ class EncoderDecoder(LanguageModel):
         cache: DecodingCache | None = None,
         routings: list[Routing] | None = None,
     ) -> Tensor:
-        """logits_BTV of the token after each of target_BT, the decoder's input, which begins with the start token.
+        """Compute logits_BTV of the token after each of target_BT.
 
-        source_BS, target_BT: int64. source_BS may be None where the cache has seen it.
-        source_real_BS: bool, False for padding, wherever it stands: nothing looks at it.
-        target_real_BT: bool, False for padding, which has to stand at the end: no expert computes it.
-        cache: from `new_cache`; target_BT then follows the tokens seen before, and the cache is extended.
-        routings: a list that gets the Routing of each MoE layer appended, in the order of `moe_layers`.
-        Raises ValueError where a sequence is longer than a context, or there is no source.
+        Args:
+            source_BS: int64 ids; None where the cache has seen the source.
+            target_BT: int64, the decoder's input, which begins with the start token.
+            source_real_BS: bool, False for padding, wherever it stands: nothing looks at it.
+            target_real_BT: bool, False for padding, which has to stand at the end: no expert computes it.
+            cache: from `new_cache`; target_BT then follows the tokens seen before, and the cache is extended.
+            routings: a list that gets the Routing of each MoE layer appended, in the order of `moe_layers`.
+
+        Raises:
+            ValueError: where a sequence is longer than a context, or there is no source.
         """
         source = self._source(source_BS, source_real_BS, cache, routings)
         h_BTD = self.decoder(
@@ -87,13 +93,13 @@ class EncoderDecoder(LanguageModel):
     def encode(
         self, source_BS: Tensor, *, real_BS: Tensor | None = None, routings: list[Routing] | None = None
     ) -> Tensor:
-        """encoded_BSD; the arguments are those of `forward`."""
+        """Compute encoded_BSD; the arguments are those of `forward`."""
         h_BSD = self.embedding(source_BS)
         given = _router_input(source_BS, real_BS)
         return self.encoder(h_BSD, given, real_BT=real_BS, routings=routings)  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int, context: int, dtype: torch.dtype = torch.float32) -> DecodingCache:
-        """An empty cache for `batch` targets of up to `context` tokens, the start token included."""
+        """Make an empty cache for `batch` targets of up to `context` tokens, the start token included."""
         config = self.config
         layers = len(config.decoder_layers)
         return DecodingCache(layers, batch, config.heads, config.head_width, context, dtype)
@@ -107,8 +113,12 @@ class EncoderDecoder(LanguageModel):
         target_real_BT: Tensor | None = None,
         routings: list[Routing] | None = None,
     ) -> Tensor:
-        """log p in nats of each token of target_BT, which is without the start token, given the source and those before
-        it: shape (B, T), at least fp32. The options are those of `forward`.
+        """Compute log p in nats of each token of target_BT given the source and those before it.
+
+        target_BT is without the start token. The options are those of `forward`.
+
+        Returns:
+            Shape (B, T), at least fp32.
         """
         logits_BTV = self(
             source_BS,
@@ -129,13 +139,22 @@ class EncoderDecoder(LanguageModel):
         source_real_BS: Tensor | None = None,
         real_BT: Tensor | None = None,
     ) -> Tensor:
-        """log p in nats of each token but the first, given those before it and the source: (B, T - 1), at least fp32.
+        """Compute log p in nats of each token but the first, given those before it and the source.
 
-        tokens_BT is the target without the start token, which the decoder reads before it. Without a source the encoder
-        reads an empty one: the end token alone, or the pad token where there is none. A model that only ever learned
-        to fill in spans has hardly seen that, and scores plain text worse than it could; with its first sentinel and
-        the end token as the source and the sentinel as first token, the text is one span. Neither figure is a causal
-        language model's. The other options are those of `forward`; real_BT has the shape of tokens_BT.
+        Without a source the encoder reads an empty one: the end token alone, or the pad token where there is none. A
+        model that only ever learned to fill in spans has hardly seen that, and scores plain text worse than it could;
+        with its first sentinel and the end token as the source and the sentinel as first token, the text is one span.
+        Neither figure is a causal language model's.
+
+        Args:
+            tokens_BT: the target without the start token, which the decoder reads before it.
+            routings: as in `forward`.
+            source_BS: as in `forward`.
+            source_real_BS: as in `forward`.
+            real_BT: bool, in the shape of tokens_BT.
+
+        Returns:
+            Shape (B, T - 1), at least fp32.
         """
         if source_BS is None:
             end = self.config.end_token
@@ -145,7 +164,7 @@ class EncoderDecoder(LanguageModel):
         )[:, 1:]
 
     def loss(self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None) -> tuple[Tensor, int]:
-        """The sum of -log p in nats over the real tokens of the target, and how many these are.
+        """Compute the sum of -log p in nats over the real tokens of the target, and how many these are.
 
         batch: `source`, `source_real`, `target`, `target_real`, as moekit.data.objectives.spans and .pairs make them.
         """
@@ -160,7 +179,7 @@ class EncoderDecoder(LanguageModel):
         return -log_prob_BT.masked_fill(~real_BT, 0).sum(), int(real_BT.sum())
 
     def shifted(self, target_BT: Tensor) -> Tensor:
-        """What the decoder reads to write target_BT: the start token, then all but the last."""
+        """Make the decoder's input for target_BT: the start token, then all but the last."""
         start_B1 = target_BT.new_full((len(target_BT), 1), self.config.start_token)
         return torch.cat((start_B1, target_BT[:, :-1]), 1)
 
@@ -171,7 +190,7 @@ class EncoderDecoder(LanguageModel):
         cache: DecodingCache | None,
         routings: list[Routing] | None,
     ) -> Source:
-        """Keys and values of the source for every layer of the decoder, from the cache where it has them."""
+        """Compute keys and values of the source for every layer of the decoder, or take those in the cache."""
         if cache and cache.source:
             return Source(keys_values=cache.source, real_BS=cache.source_real_BS)
         if source_BS is None:
@@ -183,8 +202,9 @@ class EncoderDecoder(LanguageModel):
         return Source(keys_values=keys_values, real_BS=real_BS)
 
     def _initialize(self) -> None:
-        """Normal with deviations as in mesh-tensorflow's T5: 1 / sqrt(fan in), and 1 for embeddings; queries have that
-        of C times the fan in, which makes up for the scale that scores lack.
+        """Draw weights with deviations as in mesh-tensorflow's T5: 1 / sqrt(fan in), and 1 for embeddings.
+
+        Queries have that of C times the fan in, which makes up for the scale that scores lack.
         """
         config, factor = self.config, self.config.init_factor
         across = factor / math.sqrt(config.width)

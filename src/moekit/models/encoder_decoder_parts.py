@@ -1,4 +1,4 @@
-"""What an encoder-decoder is made of: attention over a mask, layers, and the two stacks.
+"""The parts of an encoder-decoder: attention over a mask, layers, and the two stacks.
 
 B batch, T target tokens, S source tokens, P positions that are seen, D model width, H heads, C head width.
 """
@@ -18,8 +18,9 @@ from moekit.nn.relative_bias import RelativeBias
 
 
 class DecodingCache:
-    """What a decoder remembers between steps: keys and values of each layer's target, and once and for all those of
-    the source, with its mask. Empty until the first forward pass.
+    """The KV cache of a decoder, empty until the first forward pass.
+
+    It holds keys and values of each layer's target, and once and for all those of the source, with its mask.
     """
 
     def __init__(self, layers: int, batch: int, heads: int, head_width: int, context: int, dtype: torch.dtype) -> None:
@@ -30,20 +31,25 @@ class DecodingCache:
 
     @property
     def length(self) -> int:
-        """How many target tokens it holds."""
+        """The number of target tokens that it holds."""
         return self.target[0].length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What the decoder looks at: one (key_BHSC, value_BHSC) a layer, and which positions are real (None: all)."""
+    """The encoded source, as the decoder attends to it.
+
+    Attributes:
+        keys_values: one (key_BHSC, value_BHSC) a layer.
+        real_BS: which positions are real (None: all).
+    """
 
     keys_values: list[tuple[Tensor, Tensor]]
     real_BS: Tensor | None = None
 
 
 class SelfAttention(nn.Module):
-    """softmax(q k + bias) v without a scale. query_key_value: rows of queries, then of keys, then of values."""
+    """softmax(q k + bias) v without a scale. query_key_value has rows of queries, then of keys, then of values."""
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
@@ -52,7 +58,7 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(inner, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """y_BTD. mask: added to the scores. With a cache, x follows the tokens in it."""
+        """Compute y_BTD. mask: added to the scores. With a cache, x follows the tokens in it."""
         query_BHTC, key_BHPC, value_BHPC = split_heads(self.query_key_value(x_BTD), 3 * self.heads).chunk(3, 1)
         if cache:
             key_BHPC, value_BHPC = cache.append(key_BHPC, value_BHPC)
@@ -60,7 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries of the target, keys and values of the source; neither scale nor positions."""
+    """Attention with queries of the target, and keys and values of the source; it has neither scale nor positions."""
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
@@ -70,17 +76,17 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(inner, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor, key_value: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """y_BTD. key_value: what `keys_values` gave."""
+        """Compute y_BTD. key_value: what `keys_values` gave."""
         return self.output(mix(split_heads(self.query(x_BTD), self.heads), *key_value, mask))  # type: ignore[no-any-return]
 
     def keys_values(self, source_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """key_BHSC and value_BHSC, which are the same in every step."""
+        """Compute key_BHSC and value_BHSC, which are the same in every step."""
         key_BHSC, value_BHSC = split_heads(self.key_value(source_BSD), 2 * self.heads).chunk(2, 1)
         return key_BHSC, value_BHSC
 
 
 class Layer(nn.Module):
-    """One layer of either stack; `cross` says whether it looks at a source."""
+    """One layer of either stack; `cross` says whether it attends to a source."""
 
     def __init__(
         self, config: EncoderDecoderConfig, feed_forward: FeedForwardConfig, backend: Backend, *, cross: bool
@@ -100,19 +106,19 @@ class Layer(nn.Module):
             self.feed_forward = MoELayer(config.width, feed_forward, vocabulary, backend)
 
     def attend(self, h_BTD: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """h after attention to its own sequence."""
+        """Compute h after attention to its own sequence."""
         return h_BTD + self.attention(self.attention_norm(h_BTD), mask, cache)  # type: ignore[no-any-return]
 
     def look_up(self, h_BTD: Tensor, key_value: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """h after attention to the source."""
+        """Compute h after attention to the source."""
         return h_BTD + self.cross_attention(self.cross_norm(h_BTD), key_value, mask)  # type: ignore[no-any-return]
 
     def keys_values(self, source_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """What `look_up` needs of the encoded source."""
+        """Compute keys and values of the encoded source, for `look_up`."""
         return self.cross_attention.keys_values(source_BSD)
 
     def feed(self, h_BTD: Tensor, given: RouterInput) -> tuple[Tensor, Routing | None]:
-        """h after the feed-forward part, and its Routing where it has experts."""
+        """Compute h after the feed-forward part, and its Routing where it has experts."""
         x_BTD, routing = self.feed_forward_norm(h_BTD), None
         if isinstance(self.feed_forward, MoELayer):
             y_BTD, routing = self.feed_forward(x_BTD, given)
@@ -147,7 +153,7 @@ class Stack(nn.Module):
         caches: list[KeyValueCache] | None = None,
         routings: list[Routing] | None = None,
     ) -> Tensor:
-        """h_BTD after all layers. real_BT: what may be seen, in an encoder; a decoder has its padding at the end."""
+        """Compute h_BTD after all layers. real_BT: what an encoder may see; a decoder has its padding at the end."""
         tokens, start = h_BTD.shape[1], caches[0].length if caches else 0
         if self.position_embedding is not None:
             h_BTD = h_BTD + self.position_embedding.weight[self._checked(start, tokens)]
@@ -164,11 +170,11 @@ class Stack(nn.Module):
 
     @property
     def all_layers(self) -> list[Layer]:
-        """`layers`, of the type that they have."""
+        """The layers, of the type that they have."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def _mask(self, tokens: int, positions: int, real_BT: Tensor | None, like: Tensor) -> Tensor | None:
-        """What is added to the scores of the last `tokens` of `positions`: broadcastable to (B, H, T, P)."""
+        """Compute what is added to the scores of the last `tokens` of `positions`: broadcastable to (B, H, T, P)."""
         bias = None if self.relative_bias is None else self.relative_bias(tokens, positions)[None].to(like.dtype)
         if self.decoder:
             seen = torch.ones(tokens, positions, dtype=torch.bool, device=like.device).tril(positions - tokens)
@@ -188,18 +194,18 @@ class Stack(nn.Module):
 
 
 def split_heads(x_BTN: Tensor, heads: int) -> Tensor:
-    """x_BHTC."""
+    """Split x_BTN into heads, x_BHTC."""
     return x_BTN.view(*x_BTN.shape[:2], heads, -1).transpose(1, 2)
 
 
 def mix(query_BHTC: Tensor, key_BHPC: Tensor, value_BHPC: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k + mask) v with the heads side by side again: (B, T, H C)."""
+    """Compute softmax(q k + mask) v with the heads side by side again: (B, T, H C)."""
     mixed_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHPC, value_BHPC, attn_mask=mask, scale=1.0)
     return mixed_BHTC.transpose(1, 2).flatten(2)
 
 
 def mask_of(real_BS: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to every query's scores where only some positions are real."""
+    """Compute what is added to every query's scores where only some positions are real."""
     if real_BS is None:
         return None
     return like.new_zeros(1).masked_fill(~real_BS[:, None, None], torch.finfo(like.dtype).min)

@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face folders."""
+"""Hugging Face folders: models read from them and written to them."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ COMPANIONS = (
 
 
 def read_settings(folder: Path) -> Settings:
-    """The folder's config.json; raises MoekitError where there is none, or it is not an object of JSON."""
+    """Read the folder's config.json; raise MoekitError where there is none, or it is not an object of JSON."""
     file = folder / CONFIG
     try:
         if file.stat().st_size > _MAX_CONFIG_BYTES:
@@ -57,7 +57,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def read_config(folder: Path) -> tuple[Family, Config]:
-    """The family and the configuration that a folder names; its weights are not looked at."""
+    """Read the family and the configuration that a folder names; its weights are not looked at."""
     settings = read_settings(folder)
     family = family_of(settings)
     try:
@@ -72,10 +72,14 @@ def read_model(
     dtype: torch.dtype | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
-    """The model in the folder, in evaluation mode, its weights as they are stored or in `dtype`.
+    """Read the model in the folder, in evaluation mode.
 
-    build: gives the module of a configuration; called on the meta device, so that no weight is drawn only to be
-    overwritten. on_bytes: called with the bytes read so far and those there are.
+    Args:
+        folder: the Hugging Face folder.
+        build: gives the module of a configuration; called on the meta device, so that no weight is drawn only to be
+            overwritten.
+        dtype: the type of the weights; None leaves them as they are stored.
+        on_bytes: called with the bytes read so far and those there are.
     """
     family, config = read_config(folder)
     tensors = _renamed(StoredTensors.open(folder), family)
@@ -95,9 +99,12 @@ def read_model(
 def write_model(model: nn.Module, config: Config, target: Path, origin: Path | None) -> None:
     """Write a folder: config.json, safetensors, and what stood beside the weights in the folder `origin`.
 
-    The folder is of the family that it came from, if that can still say the configuration, and names tensors as it
-    did. Raises MoekitError where the
-    disk is full, UsageError where `target` holds something; what is not complete never stands under its name.
+    The folder is of the family that it came from, if that can still say the configuration, and names tensors as it did.
+    What is not complete never stands under its name.
+
+    Raises:
+        UsageError: where `target` holds something.
+        MoekitError: where the disk is full.
     """
     text = config_text(model, config, origin)
     family = family_of(Settings(json.loads(text), target / CONFIG))
@@ -114,7 +121,7 @@ def write_model(model: nn.Module, config: Config, target: Path, origin: Path | N
 
 
 def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
-    """config.json: that of the origin as far as it says the same model, else what the configuration alone says."""
+    """Make config.json: the origin's as far as it says the same model, else what the configuration alone says."""
     kept: dict[str, Any] = {}
     preferred = None
     if origin is not None and (origin / CONFIG).is_file():
@@ -130,9 +137,13 @@ def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
 
 
 def layout_of(family: Family, config: Config, model: nn.Module, names: Collection[str] = ()) -> list[Stored]:
-    """The stored tensors of that model in that family's folders.
+    """List the stored tensors of that model in that family's folders.
 
-    names: of the tensors in a folder, where there is one; of several layouts the one that has most of them is taken.
+    Args:
+        family: the family of the folder.
+        config: the model's configuration.
+        model: the module, which may be on the meta device.
+        names: the tensors in a folder, where there is one; of several layouts the one that has most of them is taken.
     """
     if family.layout is None:
         return [stored(name, name) for name in own_tensors(model)]
@@ -141,7 +152,7 @@ def layout_of(family: Family, config: Config, model: nn.Module, names: Collectio
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; one that has two names (tied embeddings) under its first."""
+    """Name parameters and persistent buffers; one that has two names (tied embeddings) has its first."""
     named: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         named.setdefault(id(tensor), (name, tensor.detach()))
@@ -165,7 +176,7 @@ def allocate(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
 
 
 def _renamed(tensors: StoredTensors, family: Family) -> StoredTensors:
-    """The tensors under today's names."""
+    """Rename the tensors of old folders as today's are."""
     names = {name: family.renamed(name) for name in tensors}
     twice = [name for name, new in names.items() if name != new and new in tensors]
     if twice:
@@ -174,7 +185,10 @@ def _renamed(tensors: StoredTensors, family: Family) -> StoredTensors:
 
 
 def _names_in(folder: Path | None) -> Collection[str]:
-    """Of the tensors in it; none where it has no weights that can be read (it may be there for its tokenizer)."""
+    """Name the tensors in a folder.
+
+    There are none where it has no weights that can be read (it may be there for its tokenizer).
+    """
     if folder is None:
         return ()
     try:
@@ -200,7 +214,7 @@ def _counted(
 
 
 def _types(model: nn.Module) -> dict[str, str]:
-    """The number type that most weights have, as transformers reads it."""
+    """Say the number type that most weights have, as transformers reads it."""
     sizes: dict[torch.dtype, int] = {}
     for parameter in model.parameters():
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()

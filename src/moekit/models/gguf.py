@@ -1,4 +1,4 @@
-"""Decoders out of GGUF files, as modules: every weight becomes numbers again."""
+"""Decoders from GGUF files, as modules: every weight is unpacked to numbers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +19,16 @@ _PIECE_BYTES = 16 << 20
 def load_gguf(
     path: Path, dtype: torch.dtype = torch.float32, on_bytes: Callable[[int, int], None] | None = None
 ) -> Decoder:
-    """The decoder in a GGUF file, in evaluation mode, its weights in `dtype`.
+    """Load the decoder in a GGUF file, in evaluation mode.
 
-    on_bytes: called with the bytes of the file that were read and those there are to read. Raises MoekitError where the
-    file is damaged, of an architecture that moekit has not, or not the model that its metadata describes.
+    Args:
+        path: the file.
+        dtype: the type of its weights.
+        on_bytes: called with the bytes of the file that were read and those there are to read.
+
+    Raises:
+        MoekitError: where the file is damaged, of an architecture that moekit does not have, or not the model that its
+            metadata describes.
     """
     stored = GGUFModel(path)
     with on_meta():

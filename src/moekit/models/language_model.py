@@ -1,4 +1,4 @@
-"""What every language model made of torch modules has. B batch, T tokens."""
+"""The base class of every language model made of torch modules. B batch, T tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,16 @@ from moekit.moe import MoELayer, Routing
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter is what linear maps add, a matrix of them for experts: it starts at 0 and does not decay."""
+    """Tell whether a parameter is a bias, a matrix of them for experts: it starts at 0 and does not decay."""
     return name.endswith(("bias", "_bias_EG", "_bias_ED"))
 
 
 class LanguageModel(nn.Module):
     """A model that gives text a probability, and can be saved.
 
-    origin: the folder it was loaded from, whose tokenizer and further settings `save` carries over.
+    Attributes:
+        config: its configuration.
+        origin: the folder it was loaded from, whose tokenizer and further settings `save` carries over.
     """
 
     def __init__(self, config: Config) -> None:
@@ -33,32 +35,37 @@ class LanguageModel(nn.Module):
 
     @property
     def moe_layers(self) -> list[MoELayer]:
-        """Those that have experts, in the order in which their Routings come."""
+        """The layers that have experts, in the order in which their Routings come."""
         return [module for module in self.modules() if isinstance(module, MoELayer)]
 
     @property
     def moe_places(self) -> list[int]:
-        """Where they stand among the model's layers, or in a row where there is no such order."""
+        """The indices of the layers with experts among the model's layers, or 0, 1, … where there is no such order."""
         return list(range(len(self.moe_layers)))
 
     def log_prob(self, tokens_BT: Tensor) -> Tensor:
-        """log p in nats of each token but the first, shape (B, T - 1), at least fp32.
+        """Compute log p in nats of each token but the first, shape (B, T - 1), at least fp32.
 
-        Given those before it, for a causal model; a subclass that means something else by it says so.
+        It is given those before it, for a causal model; a subclass that means something else by it says so.
         """
         raise NotImplementedError
 
     def loss(self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None) -> tuple[Tensor, int]:
-        """The sum of the objective's loss in nats over the targets of a batch, and their number.
+        """Compute the sum of the objective's loss in nats over the targets of a batch, and their number.
 
-        batch: as the objective of moekit.data makes it. routings: gets the Routing of each MoE layer appended.
+        Args:
+            batch: a batch as the objective of moekit.data makes it.
+            routings: a list that gets the Routing of each MoE layer appended.
         """
         raise NotImplementedError
 
     def save(self, path: str | Path) -> None:
         """Write a Hugging Face folder of the family it came from, or of the first that can say its configuration.
 
-        Raises UsageError where `path` holds something already, MoekitError where the disk is full; what is not complete
-        never stands under its name.
+        What is not complete never stands under its name.
+
+        Raises:
+            UsageError: where `path` holds something already.
+            MoekitError: where the disk is full.
         """
         write_model(self, self.config, Path(path), self.origin)

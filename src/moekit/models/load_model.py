@@ -1,4 +1,4 @@
-"""From a folder or a hub id to a model."""
+"""Loading a model from a folder or a hub id."""
 
 import re
 from collections.abc import Callable
@@ -42,18 +42,25 @@ MODELS: dict[type[Config], type[LanguageModel]] = {
 
 
 def build(config: Config) -> LanguageModel:
-    """The model of that configuration, its weights drawn from torch's current seed."""
+    """Build the model of that configuration, its weights drawn from torch's current seed."""
     return MODELS[type(config)](config)
 
 
 def load(
     model: str | Path, *, dtype: torch.dtype | None = None, on_bytes: Callable[[int, int], None] | None = None
 ) -> LanguageModel | NGram:
-    """The model in a local folder or of a hub id (owner/name), in evaluation mode; the n-gram model of a .arpa file.
+    """Load a model in evaluation mode.
 
-    dtype: of its weights; None leaves them as they are stored. on_bytes: called with bytes read and bytes in all.
     Only safetensors are read, and old `.bin` files through torch's `weights_only`; code in the folder never runs.
-    Raises UsageError where there is no such folder, MoekitError where it cannot be read; both name file and tensor.
+
+    Args:
+        model: a local folder, a hub id (owner/name), or the .arpa file of an n-gram model.
+        dtype: the type of its weights; None leaves them as they are stored.
+        on_bytes: called with bytes read and bytes in all.
+
+    Raises:
+        UsageError: where there is no such folder.
+        MoekitError: naming file and tensor, where it cannot be read.
     """
     if str(model).endswith(".arpa"):
         if not Path(model).is_file():
@@ -67,7 +74,7 @@ def load(
 
 
 def find(model: str | Path) -> Path:
-    """The local folder of a model, which is downloaded where a hub id is given."""
+    """Find the local folder of a model, which is downloaded where a hub id is given."""
     folder = Path(model)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
@@ -81,12 +88,12 @@ def find(model: str | Path) -> Path:
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Whether it has the form owner/name."""
+    """Tell whether a text has the form owner/name."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", text)) and not text.startswith(".") and not text.endswith(".arpa")
 
 
 def missing(text: str) -> UsageError:
-    """The error for a model that is not there."""
+    """Make the error for a model that is not there."""
     if text.endswith(".arpa"):
         return UsageError(f"There is no file {text!r}.")
     hint = " It is the name of a preset, which has no weights." if text in presets() else ""
@@ -94,7 +101,7 @@ def missing(text: str) -> UsageError:
 
 
 def _downloaded(hub_id: str) -> Path:
-    """A snapshot in Hugging Face's cache; it shows its own progress."""
+    """Download a snapshot into Hugging Face's cache; it shows its own progress."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -17,10 +17,10 @@ from moekit.moe import Routing
 
 
 class LSTM(nn.Module):
-    """`layers` LSTM layers one on the other, with torch.nn.LSTM's arithmetic and names:
+    """`layers` LSTM layers one on the other, with torch.nn.LSTM's arithmetic and names.
 
-    i, f, g, o = W x + b + U h + c in this order of rows; cell = sigmoid(f) cell + sigmoid(i) tanh(g);
-    h = sigmoid(o) tanh(cell).
+    i, f, g, o = W x + b + U h + c in this order of rows; cell = sigmoid(f) cell + sigmoid(i) tanh(g); h = sigmoid(o)
+    tanh(cell).
 
     torch's own kernels compute it, on a CPU oneDNN's. Its module is not used because it holds on to the matrices that
     it was built with: neither a dropped one nor one from a file could take their place. Parameters come uninitialised.
@@ -42,11 +42,17 @@ class LSTM(nn.Module):
         length_B: Tensor | None = None,
         weight_dropout: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The last layer's h after each token, (B, T, N), and hidden and cell of all layers at the end, (L, B, N).
+        """Compute the last layer's h after each token, and hidden and cell of all layers at the end.
 
-        state: hidden and cell before, (L, B, N); None: zeros. length_B: of the sequences, where some are shorter than
-        T; the last two are then those at their ends, and the first is packed (see torch.nn.utils.rnn).
-        weight_dropout: of the recurrent matrices, in training, one mask for all tokens.
+        Args:
+            x_BTN: the input.
+            state: hidden and cell before, (L, B, N); None for zeros.
+            length_B: the lengths of the sequences, where some are shorter than T; hidden and cell are then those at
+                their ends, and h is packed (see torch.nn.utils.rnn).
+            weight_dropout: the share of the recurrent matrices that is dropped in training, by one mask for all tokens.
+
+        Returns:
+            h (B, T, N), hidden (L, B, N) and cell (L, B, N).
         """
         if state is None:
             zeros_LBN = x_BTN.new_zeros(self.layers, x_BTN.shape[0], self.width)
@@ -73,9 +79,11 @@ class LSTM(nn.Module):
 
 
 class LSTMState:
-    """What the layers remember of the tokens so far; a model's call reads it and writes it.
+    """The state of the layers after the tokens so far; a model's call reads it and writes it.
 
-    hidden, cell: one tensor of shape (B, N) a layer, without gradients: a call does not reach back into the one before.
+    Attributes:
+        hidden, cell: one tensor of shape (B, N) a layer, without gradients: a call does not reach back into the one
+            before.
     """
 
     def __init__(self, hidden: list[Tensor], cell: list[Tensor]) -> None:
@@ -97,19 +105,19 @@ class LSTMLanguageModel(LanguageModel):
         self._initialize()
 
     def forward(self, tokens_BT: Tensor, *, state: LSTMState | None = None) -> Tensor:
-        """logits_BTV of the token after each of tokens_BT (int64).
+        """Compute logits_BTV of the token after each of tokens_BT (int64).
 
         state: from `new_state`; tokens_BT then follow those seen before, and the state is moved on.
         """
         return self.head(self._hidden(tokens_BT, state)[1])  # type: ignore[no-any-return]
 
     def new_state(self, batch: int) -> LSTMState:
-        """The state before the first token of `batch` sequences: zeros."""
+        """Make the state before the first token of `batch` sequences: zeros."""
         weight = self.head.weight
         return LSTMState(*([weight.new_zeros(batch, width) for width in self.config.widths] for _ in range(2)))
 
     def log_prob(self, tokens_BT: Tensor, *, state: LSTMState | None = None) -> Tensor:
-        """log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32.
+        """Compute log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32.
 
         state: as in `forward`; it has seen all tokens but the last afterwards.
         """
@@ -118,11 +126,15 @@ class LSTMLanguageModel(LanguageModel):
     def loss(
         self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None, *, state: LSTMState | None = None
     ) -> tuple[Tensor, int]:
-        """The sum of -log p in nats over the targets of a batch, and their number.
+        """Compute the sum of -log p in nats over the targets of a batch, and their number.
 
-        batch: `tokens` (B, T + 1), int64, and where some are padding, which has to stand at the end, `real`, bool.
         In training, the penalties on activations, which are means, are added times the number of targets, so that
-        dividing by it gives the loss of the paper. routings: there are none.
+        dividing by it gives the loss of the paper.
+
+        Args:
+            batch: `tokens` (B, T + 1), int64, and where some are padding, which has to stand at the end, `real`, bool.
+            routings: there are none to append.
+            state: as in `forward`.
         """
         tokens_BT, real_BT = batch["tokens"], batch.get("real")
         raw_BTN, dropped_BTN = self._hidden(tokens_BT[:, :-1], state)
@@ -137,7 +149,7 @@ class LSTMLanguageModel(LanguageModel):
         return loss, targets
 
     def _hidden(self, tokens_BT: Tensor, state: LSTMState | None) -> tuple[Tensor, Tensor]:
-        """The last layer's output, before and after dropout."""
+        """Compute the last layer's output, before and after dropout."""
         config = self.config
         x_BTN = self._dropout(self._embed(tokens_BT), config.input_dropout)
         carried = state or self.new_state(tokens_BT.shape[0])
@@ -166,7 +178,10 @@ class LSTMLanguageModel(LanguageModel):
         return x_BTN * F.dropout(x_BTN.new_ones(x_BTN.shape[0], 1, x_BTN.shape[2]), share)
 
     def _penalties(self, raw_BTN: Tensor, dropped_BTN: Tensor, real_BT: Tensor | None) -> Tensor:
-        """alpha mean(h²) of the dropped output and beta mean((h_t+1 - h_t)²) of the raw one, over real tokens."""
+        """Compute alpha mean(h²) of the dropped output plus beta mean((h_t+1 - h_t)²) of the raw one.
+
+        Both are means over real tokens.
+        """
         total = raw_BTN.new_zeros((), dtype=torch.promote_types(torch.float32, raw_BTN.dtype))
         if self.config.activation_penalty:
             total = total + self.config.activation_penalty * _mean(dropped_BTN.to(total.dtype).square(), real_BT)

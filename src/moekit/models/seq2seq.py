@@ -21,7 +21,13 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """tokens: the end token, where it was reached, is left out. log_prob: in nats, of the tokens and of the end."""
+    """A target that was found.
+
+    Attributes:
+        tokens: its tokens; the end token, where it was reached, is left out.
+        log_prob: log p in nats, of the tokens and of the end.
+        finished: whether the end token was reached.
+    """
 
     tokens: tuple[int, ...]
     log_prob: float
@@ -34,24 +40,33 @@ class Seq2Seq(LanguageModel):
     config: Seq2SeqConfig
 
     def forward(self, source_BS: Tensor, target_BT: Tensor, source_real_BS: Tensor | None = None) -> Tensor:
-        """logits_BTV of the token after each of target_BT (int64), of which the first is the end token as a start.
+        """Compute logits_BTV of the token after each of target_BT.
 
-        source_real_BS: bool, False for padding, which changes nothing; None: all are real. Raises ValueError where a
-        source has no real token.
+        Args:
+            source_BS: int64 ids.
+            target_BT: int64 ids, of which the first is the end token as a start.
+            source_real_BS: bool, False for padding, which changes nothing. None means that all are real.
+
+        Raises:
+            ValueError: where a source has no real token.
         """
         return self.decode(target_BT, self.encode(source_BS, source_real_BS))[0]
 
     def encode(self, source_BS: Tensor, source_real_BS: Tensor | None = None) -> State:
-        """The state before the first token of the target. Raises ValueError where a source has no real token."""
+        """Compute the state before the first token of the target; raise ValueError where a source has no real token."""
         raise NotImplementedError
 
     def decode(self, target_BT: Tensor, state: State) -> tuple[Tensor, State]:
-        """logits_BTV after each of target_BT, which follow those seen before, and the state after the last."""
+        """Compute logits_BTV after each of target_BT, which follow those seen before, and the state after the last."""
         raise NotImplementedError
 
     def target_log_prob(self, source_BS: Tensor, target_BT: Tensor, source_real_BS: Tensor | None = None) -> Tensor:
-        """log p in nats of each token of target_BT, which is without the start, given the source and the tokens before
-        it: shape (B, T), at least fp32.
+        """Compute log p in nats of each token of target_BT given the source and the tokens before it.
+
+        target_BT is without the start.
+
+        Returns:
+            Shape (B, T), at least fp32.
         """
         start_B1 = target_BT.new_full((target_BT.shape[0], 1), self.config.end_token)
         logits_BTV = self(source_BS, torch.cat((start_B1, target_BT[:, :-1]), 1), source_real_BS)
@@ -60,21 +75,26 @@ class Seq2Seq(LanguageModel):
     def log_prob(
         self, tokens_BT: Tensor, *, source_BS: Tensor | None = None, source_real_BS: Tensor | None = None
     ) -> Tensor:
-        """log p in nats of each token but the first given those before it and the source: (B, T - 1), at least fp32.
+        """Compute log p in nats of each token but the first given those before it and the source.
 
         tokens_BT is the target without the start. Without a source, the source is the end token alone. A model trained
         on pairs has not met such a source: what it gives then scores text of the target's language, but is no more than
         a makeshift for a language model.
+
+        Returns:
+            Shape (B, T - 1), at least fp32.
         """
         if source_BS is None:
             source_BS = tokens_BT.new_full((tokens_BT.shape[0], 1), self.config.end_token)
         return self.target_log_prob(source_BS, tokens_BT, source_real_BS)[:, 1:]
 
     def loss(self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None) -> tuple[Tensor, int]:
-        """The sum of -log p in nats over the real tokens of the target, and how many these are.
+        """Compute the sum of -log p in nats over the real tokens of the target, and how many these are.
 
-        batch: `source`, `source_real`, `target`, `target_real`, as moekit.data.objectives.pairs makes them, with
-        config.end_token as the end of the target. routings: there are none.
+        Args:
+            batch: `source`, `source_real`, `target`, `target_real`, as moekit.data.objectives.pairs makes them, with
+                config.end_token as the end of the target.
+            routings: there are none to append.
         """
         real_BT = batch["target_real"]
         log_prob_BT = self.target_log_prob(batch["source"], batch["target"], batch["source_real"])
@@ -84,13 +104,15 @@ class Seq2Seq(LanguageModel):
     def translate(
         self, source_BS: Tensor, source_real_BS: Tensor | None = None, *, beam: int = 12, max_tokens: int
     ) -> list[Translation]:
-        """The most probable target found for each source, of up to max_tokens tokens, the end included.
+        """Find the most probable target for each source, of up to max_tokens tokens, the end included.
 
-        A left-to-right beam search (Sutskever et al., section 3.2): of all continuations by one token of the hypotheses
-        so far, the `beam` most probable stay; those that end are set aside. It stops where none that goes on could
-        still become better. Probabilities are compared as they are, whatever the length. Of hypotheses that reach
+        This is a left-to-right beam search (Sutskever et al., section 3.2): of all continuations by one token of the
+        hypotheses so far, the `beam` most probable stay; those that end are set aside. It stops where none that goes on
+        could still become better. Probabilities are compared as they are, whatever the length. Of hypotheses that reach
         max_tokens without an end, the best is given where none has ended. A beam of 1 is greedy.
-        Raises ValueError where beam or max_tokens is not positive.
+
+        Raises:
+            ValueError: where beam or max_tokens is not positive.
         """
         if beam < 1 or max_tokens < 1:
             raise ValueError(f"beam ({beam}) and max_tokens ({max_tokens}) must be positive")
@@ -142,7 +164,7 @@ class LSTMSeq2Seq(Seq2Seq):
             nn.init.uniform_(parameter, -config.init_range, config.init_range)
 
     def encode(self, source_BS: Tensor, source_real_BS: Tensor | None = None) -> State:
-        """hidden_BLN and cell_BLN after the source, read from its last real token to its first."""
+        """Compute hidden_BLN and cell_BLN after the source, read from its last real token to its first."""
         if source_real_BS is None:
             source_real_BS = torch.ones_like(source_BS, dtype=torch.bool)
         length_B = source_real_BS.sum(1)
@@ -157,7 +179,7 @@ class LSTMSeq2Seq(Seq2Seq):
         return hidden_LBN.transpose(0, 1), cell_LBN.transpose(0, 1)
 
     def decode(self, target_BT: Tensor, state: State) -> tuple[Tensor, State]:
-        """logits_BTV after each of target_BT, and the state after the last."""
+        """Compute logits_BTV after each of target_BT, and the state after the last."""
         hidden_LBN, cell_LBN = (part.transpose(0, 1).contiguous() for part in state)
         x_BTN, hidden_LBN, cell_LBN = self.decoder(self.target_embedding(target_BT), (hidden_LBN, cell_LBN))
         return self.head(x_BTN), (hidden_LBN.transpose(0, 1), cell_LBN.transpose(0, 1))

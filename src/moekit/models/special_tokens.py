@@ -16,7 +16,7 @@ _NAMES = {
 
 
 def with_special_tokens(config: Config, folder: Path) -> Config:
-    """The encoder's configuration with the ids of [PAD], [CLS], [SEP] and [MASK] where the folder's tokenizer has them.
+    """Add the ids of [PAD], [CLS], [SEP] and [MASK] to an encoder's configuration where its tokenizer has them.
 
     Published config.json of BERT have none. Other configurations, and ids that are given, stay as they are.
     """
@@ -37,7 +37,10 @@ def with_special_tokens(config: Config, folder: Path) -> Config:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a file of JSON; nothing where there is none: what is missing here is told where it is needed."""
+    """Read the object in a file of JSON.
+
+    It is empty where there is none: what is missing here is told where it is needed.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """XLNet: two streams of attention, so that a token can be predicted from any others without being seen.
 
-B batch, T tokens, M predicted positions, N = T + M rows of both streams, K keys (memory, then tokens), P distances,
-D model width, H heads, C head width, V vocabulary.
+B batch, T tokens, M predicted positions, N = T + M rows of both streams, K keys (memory, then tokens), P distances, D
+model width, H heads, C head width, V vocabulary.
 """
 
 import math
@@ -21,7 +21,12 @@ from moekit.moe import MoELayer, RouterInput, Routing
 
 
 class XLNetOutput(NamedTuple):
-    """logits: of the M predicted positions (B, M, V), of all T without such. memories: one a layer, or None."""
+    """XLNet's predictions.
+
+    Attributes:
+        logits: the logits of the M predicted positions (B, M, V), of all T where there are none.
+        memories: one a layer, or None.
+    """
 
     logits: Tensor
     memories: list[Tensor] | None
@@ -29,11 +34,15 @@ class XLNetOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where rows and keys stand, the same in every layer.
+    """The positions of rows and keys, the same in every layer.
 
-    distances_PD: sinusoids of the distances K … -T + 1. distance_BNK: which of them lies between a row and a key.
-    hidden_BNK: bool, the keys that a row does not see, None where it sees all. differs_BNK: bool, whether the key is of
-    another segment, None where there are no segments. Where all sequences agree the first dimension may be 1.
+    Where all sequences agree the first dimension may be 1.
+
+    Attributes:
+        distances_PD: sinusoids of the distances K … -T + 1.
+        distance_BNK: which of them lies between a row and a key.
+        hidden_BNK: bool, the keys that a row does not see, None where it sees all.
+        differs_BNK: bool, whether the key is of another segment, None where there are no segments.
     """
 
     distances_PD: Tensor
@@ -43,10 +52,11 @@ class Places:
 
 
 class RelativeAttention(nn.Module):
-    """score = ((q + u)·k + (q + v)·W_r R(i - j) + (q + w)·s[same or different segment]) / sqrt(C)
+    """Attention by content, relative position and segment.
 
-    (Transformer-XL, arXiv 1901.02860, section 3.3; segments: XLNet, arXiv 1906.08237, section 2.5). key_value: one
-    matrix, keys first. u, v, w are content_bias, position_bias, segment_bias.
+    score = ((q + u)·k + (q + v)·W_r R(i - j) + (q + w)·s[same or different segment]) / sqrt(C) (Transformer-XL, arXiv
+    1901.02860, section 3.3; segments: XLNet, arXiv 1906.08237, section 2.5). key_value is one matrix, keys first; u, v,
+    w are content_bias, position_bias, segment_bias.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -62,7 +72,7 @@ class RelativeAttention(nn.Module):
         self.segment_2HC = nn.Parameter(torch.empty(2, heads, width // heads))
 
     def forward(self, x_BND: Tensor, source_BKD: Tensor, places: Places) -> Tensor:
-        """y_BND: what the rows x find in `source`."""
+        """Compute y_BND, where the rows x attend to `source`."""
         query_BHNC = self.query(x_BND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key_value = self.key_value(source_BKD).unflatten(-1, (2, self.heads, -1))
         key_BHKC, value_BHKC = key_value.permute(2, 0, 3, 1, 4).unbind()
@@ -77,7 +87,7 @@ class RelativeAttention(nn.Module):
         return self.output(mixed_BHNC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _of_positions(self, query_BHNC: Tensor, places: Places) -> Tensor:
-        """The score of every key by its distance."""
+        """Score every key by its distance."""
         key_HCP: Tensor = self.position_key(places.distances_PD).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
         scores_BHNP = (query_BHNC + self.position_bias_HC[:, None]) @ key_HCP
         distance_BHNK = places.distance_BNK[:, None].expand(*scores_BHNP.shape[:3], -1)
@@ -85,7 +95,7 @@ class RelativeAttention(nn.Module):
 
 
 class XLNetLayer(nn.Module):
-    """Both streams are rows of the same attention; keys and values come from memory and the content stream."""
+    """A layer in which both streams are rows of one attention; keys and values are of memory and the content stream."""
 
     def __init__(self, config: XLNetConfig, index: int, backend: Backend) -> None:
         super().__init__()
@@ -102,7 +112,7 @@ class XLNetLayer(nn.Module):
     def forward(
         self, x_BND: Tensor, source_BKD: Tensor, places: Places, given: RouterInput, routings: list[Routing] | None
     ) -> Tensor:
-        """x_BND after this layer."""
+        """Compute x_BND after this layer."""
         x_BND = self.attention_norm(x_BND + self.attention(x_BND, source_BKD, places))
         return self.feed_forward(x_BND, given, routings)  # type: ignore[no-any-return]
 
@@ -110,7 +120,9 @@ class XLNetLayer(nn.Module):
 class XLNet(LanguageModel):
     """XLNet built from `config`, its weights drawn from torch's current seed.
 
-    backend: the kernels that compute the experts, where there are any.
+    Args:
+        config: the configuration.
+        backend: the kernels that compute the experts, where there are any.
     """
 
     config: XLNetConfig
@@ -125,7 +137,7 @@ class XLNet(LanguageModel):
 
     @property
     def moe_layers(self) -> list[MoELayer]:
-        """Those that have experts, in the order in which their Routings come."""
+        """The layers that have experts, in the order in which their Routings come."""
         return [module for module in self.layers.modules() if isinstance(module, MoELayer)]
 
     def forward(
@@ -140,17 +152,21 @@ class XLNet(LanguageModel):
         remember: bool = False,
         routings: list[Routing] | None = None,
     ) -> XLNetOutput:
-        """The logits of the targets, from the query stream; without targets those of all positions, from their content.
+        """Compute the logits of the targets from the query stream; without targets, those of all positions.
 
-        perm_mask_BTT: [b, i, j] true where position i must not see position j; the content stream sees itself all the
-        same, the query stream sees its own token unless the diagonal hides it. A query that sees nothing gets no
-        attention (XLNet's own code spreads it over all keys, its own token among them).
-        targets_BM: int64, the predicted positions: where `target_mapping` of XLNet's code has its ones.
-        types_BT: int64, the segments; memories count as segment 0. real_BT: bool, False for padding, which nobody sees.
-        memories: one tensor (B, positions, D) a layer, from `remember` of the pass over the text before.
-        remember: give the memories for the text that follows, without gradients.
-        routings: a list that gets one Routing an MoE layer appended: of all tokens, then all targets, a sequence at a
-        time.
+        Args:
+            tokens_BT: int64 ids.
+            perm_mask_BTT: [b, i, j] is true where position i must not see position j. The content stream sees itself
+                all the same; the query stream sees its own token unless the diagonal hides it. A query that sees
+                nothing gets no attention (XLNet's own code spreads it over all keys, its own token among them).
+            targets_BM: int64, the predicted positions: where `target_mapping` of XLNet's code has its ones. Without
+                them, each position is predicted from its content.
+            types_BT: int64, the segments; memories count as segment 0.
+            real_BT: bool, False for padding, which nobody sees.
+            memories: one tensor (B, positions, D) a layer, from `remember` of the pass over the text before.
+            remember: give the memories for the text that follows, without gradients.
+            routings: a list that gets one Routing an MoE layer appended: of all tokens, then all targets, a sequence at
+                a time.
         """
         tokens = tokens_BT.shape[1]
         before = memories[0].shape[1] if memories else 0
@@ -174,9 +190,9 @@ class XLNet(LanguageModel):
         return XLNetOutput(F.linear(predicted, self.embedding.weight, self.head_bias), new_memories)
 
     def log_prob(self, tokens_BT: Tensor) -> Tensor:
-        """log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32.
+        """Compute log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32.
 
-        One of the factorisations that the model learns, the one from left to right, in one pass of two streams.
+        This is one of the factorisations that the model learns, the one from left to right, in one pass of two streams.
         """
         batch, tokens = tokens_BT.shape
         place_T = torch.arange(tokens, device=tokens_BT.device)
@@ -185,8 +201,10 @@ class XLNet(LanguageModel):
         return self._scores(tokens_BT, self(tokens_BT, perm_mask_BTT=perm_mask_1TT, targets_BM=targets_BM), targets_BM)
 
     def loss(self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None) -> tuple[Tensor, int]:
-        """Permutation language modelling of a batch of `moekit.data.objectives.permutation`: the sum of -log p in nats
-        of its targets given the tokens before them in the order of factorisation (eq. 5), and their number.
+        """Compute the loss of permutation language modelling on a batch of `moekit.data.objectives.permutation`.
+
+        It is the sum of -log p in nats of its targets given the tokens before them in the order of factorisation (eq.
+        5), and their number.
         """
         tokens_BT, targets_BM = batch["tokens"], batch["targets"]
         output = self(
@@ -208,7 +226,7 @@ class XLNet(LanguageModel):
         tokens_BT: Tensor,
         dtype: torch.dtype,
     ) -> Places:
-        """Of T content rows, then M query rows, with `before` remembered keys before the tokens."""
+        """Find the positions of T content rows, then M query rows, with `before` remembered keys before the tokens."""
         device, tokens = tokens_BT.device, tokens_BT.shape[1]
         keys = before + tokens
         row_BN = torch.arange(tokens, device=device)[None]
@@ -236,20 +254,20 @@ class XLNet(LanguageModel):
         )
 
     def _remembered(self, content_BTD: Tensor, memory: Tensor | None) -> Tensor:
-        """What the next segment sees of this one and of those before it."""
+        """Keep what the next segment sees of this one and of those before it."""
         kept = content_BTD[:, : self.config.reuse]
         kept = kept if memory is None else torch.cat((memory, kept), 1)
         return (kept if self.config.memory is None else kept[:, -self.config.memory :]).detach()
 
     def _scores(self, tokens_BT: Tensor, output: XLNetOutput, targets_BM: Tensor) -> Tensor:
-        """log p of the targets, (B, M), at least fp32."""
+        """Compute log p of the targets, (B, M), at least fp32."""
         logits = output.logits.to(torch.promote_types(torch.float32, output.logits.dtype))
         loss = F.cross_entropy(logits.flatten(0, 1), tokens_BT.gather(1, targets_BM).flatten(), reduction="none")
         return -loss.view(targets_BM.shape)
 
 
 def perm_mask(rank_BT: Tensor) -> Tensor:
-    """perm_mask_BTT of an order of factorisation: tokens of rank 0 are seen by all, others by those of a higher rank.
+    """Make perm_mask_BTT of an order of factorisation: rank 0 is seen by all, others by those of a higher rank.
 
     The tokens that are only context have rank 0, so they see each other, as in XLNet's code (`_local_perm`).
     """
@@ -257,7 +275,7 @@ def perm_mask(rank_BT: Tensor) -> Tensor:
 
 
 def _hidden(perm_mask_BTT: Tensor | None, real_BT: Tensor | None, causal: bool, tokens_BT: Tensor) -> Tensor | None:
-    """What a query at a position must not see, (B or 1, T, T); None for nothing."""
+    """Mark what a query at a position must not see, (B or 1, T, T); None for nothing."""
     tokens, device = tokens_BT.shape[1], tokens_BT.device
     hidden = None if perm_mask_BTT is None else perm_mask_BTT.bool()
     if real_BT is not None:
@@ -274,14 +292,14 @@ def _rows(matrix_BTT: Tensor, rows_BM: Tensor) -> Tensor:
 
 
 def _sinusoids(distance_P: Tensor, width: int) -> Tensor:
-    """sin, then cos, of the distance times 10000^(-2i / D), i < D / 2, in fp32."""
+    """Compute sin, then cos, of the distance times 10000^(-2i / D), i < D / 2, in fp32."""
     frequency = 10_000 ** -(torch.arange(0, width, 2, device=distance_P.device) / width)
     angle = distance_P[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), -1)
 
 
 def _softmax(scores_BHNK: Tensor, hidden_BNK: Tensor | None) -> Tensor:
-    """Over the keys that are not hidden, in at least fp32; zeros for a row that sees none."""
+    """Compute the softmax over the keys that are not hidden, in at least fp32; zeros for a row that sees none."""
     dtype = torch.promote_types(torch.float32, scores_BHNK.dtype)
     if hidden_BNK is None:
         return scores_BHNK.softmax(-1, dtype=dtype)

@@ -35,7 +35,8 @@ _BLANKS = bytes.maketrans(b"\t\r", b"  ")
 def write_arpa(tables: Tables, vocabulary: Vocabulary, path: Path) -> None:
     """Write a model, all of it or nothing, with twelve decimals of each number (see `number_texts`).
 
-    Raises MoekitError where a word is empty, twice there, or holds a blank, or where the disk is full.
+    Raises:
+        MoekitError: where a word is empty, twice there, or holds a blank, or where the disk is full.
     """
     words = [*SPECIAL_WORDS, *vocabulary.words]
     for word in words:
@@ -71,8 +72,11 @@ def read_arpa(path: Path) -> tuple[Tables, Vocabulary]:
     """Read a model from an ARPA file, plain or gzipped; memory follows what is read, never what a header announces.
 
     Where the words are the 256 bytes as `byte_vocabulary` writes them, token ids are byte values, else words are
-    numbered as the file lists them. Raises MoekitError, naming file and line, for whatever is not a whole and sound
-    model: each n-gram's context and the n-gram without its first word must be there, and <unk>, <s> and </s> too.
+    numbered as the file lists them.
+
+    Raises:
+        MoekitError: naming file and line, for whatever is not a whole and sound model: each n-gram's context and the
+            n-gram without its first word must be there, and <unk>, <s> and </s> too.
     """
     try:
         with path.open("rb") as raw:
@@ -89,6 +93,8 @@ def read_arpa(path: Path) -> tuple[Tables, Vocabulary]:
 
 
 class _Reader:
+    """Reads a file line by line, and knows the number of the line where something is wrong."""
+
     def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile) -> None:
         self._path = path
         self._file = file
@@ -98,6 +104,7 @@ class _Reader:
         self._rest: bytes | None = b""
 
     def read(self) -> tuple[Tables, Vocabulary]:
+        """Read the whole model."""
         counts = self._header()
         vocabulary, ids, probs, backoffs = self._unigrams(counts[0], len(counts) > 1)
         bits = Packing.of(len(counts), len(vocabulary)).bits
@@ -197,7 +204,10 @@ class _Reader:
     def _section(
         self, order: int, count: int, weighted: bool, take: Callable[[list[Sequence[bytes]], int], None]
     ) -> tuple[Floats, Floats]:
-        """Probabilities and backoff weights; `take` gets the words, a column for each place, and their first line."""
+        """Read probabilities and backoff weights.
+
+        `take` gets the words, a column for each place, and their first line.
+        """
         probs: list[Floats] = [np.zeros(0)]
         backoffs: list[Floats] = [np.zeros(0)]
         left = count
@@ -218,7 +228,7 @@ class _Reader:
         return np.concatenate(probs), np.concatenate(backoffs)
 
     def _columns(self, lines: list[bytes], order: int, count: int, weighted: bool, start: int) -> list[Sequence[bytes]]:
-        """The fields of lines, a column each."""
+        """Split lines into their fields, a column each."""
         wanted = order + 2 if weighted else order + 1
         block = b"\n".join(lines)
         if b"\0" in block:
@@ -268,7 +278,7 @@ class _Reader:
         return lines[0] if (lines := self._some(1)) else None
 
     def _some(self, most: int) -> list[bytes]:
-        """The next lines, as many as are in memory but at most `most`; none at the end of the file."""
+        """Give the next lines, as many as are in memory but at most `most`; none at the end of the file."""
         while self._at == len(self._lines):
             if self._rest is None:
                 return []
@@ -296,7 +306,7 @@ def _is_number(text: bytes) -> bool:
 
 
 def _locate(levels: list[Level], words: list[Places]) -> Places:
-    """Where n-grams of the words given first to last lie, -1 where there are none."""
+    """Find where n-grams of the words given first to last lie, -1 where there are none."""
     at = words[-1]
     for level, word in zip(levels, reversed(words[:-1]), strict=False):
         known = np.flatnonzero(at >= 0)

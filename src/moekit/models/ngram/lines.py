@@ -27,7 +27,13 @@ class Words:
         self._bytes = np.frombuffer(b"".join(texts) + b"\n", dtype=np.uint8)
 
     def lines(self, probs: Floats, words: list[Places], backoffs: Floats | None) -> Bytes:
-        """Lines of n-grams: log10 probabilities (n,), words first to last (n,) each, log10 backoffs (n,) or None."""
+        """Write lines of n-grams.
+
+        Args:
+            probs: log10 probabilities (n,).
+            words: the inside numbers of the words, first to last, (n,) each.
+            backoffs: log10 backoffs (n,) or None.
+        """
         source = [self._bytes]
         starts, lengths = [], []
         for numbers in (probs, backoffs):
@@ -52,10 +58,10 @@ class Words:
 
 
 def number_texts(numbers: Floats) -> tuple[Bytes, Places, Places]:
-    """Numbers (n,) as decimals in an array of bytes, and where each begins (n,) and how long it is (n,).
+    """Write numbers (n,) as decimals in an array of bytes, and tell where each begins (n,) and how long it is (n,).
 
-    Twelve decimals, zeros at the end left out: what was written so, or comes from a file of at most as many, is read
-    and written without any change. Numbers beyond ±999 are written with all their digits.
+    There are twelve decimals, zeros at the end left out: what was written so, or comes from a file of at most as many,
+    is read and written without any change. Numbers beyond ±999 are written with all their digits.
     """
     if len(numbers) and np.abs(numbers).max() > _LARGEST:
         texts = [repr(number).encode() for number in numbers.tolist()]

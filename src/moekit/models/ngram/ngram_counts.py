@@ -35,21 +35,21 @@ class Packing:
 
     @classmethod
     def of(cls, order: int, ids: int) -> "Packing":
-        """For words numbered below `ids`."""
+        """Choose the packing for words numbered below `ids`."""
         return cls(order, max(ids - 1, 1).bit_length())
 
     @property
     def per_column(self) -> int:
-        """Words in one number."""
+        """The words in one number."""
         return 64 // self.bits
 
     @property
     def columns(self) -> int:
-        """Numbers in a key."""
+        """The numbers in a key."""
         return -(-self.order // self.per_column)
 
     def pack(self, padded: Ids) -> list[Keys]:
-        """The keys of the n-grams that end at each place of `padded` but the first `order` - 1 and those of <s>."""
+        """Make the keys of the n-grams that end at each place of `padded`, the first `order` - 1 and <s> excepted."""
         real = np.flatnonzero(padded[self.order - 1 :] != BEGIN)
         columns = []
         for first in range(0, self.order, self.per_column):
@@ -61,7 +61,7 @@ class Packing:
         return columns
 
     def unpack(self, columns: list[Keys]) -> list[Ids]:
-        """The words of keys: the last of each n-gram, the one before it, and so on."""
+        """Unpack the words of keys: the last of each n-gram, the one before it, and so on."""
         words: list[Ids] = []
         mask = np.uint64((1 << self.bits) - 1)
         for first in range(0, self.order, self.per_column):
@@ -76,11 +76,14 @@ class Packing:
 def count_ngrams(
     stream: Iterable[Ids], packing: Packing, *, memory_bytes: int = DEFAULT_MEMORY, folder: Path | None = None
 ) -> Iterator[Run]:
-    """The n-grams of `stream` with their counts, in ascending runs of keys, those padded with several <s> included.
+    """Count the n-grams of `stream`: yield ascending runs of keys, those padded with several <s> included.
 
-    Holds at most about `memory_bytes`; what does not fit is sorted in `folder` (the system's temporary folder where
-    None), in files that are never seen there. Raises UsageError where memory_bytes is below LEAST_MEMORY, and
-    MoekitError where the disk is full.
+    It holds at most about `memory_bytes`; what does not fit is sorted in `folder` (the system's temporary folder where
+    None), in files that are never seen there.
+
+    Raises:
+        UsageError: where memory_bytes is below LEAST_MEMORY.
+        MoekitError: where the disk is full.
     """
     if memory_bytes < LEAST_MEMORY:
         raise UsageError(f"Counting n-grams takes memory_bytes of at least {LEAST_MEMORY}; got {memory_bytes}.")
@@ -91,7 +94,7 @@ def count_ngrams(
 
 
 def temporary_folder(folder: Path | None) -> Path:
-    """`folder`, made where it is missing, or the system's temporary folder."""
+    """Give `folder`, made where it is missing, or the system's temporary folder."""
     if folder is None:
         return Path(tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ def temporary_folder(folder: Path | None) -> Path:
 
 @contextmanager
 def kept_on_disk(stream: Iterable[Ids], folder: Path | None) -> Iterator[Iterator[Ids]]:
-    """`stream`, read to its end, to be read once more from a file without a name."""
+    """Read `stream` to its end, into a file without a name from which it can be read once more."""
     where = temporary_folder(folder)
     with files.full_disk_in_words(where / "temporary files"), tempfile.TemporaryFile(dir=where) as file:
         for piece in stream:
@@ -116,7 +119,10 @@ def _read_back(file: IO[bytes]) -> Iterator[Ids]:
 
 
 def _padded(stream: Iterable[Ids], order: int, most: int) -> Iterator[Ids]:
-    """The stream, `order` - 1 times <s> before each sentence, in pieces of about `most` that overlap by as many."""
+    """Put `order` - 1 times <s> before each sentence of the stream.
+
+    The pieces are of about `most` words and overlap by as many.
+    """
     pads = order - 1
     step = max(1, most // order)
     pieces: list[Ids] = [np.full(pads, BEGIN, dtype=np.uint32)]

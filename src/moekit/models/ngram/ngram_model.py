@@ -55,12 +55,12 @@ class NGram:
 
     @property
     def order(self) -> int:
-        """Words in the longest n-grams."""
+        """The number of words in the longest n-grams."""
         return len(self.tables.log10_probs)
 
     @property
     def ngrams(self) -> tuple[int, ...]:
-        """How many n-grams of each order there are, from 1 on."""
+        """The number of n-grams of each order, from 1 on."""
         return tuple(map(len, self.tables.log10_probs))
 
     @classmethod
@@ -77,14 +77,20 @@ class NGram:
     ) -> Self:
         """Train on sentences, one-dimensional arrays of token ids below V, to which <s> and </s> are added.
 
-        vocabulary: V words, or how many there are. Words never seen share what is left for unseen ones equally with
-        <unk>, so that every token id has a probability of its own.
-        order: of the longest n-grams, 1 to 16. prune: see `estimate`; n-grams of order k seen at most prune[k - 1]
-        times are left out. memory_bytes: what counting may hold, at least 64 KiB; the model itself comes on top.
-        folder: for temporary files that do not fit, which have no name and vanish with the process; the system's
-        where None.
-        say: told where discounts cannot be estimated and fixed ones are taken.
-        Raises UsageError for unusable arguments and tokens, and MoekitError without sentences or on a full disk.
+        Args:
+            sentences: the arrays.
+            vocabulary: V words, or how many there are. Words never seen share what is left for unseen ones equally with
+                <unk>, so that every token id has a probability of its own.
+            order: the order of the longest n-grams, 1 to 16.
+            prune: n-grams of order k seen at most prune[k - 1] times are left out (see `estimate`).
+            memory_bytes: the memory that counting may hold, at least 64 KiB; the model itself comes on top.
+            folder: the folder for temporary files of what does not fit, which have no name and vanish with the process;
+                the system's where None.
+            say: told where discounts cannot be estimated and fixed ones are taken.
+
+        Raises:
+            UsageError: for unusable arguments and tokens.
+            MoekitError: without sentences or on a full disk.
         """
         if isinstance(vocabulary, int):
             vocabulary = numbered_vocabulary(vocabulary)
@@ -156,26 +162,29 @@ class NGram:
         prune: Sequence[int] = (),
         say: Callable[[str], None] = _silent,
     ) -> Self:
-        """The model of counts that `collect` gave; raises what `estimate` raises."""
+        """Make the model of counts that `collect` gave; raise what `estimate` raises."""
         return cls(vocabulary, estimate(counted, prune=prune, say=say))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read an ARPA file, plain or gzipped; raises MoekitError, naming file and line, where it is not sound."""
+        """Read an ARPA file, plain or gzipped; raise MoekitError, naming file and line, where it is not sound."""
         tables, vocabulary = read_arpa(path)
         return cls(vocabulary, tables)
 
     def save(self, path: Path) -> None:
-        """Write an ARPA file, whole or not at all. Raises UsageError where `path` does not end in .arpa."""
+        """Write an ARPA file, whole or not at all; raise UsageError where `path` does not end in .arpa."""
         if path.suffix != ".arpa":
             raise UsageError(f"N-gram models are saved as ARPA files; {path} should end in .arpa.")
         write_arpa(self.tables, self.vocabulary, path)
 
     def log_prob(self, tokens_BT: Tensor | Integers) -> Tensor:
-        """log p in nats of each token but the first given those before it in its row: float64, shape (B, T - 1).
+        """Compute log p in nats of each token but the first given those before it in its row: float64, (B, T - 1).
 
-        tokens_BT: integers, a tensor or an array. A row starts with an empty context, unless its first token is <s>.
-        Raises UsageError where a token id is out of range or the shape is not (B, T) with T of at least 1.
+        tokens_BT holds integers, a tensor or an array. A row starts with an empty context, unless its first token is
+        <s>.
+
+        Raises:
+            UsageError: where a token id is out of range or the shape is not (B, T) with T of at least 1.
         """
         tokens = tokens_BT.detach().cpu().numpy() if isinstance(tokens_BT, Tensor) else np.asarray(tokens_BT)
         if tokens.ndim != 2 or tokens.shape[1] < 1:
@@ -187,10 +196,10 @@ class NGram:
         return torch.from_numpy(scores * math.log(10))
 
     def score_sentences(self, lines: Iterable[str | bytes]) -> Iterator[Floats]:
-        """log10 p of each word of each line and of </s> after them, given <s> and the words before: an array a line.
+        """Yield an array a line: log10 p of each word, and of </s> after them, given <s> and the words before.
 
-        As kenlm's `full_scores`; an array's sum is kenlm's `score`. Words are parted as in training; of a byte model,
-        each byte of the line is a word. Words that are not in the vocabulary are scored as <unk>.
+        It does what kenlm's `full_scores` does; an array's sum is kenlm's `score`. Words are parted as in training; of
+        a byte model, each byte of the line is a word. Words that are not in the vocabulary are scored as <unk>.
         """
         batch: list[list[int]] = []
         for line in lines:
@@ -225,7 +234,7 @@ class NGram:
             yield scores[end - length + 1 : end]
 
     def _log10(self, words: Places, depth: Places) -> Floats:
-        """log10 p of each of `words` (n,); depth: how many words there are to look at, that one included."""
+        """Compute log10 p of each of `words` (n,); depth: how many words there are to look at, that one included."""
         starts = range(0, len(words), _BLOCK)
         scores = np.empty(len(words))
 
@@ -267,7 +276,7 @@ _BLANKS = bytes.maketrans(b"\0\t\r\n", b"    ")
 
 
 def load_arpa(path: Path) -> NGram:
-    """The model of an ARPA file; see `NGram.load`."""
+    """Load the model of an ARPA file; see `NGram.load`."""
     return NGram.load(path)
 
 

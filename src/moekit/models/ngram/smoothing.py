@@ -30,7 +30,10 @@ FALLBACK = (0.5, 1.0, 1.5)
 class Tables:
     """The log10 probabilities and backoff weights of a model. Order k is at index k - 1; the longest has no backoff.
 
-    levels: of orders 2 to N. log10_probs, log10_backoffs: (n,) each; of order 1 by inside number of the word.
+    Attributes:
+        bits: the bits of a word's number in the keys.
+        levels: the n-grams of orders 2 to N.
+        log10_probs, log10_backoffs: (n,) each; of order 1 by inside number of the word.
     """
 
     bits: int
@@ -41,10 +44,12 @@ class Tables:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """Counts of all orders. keys of order k >= 2 at index k - 2, as in `Level`; counts (n,) of order k at index k - 1.
+    """Counts of all orders; keys of order k >= 2 are at index k - 2, as in `Level`, counts (n,) of order k at k - 1.
 
-    adjusted: how many words an n-gram was seen after; how often it was seen where it begins with <s> or is a longest
-    one.
+    Attributes:
+        adjusted: how many words an n-gram was seen after; how often it was seen where it begins with <s> or is a
+            longest one.
+        seen: how often an n-gram was seen.
     """
 
     bits: int
@@ -54,10 +59,10 @@ class Counted:
 
 
 def discounts(adjusted: Places) -> tuple[float, float, float] | None:
-    """D1, D2 and D3+ from the adjusted counts of one order (zeros are left out); None where they cannot be estimated.
+    """Estimate D1, D2 and D3+ from the adjusted counts of one order, zeros left out; None where that is impossible.
 
     Y = n1 / (n1 + 2 n2); Dj = j - (j + 1) Y n(j+1) / nj, nj being how many n-grams have the count j (Chen & Goodman,
-    equation 26). They cannot where one of n1, n2 and n3 is 0 or a discount is not within (0, j].
+    equation 26). It is impossible where one of n1, n2 and n3 is 0 or a discount is not within (0, j].
     """
     _, *n = np.bincount(np.minimum(adjusted, 5), minlength=6).tolist()
     if not all(n[:3]):
@@ -70,7 +75,10 @@ def discounts(adjusted: Places) -> tuple[float, float, float] | None:
 
 
 def collect(runs: Iterable[Run], packing: Packing, ids: int) -> Counted:
-    """The counts of all orders from the sorted N-grams of `count_ngrams`, in one pass. Holds the model's own size."""
+    """Collect the counts of all orders from the sorted N-grams of `count_ngrams`, in one pass.
+
+    It takes as much memory as the model itself.
+    """
     order = packing.order
     parts_keys: list[list[Places]] = [[] for _ in range(order)]
     parts_before: list[list[Places]] = [[] for _ in range(order)]
@@ -131,13 +139,20 @@ def _counted(keys: list[Places], seen: list[Places], bits: int, ids: int) -> Cou
 
 
 def estimate(counted: Counted, *, prune: Sequence[int] = (), say: Callable[[str], None]) -> Tables:
-    """The probabilities of all n-grams and the backoff weights of all contexts.
+    """Estimate the probabilities of all n-grams and the backoff weights of all contexts.
 
     p(w | c) = (a - D(a)) / sum(a) + gamma(c) p(w | c without its first word), gamma(c) = sum(D(a)) / sum(a), the sums
     being over what follows c; below the unigrams lies 1 / |V|, V being all words, <unk> and </s>.
-    prune: n-grams of order k seen at most prune[k - 1] times are left out, as by lmplz --prune; the last number holds
-    for all longer ones. `say` is told which orders fall back to the discounts FALLBACK.
-    Raises MoekitError where nothing was counted, and UsageError where `prune` would drop words or decreases.
+
+    Args:
+        counted: the counts.
+        prune: n-grams of order k seen at most prune[k - 1] times are left out, as by lmplz --prune; the last number
+            holds for all longer ones.
+        say: told which orders fall back to the discounts FALLBACK.
+
+    Raises:
+        MoekitError: where nothing was counted.
+        UsageError: where `prune` would drop words or decreases.
     """
     order = len(counted.adjusted)
     thresholds = _thresholds(prune, order)
@@ -181,7 +196,7 @@ def estimate(counted: Counted, *, prune: Sequence[int] = (), say: Callable[[str]
 def _interpolate(
     adjusted: Places, kept: npt.NDArray[np.bool_], contexts: Places, discount: Floats, many: int
 ) -> tuple[Floats, Floats]:
-    """The discounted part of each n-gram's probability, and gamma of each of `many` contexts, 0 where none follows."""
+    """Compute the discounted part of each n-gram's probability, and gamma of `many` contexts, 0 where none follows."""
     off = discount[np.minimum(adjusted, 3)]
     totals = np.bincount(contexts, weights=adjusted, minlength=many)
     # what is pruned leaves all its count to the order below

@@ -40,16 +40,16 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        """Memory that it holds."""
+        """The memory that it holds."""
         return len(self) * 8 * (len(self.columns) + 1)
 
     def part(self, start: int, stop: int) -> "Run":
-        """Rows `start` to `stop`."""
+        """Give rows `start` to `stop`."""
         return Run([column[start:stop] for column in self.columns], self.counts[start:stop])
 
 
 def sorted_run(columns: list[Keys], counts: Counts | None = None) -> Run:
-    """The distinct keys of `columns` with the sums of their counts, each key counting 1 where there are none."""
+    """Sort the distinct keys of `columns` with the sums of their counts, each key counting 1 where there are none."""
     if not len(columns[0]):
         return Run(columns, np.zeros(0, dtype=np.int64))
     if len(columns) == 1 and counts is None:
@@ -73,7 +73,7 @@ def sorted_run(columns: list[Keys], counts: Counts | None = None) -> Run:
 
 
 def merged(runs: Sequence[Run]) -> Run:
-    """One run of several that are in memory."""
+    """Merge several runs that are in memory into one."""
     if len(runs) == 1:
         return runs[0]
     columns = [np.concatenate(parts) for parts in zip(*(run.columns for run in runs), strict=True)]
@@ -119,7 +119,7 @@ class ExternalSorter:
             self._hold(self._sorting.popleft().result())
 
     def blocks(self) -> Iterator[Run]:
-        """All keys, in ascending runs that follow each other; call it once, after the last `add`."""
+        """Yield all keys, in ascending runs that follow each other; call it once, after the last `add`."""
         while self._sorting:
             self._hold(self._sorting.popleft().result())
         if not self._spilled:
@@ -201,7 +201,7 @@ class _Reader:
         return bool(self._run)
 
     def last(self) -> tuple[int, ...]:
-        """The greatest key in memory."""
+        """Give the greatest key in memory."""
         assert self._run is not None
         return tuple(int(column[-1]) for column in self._run.columns)
 
@@ -227,7 +227,7 @@ def _blocks(run: Run, rows: int) -> Iterator[Run]:
 
 
 def _starts(ordered: Keys) -> npt.NDArray[np.int64]:
-    """Where each value of a sorted array begins."""
+    """Find where each value of a sorted array begins."""
     new = np.empty(len(ordered), dtype=np.bool_)
     new[0] = True
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
@@ -235,7 +235,7 @@ def _starts(ordered: Keys) -> npt.NDArray[np.int64]:
 
 
 def _ranks(column: Keys) -> tuple[Keys, int]:
-    """The dense rank of each value, and how many distinct values there are."""
+    """Compute the dense rank of each value, and how many distinct values there are."""
     order = np.argsort(column)
     ordered = column[order]
     new = np.empty(len(ordered), dtype=np.uint64)

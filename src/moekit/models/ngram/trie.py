@@ -21,7 +21,9 @@ _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)
 class Level:
     """The n-grams of one order from 2 on.
 
-    keys: (n,), ascending: the place of the n-gram without its first word, times 2^bits, plus that first word.
+    Attributes:
+        bits: the bits of a word's number.
+        keys: (n,), ascending: the place of the n-gram without its first word, times 2^bits, plus that first word.
     """
 
     bits: int
@@ -32,16 +34,16 @@ class Level:
 
     @property
     def parents(self) -> Places:
-        """(n,): where each n-gram without its first word lies in the level below."""
+        """The place in the level below of each n-gram without its first word, (n,)."""
         return self.keys >> self.bits
 
     @property
     def first_words(self) -> Places:
-        """(n,): the first word of each n-gram."""
+        """The first word of each n-gram, (n,)."""
         return self.keys & ((1 << self.bits) - 1)
 
     def find(self, parents: Places, words: Places) -> Places:
-        """Where the n-grams of these parents and first words lie, -1 where there is none: (n,)."""
+        """Find where the n-grams of these parents and first words lie, -1 where there is none: (n,)."""
         if not len(self.keys):
             return np.full(len(parents), -1, dtype=np.int64)
         slots = self._slots
@@ -88,7 +90,7 @@ class Level:
 
 
 def words_of(levels: list[Level], order: int, start: int, stop: int) -> list[Places]:
-    """The words, first to last, of the n-grams `start` to `stop` of an order; `levels` begins with order 2."""
+    """List the words, first to last, of the n-grams `start` to `stop` of an order; `levels` begins with order 2."""
     words = []
     at = np.arange(start, stop)
     for level in reversed(levels[: order - 1]):
@@ -99,7 +101,7 @@ def words_of(levels: list[Level], order: int, start: int, stop: int) -> list[Pla
 
 
 def paths(levels: list[Level], words: Places, depth: Places) -> Iterator[Places]:
-    """For order 2, 3, ...: where the n-gram that ends at each of `words` (n,) lies, -1 where there is none.
+    """Yield for order 2, 3, ... where the n-gram that ends at each of `words` (n,) lies, -1 where there is none.
 
     depth: (n,), how many words may be looked at, that one included, so that no n-gram begins before its sentence.
     """

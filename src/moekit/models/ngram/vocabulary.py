@@ -40,22 +40,22 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Token id of each word, of <unk>, <s> and </s> too."""
+        """The token id of each word, of <unk>, <s> and </s> too."""
         return {word: index for index, word in enumerate((*self.words, *SPECIAL_WORDS))}
 
     @property
     def unknown(self) -> int:
-        """Token id of <unk>."""
+        """The token id of <unk>."""
         return len(self.words)
 
     @property
     def begin(self) -> int:
-        """Token id of <s>."""
+        """The token id of <s>."""
         return len(self.words) + 1
 
     @property
     def end(self) -> int:
-        """Token id of </s>."""
+        """The token id of </s>."""
         return len(self.words) + 2
 
     @cached_property
@@ -64,11 +64,11 @@ class Vocabulary:
         return len(self.words) == 256 and list(self.words) == list(byte_vocabulary().words)
 
     def __len__(self) -> int:
-        """How many token ids there are: V words and three more."""
+        """Count the token ids: V words and three more."""
         return len(self.words) + SPECIALS
 
     def inside(self, tokens: Integers) -> npt.NDArray[np.int64]:
-        """The inside numbers of token ids of any shape; raises UsageError where one is out of range."""
+        """Convert token ids of any shape to inside numbers; raise UsageError where one is out of range."""
         if tokens.dtype.kind not in "iu":
             raise UsageError(f"Tokens are integers, not {tokens.dtype}.")
         if tokens.size and (tokens.min() < 0 or tokens.max() >= len(self)):
@@ -84,17 +84,17 @@ def _outside(tokens: Integers, vocabulary: Vocabulary) -> int:
 
 
 def byte_vocabulary() -> Vocabulary:
-    """The 256 bytes, written `<0x00>` to `<0xFF>`; their token ids are their values."""
+    """Make the vocabulary of the 256 bytes, written `<0x00>` to `<0xFF>`; their token ids are their values."""
     return Vocabulary([f"<0x{value:02X}>" for value in range(256)])
 
 
 def numbered_vocabulary(size: int) -> Vocabulary:
-    """`size` tokens that are written as their ids."""
+    """Make a vocabulary of `size` tokens that are written as their ids."""
     return Vocabulary([str(value) for value in range(size)])
 
 
 def stream_of_sentences(sentences: Iterable[Integers], words: int) -> Iterator[Ids]:
-    """The stream of sentences, one-dimensional arrays of token ids below `words`; UsageError where they are not."""
+    """Stream sentences, one-dimensional arrays of token ids below `words`; raise UsageError where they are not."""
     end = np.array([END], dtype=np.uint32)
     pieces: list[Ids] = []
     waiting = 0
@@ -144,11 +144,14 @@ class WordReader:
             self._ids[word.encode()]  # asking for a word numbers it
 
     def vocabulary(self) -> Vocabulary:
-        """The words met so far, in the order of their first appearance; bytes that are no UTF-8 become surrogates."""
+        """List the words met so far, in the order of their first appearance.
+
+        Bytes that are no UTF-8 become surrogates.
+        """
         return Vocabulary([word.decode("utf-8", "surrogateescape") for word in self._ids][SPECIALS:])
 
     def stream(self, blocks: Iterable[bytes]) -> Iterator[Ids]:
-        """The stream of text in blocks cut anywhere. Raises MoekitError where a word is <unk>, <s> or </s>."""
+        """Stream text that comes in blocks cut anywhere; raise MoekitError where a word is <unk>, <s> or </s>."""
         rest = b""
         lines = 0
         for block in blocks:
@@ -182,7 +185,7 @@ class WordReader:
 
 
 def text_blocks(text: Path | Iterable[str | bytes]) -> Iterator[bytes]:
-    """Blocks of bytes of a file, or of lines: each line is a sentence, whether it ends in a newline or not."""
+    """Yield blocks of bytes of a file, or of lines: each line is a sentence, whether it ends in a newline or not."""
     if isinstance(text, Path):
         try:
             with text.open("rb") as file:
