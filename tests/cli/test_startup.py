@@ -12,7 +12,7 @@ from tests.inference.tiny_models import byte_level, llama, save_tokenizer
 
 import moekit.data
 import moekit.families
-from moekit.cli.generate_and_chat import starting
+from moekit.cli.generate_and_chat import garbage_collection_paused
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.kernels.native import available
 from moekit.kernels.packed import Q8_0
@@ -49,8 +49,8 @@ print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
 SECONDS = """
 import time
-from moekit.cli.generate_and_chat import starting
-with starting():
+from moekit.cli.generate_and_chat import garbage_collection_paused
+with garbage_collection_paused():
     begin = time.process_time()
     import moekit.core.hardware, moekit.inference.prompt_tokens
     done = time.process_time()
@@ -87,10 +87,10 @@ def test_imports_take_no_longer_than_a_fraction_of_torchs() -> None:
 
 
 def test_garbage_is_looked_for_again_after_the_start() -> None:
-    with starting():
+    with garbage_collection_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
-    with pytest.raises(KeyError), starting():
+    with pytest.raises(KeyError), garbage_collection_paused():
         raise KeyError
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0

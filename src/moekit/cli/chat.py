@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.cli.generate_and_chat import drawing_options, figures, generation_options, load_to_generate, starting
+from moekit.cli.generate_and_chat import (
+    figures,
+    garbage_collection_paused,
+    generation_options,
+    load_to_generate,
+    sampling_options,
+)
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +27,7 @@ While it runs: /reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C 
 )
 @click.argument("model")
 @click.option("--system", metavar="TEXT", help="What the model is told before everything else.")
-@drawing_options(temperature=0.7)
+@sampling_options(temperature=0.7)
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as one JSON object on a line of its own.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def chat(
@@ -33,7 +39,7 @@ def chat(
     quantize: str | None,
     as_json: bool,
     debug: bool,
-    **drawing: Any,
+    **sampling: Any,
 ) -> None:
     """Talk to MODEL, a folder, a hub id (owner/name) or a GGUF file, in the form that its chat template says.
 
@@ -45,8 +51,8 @@ def chat(
 
     # Ctrl-C is part of the conversation; a scheduler's stop is not.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with starting():
-        options = generation_options(frozenset(), stop, max_tokens, drawing)
+    with garbage_collection_paused():
+        options = generation_options(frozenset(), stop, max_tokens, sampling)
         loaded = load_to_generate(model, context, quantize)
     from moekit.inference import Conversation
 
@@ -65,7 +71,7 @@ def chat(
 
 
 def _read() -> str | None:
-    """The next line; None at the end. Ctrl-C while writing gives an empty one."""
+    """Read the next line; None at the end. Ctrl-C while writing gives an empty one."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         return line.removesuffix("\n") if line else None
@@ -84,7 +90,7 @@ def _read() -> str | None:
 
 
 def _turn(conversation: "Conversation", message: str, *, as_json: bool) -> None:
-    """A message and its answer. What the context has no room for is said, and the conversation goes on."""
+    """Answer a message. What the context has no room for is said, and the conversation goes on."""
     try:
         completion = _answer(conversation, message, stream=not as_json)
     except KeyboardInterrupt:

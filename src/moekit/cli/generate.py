@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moekit.cli.generate_and_chat import drawing_options, figures, generation_options, load_to_generate, starting
+from moekit.cli.generate_and_chat import (
+    figures,
+    garbage_collection_paused,
+    generation_options,
+    load_to_generate,
+    sampling_options,
+)
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ Examples:
 @click.argument("model")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to continue; repeatable, for a batch.")
 @click.option("--prompt-file", metavar="FILE", help="A file with the prompt, less a last newline; - is standard input.")
-@drawing_options(temperature=0.0)
+@sampling_options(temperature=0.0)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def generate(
@@ -36,7 +42,7 @@ def generate(
     quantize: str | None,
     as_json: bool,
     debug: bool,
-    **drawing: Any,
+    **sampling: Any,
 ) -> None:
     """Let MODEL continue a text.
 
@@ -44,8 +50,8 @@ def generate(
     how long the first token took, counted from the start of the command. Several prompts are continued together.
     """
     given = _prompts(prompts, prompt_file)
-    with starting():
-        options = generation_options(frozenset(), stop, max_tokens, drawing)  # what is wrong, before any work
+    with garbage_collection_paused():
+        options = generation_options(frozenset(), stop, max_tokens, sampling)  # what is wrong, before any work
         loaded = load_to_generate(model, context, quantize)
     completions, before = _run(loaded, given, options, stream=not as_json and len(given) == 1)
     if as_json:
@@ -55,7 +61,7 @@ def generate(
 
 
 def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
-    """What to continue. Raises UsageError where there is nothing, or too much."""
+    """Collect the prompts; raise UsageError where there are none, or both kinds."""
     if bool(prompts) == (prompt_file is not None):
         raise UsageError("Give --prompt or --prompt-file.")
     if prompt_file is None:
@@ -72,7 +78,7 @@ def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
 def _run(
     loaded: "LoadedModel", prompts: list[str], options: "GenerationOptions", *, stream: bool
 ) -> "tuple[list[Completion], float]":
-    """The completions, and the seconds that had passed before generation began."""
+    """Generate the completions, and measure the seconds that had passed before generation began."""
     import time
     from dataclasses import replace
 

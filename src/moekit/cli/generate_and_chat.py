@@ -1,4 +1,4 @@
-"""What `moekit generate` and `moekit chat` share: options of the draw, loading, progress, and figures at the end."""
+"""The parts that `moekit generate` and `moekit chat` share: sampling options, loading, and figures at the end."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from moekit.inference import Completion, GenerationOptions, LoadedModel
 
 
-def drawing_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of both verbs; `temperature` is the default of that one."""
+def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of both verbs to a command; `temperature` is the default of that one."""
     options = (
         click.option("--max-tokens", type=click.IntRange(1), help="Of an answer.  [default: what the context leaves]"),
         click.option(
@@ -53,9 +53,11 @@ def drawing_options(temperature: float) -> Callable[[Callable[..., None]], Calla
 
 
 @contextmanager
-def starting() -> Iterator[None]:
-    """Around imports and loading: next to nothing of that becomes garbage, and looking for it among torch's objects,
-    half a million, again and again, takes a third of the time.
+def garbage_collection_paused() -> Iterator[None]:
+    """Collect no garbage within the block, which is for imports and loading.
+
+    Next to nothing of that becomes garbage, and looking for it among torch's objects, half a million, again and again,
+    takes a third of the time.
     """
     gc.disable()
     try:
@@ -68,7 +70,7 @@ def starting() -> Iterator[None]:
 
 
 def load_to_generate(model: str, context: int | None, quantize: str | None) -> "LoadedModel":
-    """What moekit.inference.load_runner gives, with a progress bar."""
+    """Load the model as moekit.inference.load_runner does, with a progress bar."""
     from moekit.cli.model_argument import check_there
     from moekit.cli.progress_display import ProgressDisplay
     from moekit.core.progress import Task
@@ -80,18 +82,22 @@ def load_to_generate(model: str, context: int | None, quantize: str | None) -> "
 
 
 def generation_options(
-    loaded_end_tokens: frozenset[int], stop: tuple[str, ...], max_tokens: int | None, drawing: dict[str, Any]
+    loaded_end_tokens: frozenset[int], stop: tuple[str, ...], max_tokens: int | None, sampling: dict[str, Any]
 ) -> "GenerationOptions":
-    """From the command line's options. Raises UsageError where one is out of bounds."""
+    """Make generation options from the command line's; raise UsageError where one is out of bounds."""
     from moekit.inference import GenerationOptions, SamplingOptions
 
-    bias = dict(_bias(text) for text in drawing.pop("logit_bias"))
-    sampling = SamplingOptions(**drawing, logit_bias=bias)
-    return GenerationOptions(max_tokens=max_tokens, stop=stop, end_tokens=loaded_end_tokens, sampling=sampling)
+    bias = dict(_bias(text) for text in sampling.pop("logit_bias"))
+    return GenerationOptions(
+        max_tokens=max_tokens,
+        stop=stop,
+        end_tokens=loaded_end_tokens,
+        sampling=SamplingOptions(**sampling, logit_bias=bias),
+    )
 
 
 def figures(completion: "Completion", waited: float) -> str:
-    """One line: `12 tokens of prompt at 250/s · 80 tokens at 38.1/s · first after 0.8 s`. waited: in seconds."""
+    """Write a line: `12 tokens of prompt at 250/s · 80 tokens at 38.1/s · first after 0.8 s`; waited: in seconds."""
     from moekit.core.formatting import duration_text
 
     parts = [f"{completion.prompt_tokens} tokens of prompt at {completion.prefill_tokens_per_second:.1f}/s"]

@@ -1,4 +1,4 @@
-"""Loading a model with a progress bar on standard error."""
+"""A model named on the command line: checked, and loaded with a progress bar on standard error."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def load_with_progress(model: str) -> "LanguageModel | NGram":
-    """What moekit.load gives."""
+    """Load the model as moekit.load does, with a progress bar."""
     from moekit.cli.progress_display import ProgressDisplay
     from moekit.core.progress import Task
     from moekit.models import load
