@@ -27,11 +27,11 @@ import torch
 from environment import environment
 from merge_quality import merge_of, prompts_of, train
 from moekit.agents import AgentsConfig, AnswerFailed, Engine
-from moekit.agents.config import LocalMemberConfig
+from moekit.agents.config.agents_config import LocalMemberConfig
+from moekit.agents.config.strategy_configs import EnsembleConfig
 from moekit.agents.evaluate.intervals import estimate
 from moekit.agents.members.load_local import ensemble_member, load_local_members
 from moekit.agents.members.local import LocalMember
-from moekit.agents.strategy_configs import EnsembleConfig
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig
 from moekit.convert.merging.router_training import loaded
 from moekit.core.messages import ChatOptions, Message

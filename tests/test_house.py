@@ -15,7 +15,7 @@ VERBS = {"doctor", "merge", "quantize", "split", "upcycle"}
 # One function: what calls it, and each of its backends.
 BACKENDS = {"experts"}
 # Names that are still to be told apart; one goes from here with its rename.
-TO_BE_RENAMED = {"asking", "base", "errors", "plan", "results"}
+TO_BE_RENAMED = {"plan"}
 
 
 def repeated_names(folder: Path) -> dict[str, list[str]]:

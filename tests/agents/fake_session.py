@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from moekit.agents.members.base import MemberError
+from moekit.agents.members.member import MemberError
 from moekit.agents.session import Call, Layer, QuorumFailed, Strategy
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage

@@ -5,14 +5,14 @@ import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from moekit.agents.calls import Seat
-from moekit.agents.config import AgentsConfig, PriceConfig
-from moekit.agents.ledger import Ledger
-from moekit.agents.limits import Limits
-from moekit.agents.member_calls import MemberCalls
-from moekit.agents.members.base import MemberError, Reason
+from moekit.agents.calls.budget_ledger import Ledger
+from moekit.agents.calls.endpoint_limits import Limits
+from moekit.agents.calls.member_calls import MemberCalls
+from moekit.agents.calls.retried_call import Seat
+from moekit.agents.config.agents_config import AgentsConfig, PriceConfig
+from moekit.agents.members.member import MemberError, Reason
+from moekit.agents.outcome.trace import TraceRecorder
 from moekit.agents.session import Call, Session, Strategy
-from moekit.agents.trace import TraceRecorder
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tests.agents.in_memory import OPTIONS, QUESTION, Answering, Asking, Complete, FakeMember, reply, run
 
-from moekit.agents.config import PriceConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.agents_config import PriceConfig
+from moekit.agents.members.member import MemberError
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 

@@ -13,9 +13,9 @@ import pytest
 from pydantic import TypeAdapter
 from tests.agents.in_memory import QUESTION, USAGE, reply
 
-from moekit.agents.cache import Cache, Key, call_key
-from moekit.agents.config import CacheConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.calls.answer_cache import Cache, Key, call_key
+from moekit.agents.config.agents_config import CacheConfig
+from moekit.agents.members.member import MemberError
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Message, Reply, Usage
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_kept_is_told_once_and_forgotten(
 
     async def keep_some(cache: Cache) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr("moekit.agents.cache.write_text", refuse)
+            patched.setattr("moekit.agents.calls.answer_cache.write_text", refuse)
             for _ in range(2):
                 await keep(cache)
                 await keep(cache)

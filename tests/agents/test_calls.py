@@ -18,9 +18,9 @@ from tests.agents.in_memory import (
     run,
 )
 
-from moekit.agents.config import EndpointConfig
-from moekit.agents.limits import Limits
-from moekit.agents.members.base import MemberError
+from moekit.agents.calls.endpoint_limits import Limits
+from moekit.agents.config.agents_config import EndpointConfig
+from moekit.agents.members.member import MemberError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 

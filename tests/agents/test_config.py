@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from moekit.agents.config import AgentsConfig, EndpointMemberConfig, LocalMemberConfig, read_agents
-from moekit.agents.strategy_configs import MoaConfig, RankConfig, RouteConfig
+from moekit.agents.config.agents_config import AgentsConfig, EndpointMemberConfig, LocalMemberConfig, read_agents
+from moekit.agents.config.strategy_configs import MoaConfig, RankConfig, RouteConfig
 from moekit.core.errors import UsageError
 
 GOOD: dict[str, Any] = {

@@ -24,7 +24,7 @@ from tests.agents.fault_server import (
 from tests.agents.in_memory import OPTIONS, QUESTION, Answering, FakeMember, after, now, run
 
 from moekit.agents import AgentsConfig, AnswerFailed, Engine
-from moekit.agents.members.base import MemberError
+from moekit.agents.members.member import MemberError
 from moekit.agents.session import Call, QuorumFailed
 
 PROPOSERS, QUORUM = 6, 3

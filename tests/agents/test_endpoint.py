@@ -27,11 +27,11 @@ from tests.agents.fault_server import (
 )
 from tests.agents.in_memory import QUESTION
 
-from moekit.agents.config import EndpointConfig, EndpointMemberConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.agents_config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
+from moekit.agents.members.member import MemberError
+from moekit.agents.members.redaction import Redactor
 from moekit.agents.members.wire import retry_after_s
-from moekit.agents.secrets import Redactor
 from moekit.core.messages import ChatOptions, Message, Reply, Usage
 
 KEY = "sk-secret-1234567890"

@@ -13,8 +13,8 @@ from tests.agents.fault_server import Behaviour, Closed, Connection, Fail, Fault
 from tests.agents.in_memory import QUESTION
 
 from moekit.agents import AgentsConfig, Answer, AnswerFailed, Engine, ask
-from moekit.agents.config import EndpointConfig, EndpointMemberConfig
-from moekit.agents.limits import Limits
+from moekit.agents.calls.endpoint_limits import Limits
+from moekit.agents.config.agents_config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Usage

@@ -16,10 +16,10 @@ from tests.inference.tiny_models import TOKENIZERS, byte_level, llama, save_toke
 from tokenizers import Tokenizer as Rust
 from torch import Tensor
 
-from moekit.agents.config import LocalMemberConfig
+from moekit.agents.config.agents_config import LocalMemberConfig
+from moekit.agents.config.strategy_configs import EnsembleConfig
 from moekit.agents.members.ensemble import EnsembleRunner, check_same_encoding, ensemble_of
 from moekit.agents.members.load_local import ensemble_member, load_local_members
-from moekit.agents.strategy_configs import EnsembleConfig
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer

@@ -15,7 +15,7 @@ from moekit.agents.evaluate.costs import Costs, samples_for
 from moekit.agents.evaluate.intervals import estimate
 from moekit.agents.evaluate.matching import Match, extract, is_right, majority
 from moekit.agents.evaluate.questions import read_questions
-from moekit.agents.trace import CallEvent, Trace
+from moekit.agents.outcome.trace import CallEvent, Trace
 from moekit.config import DenseConfig, ModelConfig
 from moekit.core.errors import UsageError
 from moekit.core.messages import Usage

@@ -10,12 +10,12 @@ from tests.agents.fake_session import CONVERSATIONS, FakeSession
 from tests.agents.fault_server import FaultServer, Ok
 
 from moekit.agents import AgentsConfig, Engine
-from moekit.agents.answer import Answer
-from moekit.agents.prompts import SYNTHESIZE
+from moekit.agents.config.strategy_configs import RankConfig
+from moekit.agents.outcome.answer import Answer
+from moekit.agents.outcome.trace import Trace
+from moekit.agents.outcome.trace_page import trace_page
 from moekit.agents.strategies import build_strategy
-from moekit.agents.strategy_configs import RankConfig
-from moekit.agents.trace import Trace
-from moekit.agents.trace_page import trace_page
+from moekit.agents.strategies.member_prompts import SYNTHESIZE
 from moekit.core.messages import ChatOptions
 
 HOSTILE = {

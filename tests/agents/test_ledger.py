@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekit.agents.config import BudgetConfig, PriceConfig
-from moekit.agents.ledger import Ledger, Reservation, money
-from moekit.agents.members.base import MemberError
+from moekit.agents.calls.budget_ledger import Ledger, Reservation, money
+from moekit.agents.config.agents_config import BudgetConfig, PriceConfig
+from moekit.agents.members.member import MemberError
 from moekit.core.messages import Usage
 
 PRICE = PriceConfig(input=0.1, output=0.3)

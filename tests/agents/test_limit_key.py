@@ -9,9 +9,9 @@ from tests.agents.fault_server import Behaviour, FaultServer, Ok
 from tests.agents.in_memory import QUESTION
 
 from moekit.agents import AgentsConfig, Answer, Engine
-from moekit.agents.config import EndpointConfig, EndpointMemberConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.agents_config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
+from moekit.agents.members.member import MemberError
 from moekit.core.messages import ChatOptions, Message, Usage
 
 OPTIONS = ChatOptions(max_tokens=50)

@@ -16,10 +16,10 @@ import torch
 from tests.inference.runner_logits import prefill
 from tests.inference.tiny_models import TOKENIZERS, llama, save_tokenizer
 
-from moekit.agents.config import LocalMemberConfig
-from moekit.agents.members.base import Embedder, Member, MemberError, Scorer
+from moekit.agents.config.agents_config import LocalMemberConfig
 from moekit.agents.members.load_local import load_local_members, model_identity
 from moekit.agents.members.local import LocalMember, LockedRunner
+from moekit.agents.members.member import Embedder, Member, MemberError, Scorer
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message, Usage
 from moekit.data.tokenizers import ByteTokenizer

@@ -10,16 +10,16 @@ import pytest
 import torch
 from tests.agents.in_memory import QUESTION, config_of, now
 
-from moekit.agents.calls import Seat
-from moekit.agents.config import BudgetConfig
-from moekit.agents.ledger import Ledger
-from moekit.agents.member_calls import MemberCalls
-from moekit.agents.members.base import MemberError
+from moekit.agents.calls.budget_ledger import Ledger
+from moekit.agents.calls.member_calls import MemberCalls
+from moekit.agents.calls.retried_call import Seat
+from moekit.agents.config.agents_config import BudgetConfig
+from moekit.agents.config.strategy_configs import SingleConfig
 from moekit.agents.members.local import LocalMember
+from moekit.agents.members.member import MemberError
+from moekit.agents.outcome.trace import TraceRecorder
 from moekit.agents.session import Session
 from moekit.agents.strategies import build_strategy
-from moekit.agents.strategy_configs import SingleConfig
-from moekit.agents.trace import TraceRecorder
 from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import LoadedModel

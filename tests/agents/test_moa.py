@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import pytest
 from tests.agents.fake_session import CONVERSATIONS, Asked, FakeSession, failed, named
 
-from moekit.agents.prompts import SYNTHESIZE
+from moekit.agents.config.strategy_configs import MoaConfig, SelfMoaConfig
 from moekit.agents.session import QuorumFailed
 from moekit.agents.strategies import build_strategy
-from moekit.agents.strategy_configs import MoaConfig, SelfMoaConfig
+from moekit.agents.strategies.member_prompts import SYNTHESIZE
 from moekit.core.messages import ChatOptions, Message
 
 LAYERS = (("a", "b", "c"), ("c", "b"), ("a", "c"))

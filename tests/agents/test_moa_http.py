@@ -13,8 +13,8 @@ from tests.agents.fake_session import CONVERSATIONS
 from tests.agents.fault_server import Fail, FaultServer, Ok
 
 from moekit.agents import AgentsConfig, Engine
-from moekit.agents.answer import Answer
-from moekit.agents.prompts import SYNTHESIZE
+from moekit.agents.outcome.answer import Answer
+from moekit.agents.strategies.member_prompts import SYNTHESIZE
 from moekit.core.messages import ChatOptions, Message
 
 NAMES = ("a", "b", "c", "d")

@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 from tests.agents.fake_session import CONVERSATIONS, Asked, FakeSession, failed
 
-from moekit.agents.prompts import JUDGE, SYNTHESIZE, to_judge, verdict_of
+from moekit.agents.config.strategy_configs import RankConfig
 from moekit.agents.session import QuorumFailed
 from moekit.agents.strategies import build_strategy
-from moekit.agents.strategy_configs import RankConfig
+from moekit.agents.strategies.member_prompts import JUDGE, SYNTHESIZE, to_judge, verdict_of
 from moekit.core.messages import ChatOptions, Reply
 
 QUESTION = CONVERSATIONS["several turns with a system message"]

@@ -8,10 +8,10 @@ from tests.agents.fault_server import Fail, FaultServer, Ok
 from tests.agents.in_memory import OPTIONS, QUESTION, Answering, FakeMember, config_of, run
 
 from moekit.agents import AgentsConfig, AnswerFailed, Engine
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.strategy_configs import MoaConfig, RankConfig, SelfMoaConfig, SingleConfig
+from moekit.agents.members.member import MemberError
 from moekit.agents.session import Session, Strategy
 from moekit.agents.strategies import build_strategy
-from moekit.agents.strategy_configs import MoaConfig, RankConfig, SelfMoaConfig, SingleConfig
 from moekit.config import Config
 from moekit.core.messages import ChatOptions, Message
 from moekit.serve import PromptTooLong

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 from tests.agents.fake_session import Asked, FakeSession, assistant, failed, system, user
 
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.strategy_configs import RouteConfig
+from moekit.agents.members.member import MemberError
 from moekit.agents.routing.classifier import Classifier
 from moekit.agents.strategies.route import Route
-from moekit.agents.strategy_configs import RouteConfig
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message, Reply
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moekit.agents.config.strategy_configs import RouteConfig
 from moekit.agents.routing.classifier import Classifier
 from moekit.agents.routing.examples import read_examples
 from moekit.agents.routing.features import FEATURES, TfIdf, normalized
 from moekit.agents.routing.nearest import Nearest
-from moekit.agents.strategy_configs import RouteConfig
 from moekit.core.errors import UsageError
 
 

@@ -11,13 +11,13 @@ from tests.agents.fault_server import Fail, FaultServer, Hang, Ok
 from tests.agents.in_memory import OPTIONS, QUESTION, FakeMember, after, config_of, now
 
 from moekit.agents import AgentsConfig, Answer, AnswerFailed, Engine
-from moekit.agents.cache import Cache
-from moekit.agents.calls import Seat
-from moekit.agents.config import BudgetConfig, CacheConfig
-from moekit.agents.ledger import Ledger
-from moekit.agents.member_calls import MemberCalls, Place
-from moekit.agents.members.base import MemberError
-from moekit.agents.trace import TraceRecorder
+from moekit.agents.calls.answer_cache import Cache
+from moekit.agents.calls.budget_ledger import Ledger
+from moekit.agents.calls.member_calls import MemberCalls, Place
+from moekit.agents.calls.retried_call import Seat
+from moekit.agents.config.agents_config import BudgetConfig, CacheConfig
+from moekit.agents.members.member import MemberError
+from moekit.agents.outcome.trace import TraceRecorder
 from moekit.core.errors import UsageError
 from moekit.core.messages import Message
 
@@ -151,7 +151,7 @@ def test_an_answer_that_cannot_be_kept_is_an_answer(
         raise OSError(28, "No space left on device")
 
     async def ask(engine: Engine) -> str:
-        monkeypatch.setattr("moekit.agents.cache.write_text", refuse)
+        monkeypatch.setattr("moekit.agents.calls.answer_cache.write_text", refuse)
         return (await engine.answer(QUESTION)).text
 
     assert with_engine(config(server, tmp_path), ask, warned) == "Paris."

@@ -20,9 +20,9 @@ from tests.agents.in_memory import (
     run,
 )
 
-from moekit.agents.config import EndpointConfig
-from moekit.agents.limits import Limits
-from moekit.agents.members.base import MemberError
+from moekit.agents.calls.endpoint_limits import Limits
+from moekit.agents.config.agents_config import EndpointConfig
+from moekit.agents.members.member import MemberError
 from moekit.agents.session import Call, Layer, QuorumFailed, Session
 from moekit.agents.strategies.rank import judging
 from moekit.core.errors import MoekitError

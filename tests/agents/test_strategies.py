@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.agents.fake_session import CONVERSATIONS, Asked, FakeSession, failed, named, user
 
-from moekit.agents.prompts import SYNTHESIZE
+from moekit.agents.config.strategy_configs import RouteConfig, SelfMoaConfig, SingleConfig, StrategyConfig
 from moekit.agents.strategies import build_strategy
+from moekit.agents.strategies.member_prompts import SYNTHESIZE
 from moekit.agents.strategies.self_moa import windows
-from moekit.agents.strategy_configs import RouteConfig, SelfMoaConfig, SingleConfig, StrategyConfig
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 from tests.agents.fake_session import CONVERSATIONS, system, user
 
-from moekit.agents.trace import CallEvent, Trace, TraceRecorder
-from moekit.agents.trace_page import trace_page
+from moekit.agents.outcome.trace import CallEvent, Trace, TraceRecorder
+from moekit.agents.outcome.trace_page import trace_page
 from moekit.core.messages import Usage
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %}&lt;\u202e\x00"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.agents.fake_session import assistant, system, user
 
-from moekit.agents.prompts import with_references
-from moekit.agents.trimming import fit, shortened
+from moekit.agents.strategies.member_prompts import with_references
+from moekit.agents.strategies.trimming import fit, shortened
 from moekit.core.messages import Message
 
 INSTRUCTION = "Merge:"

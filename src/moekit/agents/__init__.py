@@ -11,9 +11,9 @@ print(answer.text, answer.usage, answer.failures)
 import asyncio
 from collections.abc import Sequence
 
-from moekit.agents.answer import Answer, AnswerFailed
-from moekit.agents.config import AgentsConfig, read_agents
+from moekit.agents.config.agents_config import AgentsConfig, read_agents
 from moekit.agents.engine import Engine
+from moekit.agents.outcome.answer import Answer, AnswerFailed
 from moekit.core.messages import ChatOptions, Message
 
 __all__ = ["AgentsConfig", "Answer", "AnswerFailed", "Engine", "ask", "read_agents"]

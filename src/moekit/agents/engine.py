@@ -8,19 +8,19 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from moekit.agents.answer import Answer, AnswerFailed
-from moekit.agents.cache import Cache
-from moekit.agents.calls import Seat
-from moekit.agents.config import AgentsConfig, BudgetConfig, EndpointMemberConfig, LocalMemberConfig
-from moekit.agents.ledger import Ledger
-from moekit.agents.limits import Limits
-from moekit.agents.member_calls import MemberCalls
-from moekit.agents.members.base import MemberError
+from moekit.agents.calls.answer_cache import Cache
+from moekit.agents.calls.budget_ledger import Ledger
+from moekit.agents.calls.endpoint_limits import Limits
+from moekit.agents.calls.member_calls import MemberCalls
+from moekit.agents.calls.retried_call import Seat
+from moekit.agents.config.agents_config import AgentsConfig, BudgetConfig, EndpointMemberConfig, LocalMemberConfig
+from moekit.agents.config.strategy_configs import EnsembleConfig, SingleConfig
+from moekit.agents.members.member import MemberError
+from moekit.agents.outcome.answer import Answer, AnswerFailed
+from moekit.agents.outcome.trace import TraceRecorder
 from moekit.agents.session import GRACE_S, Session, Strategy, is_too_long
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.single import Single
-from moekit.agents.strategy_configs import EnsembleConfig, SingleConfig
-from moekit.agents.trace import TraceRecorder
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
 from moekit.serve.protocol import ChatModel, ChatReply, PromptTooLong

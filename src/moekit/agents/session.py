@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from moekit.agents.config import AgentsConfig
-from moekit.agents.member_calls import MemberCalls, Place, most_tokens
-from moekit.agents.members.base import Member, MemberError
+from moekit.agents.calls.member_calls import MemberCalls, Place, most_tokens
+from moekit.agents.config.agents_config import AgentsConfig
+from moekit.agents.members.member import Member, MemberError
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from moekit.agents import AgentsConfig, Answer
-    from moekit.agents.answer import Spent
     from moekit.agents.evaluate import AgentsEvaluation, Match, Question
-    from moekit.agents.trace import Trace
+    from moekit.agents.outcome.answer import Spent
+    from moekit.agents.outcome.trace import Trace
     from moekit.core.messages import Message
 
 _CONFIG = click.argument("config", metavar="CONFIG", type=click.Path(path_type=Path))
@@ -220,7 +220,7 @@ def _write_trace(path: Path | None, trace: "Trace") -> None:
     if path is None:
         return
     if path.suffix == ".html":
-        from moekit.agents.trace_page import trace_page
+        from moekit.agents.outcome.trace_page import trace_page
 
         write_text(path, trace_page(trace))
     else:

@@ -20,7 +20,7 @@ from moekit.config.attention import (
     RotaryConfig,
     YarnScaling,
 )
-from moekit.config.base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layers, NonNegative, Positive
+from moekit.config.config_base import BYTE_VOCAB_SIZE, MAX_LAYERS, Config, Count, Layers, NonNegative, Positive
 from moekit.config.decoder import BlockName, LayerConfig, ModelConfig, decoder_layers
 from moekit.config.encoder import EncoderConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig

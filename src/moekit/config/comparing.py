@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from moekit.config.base import Config
+from moekit.config.config_base import Config
 
 TRAINING_ONLY = frozenset(
     {"init_std", "init_factor", "jitter", "z_loss", "balance_loss", "importance_loss", "load_loss", "bias_step"}

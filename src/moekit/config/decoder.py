@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from moekit.config.attention import AnyAttentionConfig, AttentionConfig
-from moekit.config.base import MAX_LAYERS, Config, Count, Positive
+from moekit.config.config_base import MAX_LAYERS, Config, Count, Positive
 from moekit.config.feed_forward import DenseConfig, FeedForwardConfig, MoEConfig
 from moekit.config.norm import NormConfig
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from moekit.config.base import MAX_LAYERS, Config, Count, Positive
+from moekit.config.config_base import MAX_LAYERS, Config, Count, Positive
 from moekit.config.feed_forward import ActivationName, FeedForwardConfig
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from moekit.config.base import MAX_LAYERS, Config, Count, Positive
+from moekit.config.config_base import MAX_LAYERS, Config, Count, Positive
 from moekit.config.feed_forward import FeedForwardConfig
 from moekit.config.norm import NormConfig
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from moekit.config.base import Config
+from moekit.config.config_base import Config
 from moekit.config.routers import AnyRouterConfig, SigmoidBiasConfig
 
 ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moekit.config.base import Config
+from moekit.config.config_base import Config
 
 
 class NGramConfig(Config):

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from moekit.config.base import Config, Positive
+from moekit.config.config_base import Config, Positive
 
 
 class NormConfig(Config):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from moekit.config.base import MAX_LAYERS, Config, Count, NonNegative, Positive
+from moekit.config.config_base import MAX_LAYERS, Config, Count, NonNegative, Positive
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A dropout's probability."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from moekit.config.base import Config, NonNegative
+from moekit.config.config_base import Config, NonNegative
 
 
 class RouterConfig(Config):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from moekit.config.base import Config, Count, Layers, Positive
+from moekit.config.config_base import Config, Count, Layers, Positive
 
 
 class Seq2SeqConfig(Config):

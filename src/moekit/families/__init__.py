@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moekit.families.base import Family, Preset
     from moekit.families.catalogue import FAMILIES, describe, family_of, preset, presets
+    from moekit.families.family import Family, Preset
     from moekit.families.settings import Settings
 
 __all__ = ["FAMILIES", "Family", "Preset", "Settings", "describe", "family_of", "preset", "presets"]

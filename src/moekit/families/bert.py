@@ -6,7 +6,7 @@ from typing import Any
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import ActivationName, DenseConfig
 from moekit.config.encoder import EncoderConfig
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.llama_like import number_of_layers
 from moekit.families.parts import both, rows
 from moekit.families.settings import Settings

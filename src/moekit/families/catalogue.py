@@ -38,7 +38,7 @@ from moekit.families import (
     t5,
     xlnet,
 )
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.settings import Settings
 from moekit.families.whole import whole_family
 

@@ -19,7 +19,7 @@ from moekit.config import (
     SoftmaxTopKConfig,
     decoder_layers,
 )
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
     dense_layer,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.gpt2 import head, norm
 from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, number_of_layers, only_dense, shared_attention
 from moekit.families.parts import both, read_rope, write_rope

@@ -5,7 +5,7 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense, shared_attention
 from moekit.families.parts import transposed
 from moekit.families.settings import Settings

@@ -4,7 +4,7 @@ Its weights are unpublished, and so is the width of the band: 256 here, which is
 table's width is not heads times head width (1.3B, 13B) both are as printed.
 """
 
-from moekit.families.base import Preset
+from moekit.families.family import Preset
 from moekit.families.gpt2 import gpt2
 
 _BAND = 256

@@ -1,7 +1,7 @@
 """Grok-1's published configuration. Its weights are pickled JAX arrays, which moekit does not read."""
 
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
-from moekit.families.base import Preset
+from moekit.families.family import Preset
 
 PRESETS = {
     "grok-1": Preset(

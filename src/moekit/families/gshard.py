@@ -5,7 +5,7 @@ The paper's models were never published, and transformers has no class for them.
 
 from moekit.config import DenseConfig, FeedForwardConfig, GShardConfig, MoEConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.families.base import Preset
+from moekit.families.family import Preset
 from moekit.families.whole import whole_family
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from moekit.config import AttentionConfig, DenseConfig, Llama3Scaling, ModelConfig, decoder_layers
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
     dense_layer,
     is_rotary_buffer,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from moekit.config.recurrent import LSTMConfig
-from moekit.families.base import Preset
+from moekit.families.family import Preset
 from moekit.families.whole import whole_family
 
 # main.py's defaults, which the commands of the README change.

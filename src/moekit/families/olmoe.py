@@ -5,7 +5,7 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
     dropless_softmax,

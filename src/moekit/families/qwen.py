@@ -15,7 +15,7 @@ from moekit.config import (
     SoftmaxTopKConfig,
     decoder_layers,
 )
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
     ACTIVATIONS,
     SparseLayout,

@@ -1,7 +1,7 @@
 """Recurrent models from source to target: our own names, and published configurations."""
 
 from moekit.config.seq2seq import GRUSeq2SeqConfig, LSTMSeq2SeqConfig
-from moekit.families.base import Preset
+from moekit.families.family import Preset
 from moekit.families.whole import whole_family
 
 # 30,000 words, and one id for the end of a sentence.

@@ -10,7 +10,7 @@ from typing import Any
 from moekit.checkpoint.layout import Stored
 from moekit.config import DenseConfig, FeedForwardConfig, MoEConfig, SwitchConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.settings import Settings
 from moekit.families.t5 import (
     ACTIVATIONS,

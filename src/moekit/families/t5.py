@@ -8,9 +8,9 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import DenseConfig, FeedForwardConfig
-from moekit.config.base import MAX_LAYERS
+from moekit.config.config_base import MAX_LAYERS
 from moekit.config.encoder_decoder import EncoderDecoderConfig
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.parts import of_expert, rows
 from moekit.families.settings import Settings
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from moekit.config import Config
 from moekit.core.validation import validate
-from moekit.families.base import Family, Preset
+from moekit.families.family import Family, Preset
 from moekit.families.settings import Settings
 
 C = TypeVar("C", bound=Config)

@@ -8,8 +8,8 @@ from torch import Tensor
 from moekit.checkpoint.layout import Stored, View, stored
 from moekit.config import DenseConfig
 from moekit.config.xlnet import XLNetConfig
-from moekit.families.base import Family, Preset
 from moekit.families.bert import ACTIVATIONS, activation_name
+from moekit.families.family import Family, Preset
 from moekit.families.parts import both
 from moekit.families.settings import Settings
 from moekit.families.whole import whole_family

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from moekit.core.errors import MoekitError, did_you_mean
 from moekit.core.validation import validate
-from moekit.serve.errors import RequestError, error_object, error_response
+from moekit.serve.api_errors import RequestError, error_object, error_response
 from moekit.serve.protocol import ChatModel
 from moekit.serve.schemas import ChatRequest, ResponseObjects
 

@@ -1,10 +1,10 @@
 """A strategy against each of its members alone, at equal cost."""
 
-from moekit.agents.evaluate.asking import OnProgress
+from moekit.agents.evaluate.crowd import OnProgress
 from moekit.agents.evaluate.evaluation import evaluate
+from moekit.agents.evaluate.evaluation_results import AgentsEvaluation, MemberResult
 from moekit.agents.evaluate.matching import MATCHES, Match
 from moekit.agents.evaluate.questions import Question, read_questions
-from moekit.agents.evaluate.results import AgentsEvaluation, MemberResult
 
 __all__ = [
     "MATCHES",

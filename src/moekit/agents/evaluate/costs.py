@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from moekit.agents.config import AgentsConfig, LocalMemberConfig, PriceConfig
-from moekit.agents.ledger import money
-from moekit.agents.trace import Trace
+from moekit.agents.calls.budget_ledger import money
+from moekit.agents.config.agents_config import AgentsConfig, LocalMemberConfig, PriceConfig
+from moekit.agents.outcome.trace import Trace
 from moekit.core.messages import Usage
 
 Unit = Literal["money", "FLOPs", "tokens"]

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from statistics import fmean
 
-from moekit.agents.answer import Answer
-from moekit.agents.config import AgentsConfig
+from moekit.agents.config.agents_config import AgentsConfig
+from moekit.agents.config.strategy_configs import RankConfig, RouteConfig, SelfMoaConfig
 from moekit.agents.engine import Engine
-from moekit.agents.evaluate.asking import Comparison, Crowd, OnProgress, Sample
 from moekit.agents.evaluate.costs import Costs, samples_for
+from moekit.agents.evaluate.crowd import Comparison, Crowd, OnProgress, Sample
+from moekit.agents.evaluate.evaluation_results import AgentsEvaluation, MemberResult
 from moekit.agents.evaluate.intervals import Estimate, estimate
 from moekit.agents.evaluate.matching import Match, is_right, majority
 from moekit.agents.evaluate.questions import Question
-from moekit.agents.evaluate.results import AgentsEvaluation, MemberResult
-from moekit.agents.prompts import verdict_of, with_references
+from moekit.agents.outcome.answer import Answer
 from moekit.agents.session import Strategy
+from moekit.agents.strategies.member_prompts import verdict_of, with_references
 from moekit.agents.strategies.self_moa import SelfMixtureOfAgents
-from moekit.agents.strategy_configs import RankConfig, RouteConfig, SelfMoaConfig
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.core.messages import Message, Usage
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import openai
 
-from moekit.agents.config import EndpointConfig, EndpointMemberConfig
-from moekit.agents.members.base import MemberError, Reason
+from moekit.agents.config.agents_config import EndpointConfig, EndpointMemberConfig
+from moekit.agents.members.member import MemberError, Reason
+from moekit.agents.members.redaction import Redactor
 from moekit.agents.members.wire import Piece, WireError, failure, piece_of, vectors_of
-from moekit.agents.secrets import Redactor
 from moekit.core.messages import ChatOptions, FinishReason, Message, OnText, Reply, Usage
 
 _CHECK_S = 3.0

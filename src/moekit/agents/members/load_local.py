@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moekit.agents.config import LocalMemberConfig
+from moekit.agents.config.agents_config import LocalMemberConfig
+from moekit.agents.config.strategy_configs import EnsembleConfig
 from moekit.agents.members.ensemble import ensemble_of
 from moekit.agents.members.local import Embed, LocalMember, LockedRunner
-from moekit.agents.strategy_configs import EnsembleConfig
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions
 from moekit.inference import LoadedModel, Runner, load_runner

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from moekit.agents.config import PriceConfig
-from moekit.agents.members.base import MemberError, Reason
+from moekit.agents.config.agents_config import PriceConfig
+from moekit.agents.members.member import MemberError, Reason
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, generate

@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 
 import openai
 
-from moekit.agents.members.base import MemberError, Reason
-from moekit.agents.secrets import Redactor
+from moekit.agents.members.member import MemberError, Reason
+from moekit.agents.members.redaction import Redactor
 from moekit.core.messages import Usage
 
 _LONGEST_MESSAGE = 200

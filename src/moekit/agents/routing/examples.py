@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moekit.agents.strategy_configs import RouteConfig
+from moekit.agents.config.strategy_configs import RouteConfig
 from moekit.config import Config
 from moekit.core.errors import UsageError, did_you_mean
 from moekit.core.validation import read_json_lines, validate

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moekit.agents.config.strategy_configs import MoaConfig, RankConfig, RouteConfig, SelfMoaConfig, SingleConfig
 from moekit.agents.session import Strategy
 from moekit.agents.strategies.moa import MixtureOfAgents
 from moekit.agents.strategies.rank import Rank
 from moekit.agents.strategies.self_moa import SelfMixtureOfAgents
 from moekit.agents.strategies.single import Single
-from moekit.agents.strategy_configs import MoaConfig, RankConfig, RouteConfig, SelfMoaConfig, SingleConfig
 from moekit.config import Config
 from moekit.core.errors import UsageError
 

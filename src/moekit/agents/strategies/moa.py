@@ -6,10 +6,10 @@ Source: Wang et al., arXiv 2406.04692, section 2.2 and table 1; placement and nu
 from collections.abc import Sequence
 from functools import partial
 
-from moekit.agents.prompts import SYNTHESIZE, with_references
+from moekit.agents.config.strategy_configs import MoaConfig
 from moekit.agents.session import Session
-from moekit.agents.strategies.asking import drafts, fitted, unseen
-from moekit.agents.strategy_configs import MoaConfig
+from moekit.agents.strategies.drafts import drafts, fitted, unseen
+from moekit.agents.strategies.member_prompts import SYNTHESIZE, with_references
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 

@@ -6,11 +6,11 @@ Source: Jiang et al., LLM-Blender, arXiv 2306.02561: pairs compared in both orde
 from collections.abc import Sequence
 from itertools import permutations
 
-from moekit.agents.members.base import MemberError
-from moekit.agents.prompts import to_judge, verdict_of
+from moekit.agents.config.strategy_configs import RankConfig
+from moekit.agents.members.member import MemberError
 from moekit.agents.session import Call, Session
-from moekit.agents.strategies.asking import drafts, fitted, unseen
-from moekit.agents.strategy_configs import RankConfig
+from moekit.agents.strategies.drafts import drafts, fitted, unseen
+from moekit.agents.strategies.member_prompts import to_judge, verdict_of
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.strategy_configs import RouteConfig
+from moekit.agents.members.member import MemberError
 from moekit.agents.routing.classifier import Classifier
 from moekit.agents.routing.examples import Examples, read_examples
 from moekit.agents.routing.features import TfIdf, Vectors, normalized
 from moekit.agents.routing.nearest import Nearest
 from moekit.agents.session import QuorumFailed, Session
-from moekit.agents.strategies.asking import fitted
-from moekit.agents.strategy_configs import RouteConfig
+from moekit.agents.strategies.drafts import fitted
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 _EMBEDDED_AT_ONCE = 100

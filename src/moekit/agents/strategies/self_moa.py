@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
-from moekit.agents.prompts import SYNTHESIZE, with_references
+from moekit.agents.config.strategy_configs import SelfMoaConfig
 from moekit.agents.session import Session
-from moekit.agents.strategies.asking import drafts, fitted, unseen
-from moekit.agents.strategy_configs import SelfMoaConfig
+from moekit.agents.strategies.drafts import drafts, fitted, unseen
+from moekit.agents.strategies.member_prompts import SYNTHESIZE, with_references
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 

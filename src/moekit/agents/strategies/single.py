@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from moekit.agents.config.strategy_configs import SingleConfig
 from moekit.agents.session import Session
-from moekit.agents.strategies.asking import fitted
-from moekit.agents.strategy_configs import SingleConfig
+from moekit.agents.strategies.drafts import fitted
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
 
 

@@ -24,7 +24,7 @@ from moekit.config import (
     SoftmaxTopKConfig,
 )
 from moekit.core.errors import did_you_mean
-from moekit.families.gguf.rope import read_rope
+from moekit.families.gguf.rope_metadata import read_rope
 
 
 @dataclass(frozen=True, kw_only=True)

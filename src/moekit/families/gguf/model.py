@@ -13,7 +13,7 @@ from moekit.checkpoint.layout import Stored
 from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, ModelConfig, MoEConfig
 from moekit.core.errors import MoekitError
 from moekit.families.gguf.architectures import ARCHITECTURES, Contents, read_config
-from moekit.families.gguf.rope import FACTORS
+from moekit.families.gguf.rope_metadata import FACTORS
 from moekit.families.gguf.tensors import layout, norm_names
 from moekit.kernels.native.weights import (
     AttentionWeights,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from moekit.agents.answer import Spent
-from moekit.agents.config import BudgetConfig, PriceConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.agents_config import BudgetConfig, PriceConfig
+from moekit.agents.members.member import MemberError
+from moekit.agents.outcome.answer import Spent
 from moekit.core.messages import Usage
 
 _MILLION = 1_000_000

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from moekit.agents.config import LocalMemberConfig
+from moekit.agents.config.agents_config import LocalMemberConfig
 from moekit.agents.engine import Engine
 from moekit.agents.session import Session
-from moekit.agents.strategies.asking import fitted
+from moekit.agents.strategies.drafts import fitted
 from moekit.agents.strategies.rank import judged, judging
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply

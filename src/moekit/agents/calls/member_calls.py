@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
-from moekit.agents.cache import Cache, Key, call_key
-from moekit.agents.calls import CallRunner, Job, Seat
-from moekit.agents.config import AgentsConfig
-from moekit.agents.ledger import Ledger, money
-from moekit.agents.members.base import Embedder, Member, MemberError, Scorer
-from moekit.agents.trace import CallEvent, TraceRecorder
+from moekit.agents.calls.answer_cache import Cache, Key, call_key
+from moekit.agents.calls.budget_ledger import Ledger, money
+from moekit.agents.calls.retried_call import CallRunner, Job, Seat
+from moekit.agents.config.agents_config import AgentsConfig
+from moekit.agents.members.member import Embedder, Member, MemberError, Scorer
+from moekit.agents.outcome.trace import CallEvent, TraceRecorder
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 

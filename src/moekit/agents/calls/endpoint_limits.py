@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from moekit.agents.config import EndpointConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.agents_config import EndpointConfig
+from moekit.agents.members.member import MemberError
 from moekit.core.messages import Usage
 
 # A server counts a request when it arrives, some time after it was sent: before its answer, or, where the answer takes

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from moekit.agents.strategy_configs import EnsembleConfig, RankConfig, RouteConfig, StrategyConfig
+from moekit.agents.config.strategy_configs import EnsembleConfig, RankConfig, RouteConfig, StrategyConfig
 from moekit.config import Config
 from moekit.core.errors import UsageError, did_you_mean
 from moekit.core.validation import read_yaml, validate

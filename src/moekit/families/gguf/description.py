@@ -12,7 +12,7 @@ from moekit.config import AttentionConfig, Config, DenseConfig, ModelConfig, MoE
 from moekit.config.comparing import differences
 from moekit.core.errors import MoekitError
 from moekit.families.gguf.architectures import ARCHITECTURES, Architecture, Contents, read_config
-from moekit.families.gguf.rope import rope_factors, write_rope
+from moekit.families.gguf.rope_metadata import rope_factors, write_rope
 from moekit.families.gguf.tensors import layout
 
 

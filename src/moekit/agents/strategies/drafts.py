@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from moekit.agents.members.base import MemberError
-from moekit.agents.prompts import with_references
+from moekit.agents.members.member import MemberError
 from moekit.agents.session import Call, Session
-from moekit.agents.trimming import Compose, fit
+from moekit.agents.strategies.member_prompts import with_references
+from moekit.agents.strategies.trimming import Compose, fit
 from moekit.core.messages import ChatOptions, Message
 
 

@@ -4,7 +4,7 @@ from itertools import groupby
 
 import jinja2
 
-from moekit.agents.trace import CallEvent, Trace
+from moekit.agents.outcome.trace import CallEvent, Trace
 from moekit.core.formatting import count_text, duration_text
 from moekit.core.messages import Usage
 
@@ -12,7 +12,7 @@ from moekit.core.messages import Usage
 def trace_page(trace: Trace) -> str:
     """The whole page as one HTML document; it fetches nothing and its policy lets it run nothing."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moekit.agents", "templates"),
+        loader=jinja2.PackageLoader("moekit.agents.outcome", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

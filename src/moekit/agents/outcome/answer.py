@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moekit.agents.trace import Trace
+from moekit.agents.outcome.trace import Trace
 from moekit.core.errors import MoekitError
 from moekit.core.messages import FinishReason, Usage
 

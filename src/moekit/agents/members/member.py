@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from moekit.agents.config import PriceConfig
+from moekit.agents.config.agents_config import PriceConfig
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 

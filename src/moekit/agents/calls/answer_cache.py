@@ -12,8 +12,8 @@ from weakref import WeakValueDictionary
 
 from pydantic import TypeAdapter, ValidationError
 
-from moekit.agents.config import CacheConfig
-from moekit.agents.members.base import MemberError
+from moekit.agents.config.agents_config import CacheConfig
+from moekit.agents.members.member import MemberError
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.files import replacing, write_text
 from moekit.core.messages import ChatOptions, Message, Usage

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from moekit.config import Config
-from moekit.config.base import Positive
+from moekit.config.config_base import Positive
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from moekit.agents.hedging import Hedge
-from moekit.agents.ledger import Ledger
-from moekit.agents.limits import Limits
-from moekit.agents.members.base import Member, MemberError
+from moekit.agents.calls.budget_ledger import Ledger
+from moekit.agents.calls.endpoint_limits import Limits
+from moekit.agents.calls.hedging import Hedge
+from moekit.agents.members.member import Member, MemberError
 from moekit.core.messages import OnText, Usage
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""The calls of members: cached, within budget and limits, hedged and retried."""

@@ -1,0 +1,1 @@
+"""What comes out of an answer: the text with what it took, and the trace of how it came about."""
