@@ -17,7 +17,7 @@ from moekit.config.comparing import differences
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError
 from moekit.families.gguf import ARCHITECTURES, GGUFModel, describe, layout
-from moekit.families.gguf.description import with_plain_norms
+from moekit.families.gguf.written_metadata import with_plain_norms
 from moekit.kernels.native.weights import LayerWeights, MoEWeights, NetworkWeights
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, F32, PackedMatrix, dequantize
 from moekit.kernels.packed.quantize_blocks import quantize

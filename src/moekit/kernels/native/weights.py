@@ -2,8 +2,8 @@
 
 Every matrix is stored as (what it gives, what it takes) and may have a type of its own. A fused matrix is given as
 ranges of its rows. D model width, H query heads, G key-value heads, C head width, F hidden width, E experts,
-V vocabulary. The vectors (norms, biases, gates) are fp32; those of norms are what normed numbers are multiplied by: 1 + w
-where a norm is `zero_centered`.
+V vocabulary. The vectors (norms, biases, gates) are fp32; those of norms are what normed numbers are multiplied by:
+1 + w where a norm is `zero_centered`.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class MoEWeights:
 class AttentionWeights:
     """Hold grouped attention.
 
-    query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have as many numbers as their matrices have rows.
+    query: (H·C, D). key, value: (G·C, D). output: (D, H·C). The biases have a number for each row of their matrices.
     query_norm, key_norm: of C numbers, or of H·C and G·C where the norm is over all heads at once.
     """
 
