@@ -12,10 +12,10 @@ from moekit.inference.runner import Cache, OnTokens, Runner
 
 
 def prefill(runner: Runner, cache: Cache, tokens_T: Tensor, on_tokens: OnTokens | None = None) -> Tensor:
-    """logits_V"""
+    """Compute logits_V after a prompt."""
     return torch.from_numpy(runner.prefill(cache, tokens_T.tolist(), on_tokens))
 
 
 def decode(runner: Runner, caches: Sequence[Cache], tokens_B: Tensor) -> Tensor:
-    """logits_BV"""
+    """Compute logits_BV after one more token of each sequence."""
     return torch.from_numpy(runner.decode(caches, tokens_B.tolist()))

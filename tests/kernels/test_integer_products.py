@@ -1,5 +1,8 @@
-"""Products of quantised weights are sums of whole numbers, rounded in one order: the same bits in every instruction
-set, for any number of rows of activations, and nothing but the matrix is read."""
+"""Products of quantised weights are sums of whole numbers, rounded in one order.
+
+So they have the same bits in every instruction set, for any number of rows of activations, and nothing but the matrix
+is read.
+"""
 
 import ctypes
 import faulthandler

@@ -94,7 +94,7 @@ def decode(decoder: NativeDecoder, tokens_T: Tensor, cache: NativeCache) -> Tens
 
 
 def step(decoder: NativeDecoder, caches: list[NativeCache], tokens: list[int]) -> Tensor:
-    """logits_BV"""
+    """Compute logits_BV after one more token of each sequence."""
     return torch.from_numpy(decoder.decode(caches, tokens))
 
 

@@ -129,11 +129,12 @@ def moved(matrix: PackedMatrix, x_BD: Tensor) -> Tensor:
 
 
 def check_products(matrix: PackedMatrix, x_BD: Tensor, y_BR: Tensor) -> None:
-    """Against fp64: no result may be farther off than if all activations moved in the worst way, and all together
-    not much farther than if they moved at random, evenly within their steps (variance: a third of the square).
+    """Compare products with those in fp64, whose error has two bounds.
 
-    Rounding in fp32 adds (columns + 8) * 2^-24 of the sum of magnitudes, in which a weight counts with the offset that
-    is taken off at the end: these weights are below 2 with it.
+    No result may be farther off than if all activations moved in the worst way, and all together not much farther than
+    if they moved at random, evenly within their steps (variance: a third of the square). Rounding in fp32 adds (columns
+    + 8) * 2^-24 of the sum of magnitudes, in which a weight counts with the offset that is taken off at the end: these
+    weights are below 2 with it.
     """
     weights_RD = torch.from_numpy(numbers(matrix).copy()).double()
     moved_BD, x_BD = moved(matrix, x_BD), x_BD.double()

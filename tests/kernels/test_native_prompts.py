@@ -46,7 +46,7 @@ def assert_same(logits_V: Tensor, expected_V: Tensor) -> None:
 
 
 def prefill(decoder: NativeDecoder, cache: NativeCache, tokens_T: Tensor) -> Tensor:
-    """logits_V"""
+    """Compute logits_V after a prompt."""
     return torch.from_numpy(decoder.prefill(cache, tokens_T.tolist()))
 
 

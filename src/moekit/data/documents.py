@@ -66,22 +66,30 @@ def read_sources(
     domain_column: str | None = None,
     say: Callable[[str], None] = ignore,
 ) -> list[Document]:
-    """All documents of `sources`, in an order that does not depend on the order of `sources`.
+    """Read all documents of `sources`, in an order that does not depend on the order of `sources`.
 
     A source is one of
+
     - a file: `.jsonl`, `.ndjson` and `.parquet` give a document a row, any other file is one document;
-    - a folder: every file in it and below, whatever its ending, as long as it is text. Hidden files,
-      symbolic links (what they lead to inside the folder is read in its own place), binary files, empty
-      files and files over MAX_FILE_BYTES are skipped, and `say` is told how many of each;
-    - where no such path exists, a dataset of the Hugging Face hub, `owner/name[:config[:split]]`;
-      the split is `train` where none is given.
+    - a folder: every file in it and below, whatever its ending, as long as it is text. Hidden files, symbolic links
+      (what they lead to inside the folder is read in its own place), binary files, empty files and files over
+      MAX_FILE_BYTES are skipped, and `say` is told how many of each;
+    - where no such path exists, a dataset of the Hugging Face hub, `owner/name[:config[:split]]`; the split is `train`
+      where none is given.
 
-    The domain of a row is its value of `domain_column`, where that is given. Otherwise the domain of a file is
-    the top-level sub-folder of the source that it lies in, else the name of the source. Sources that give the
-    same domain share it. A file is read once, even where two sources lead to it.
+    The domain of a row is its value of `domain_column`, where that is given. Otherwise the domain of a file is the
+    top-level sub-folder of the source that it lies in, else the name of the source. Sources that give the same domain
+    share it. A file is read once, even where two sources lead to it.
 
-    Raises UsageError for a source that does not exist or holds no text, for a row without the column or with
-    something else than text in it, and where an optional package is missing.
+    Args:
+        sources: the files, folders and hub datasets.
+        text_column: the column of rows that holds the text.
+        domain_column: the column of rows that holds the domain.
+        say: told what was skipped.
+
+    Raises:
+        UsageError: for a source that does not exist or holds no text, for a row without the column or with something
+            else than text in it, and where an optional package is missing.
     """
     columns = rows.Columns(text=text_column, domain=domain_column)
     reader = _Reader(columns)

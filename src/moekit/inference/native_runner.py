@@ -1,5 +1,6 @@
-"""The fast runner on a CPU: weights stay packed as they lie in their file. A step is one native call, and so are up to
-512 tokens of a prompt.
+"""The fast runner on a CPU: weights stay packed as they lie in their file.
+
+A step is one native call, and so are up to 512 tokens of a prompt.
 
 B sequences, T tokens, V vocabulary.
 """

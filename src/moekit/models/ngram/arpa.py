@@ -1,8 +1,8 @@
-"""ARPA files: text that KenLM, SRILM and others read and write.
+r"""ARPA files: text that KenLM, SRILM and others read and write.
 
-After `\\data\\` come lines `ngram k=how many`, one for each order, then for each order `\\k-grams:` and a line for each
+After `\data\` come lines `ngram k=how many`, one for each order, then for each order `\k-grams:` and a line for each
 n-gram: log10 probability, tab, words, and, but for the longest, tab and log10 backoff weight (0 where it is left out);
-`\\end\\` ends it. Format: ngram-format(5) of SRILM, and lm/read_arpa.cc of KenLM.
+`\end\` ends it. Format: ngram-format(5) of SRILM, and lm/read_arpa.cc of KenLM.
 """
 
 import gzip
