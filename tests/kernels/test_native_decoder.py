@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moekit.config import ModelConfig
 from moekit.kernels.native.decoder import CacheKind, NativeCache, NativeDecoder
-from moekit.kernels.native.description import unsupported
+from moekit.kernels.native.decoder_description import unsupported
 from moekit.kernels.native.module import available
 from moekit.kernels.native.module import native as native_module
 from moekit.kernels.native.weights import (

@@ -7,7 +7,7 @@ from tests.kernels.test_native_decoder import DENSE, FEATURES, MOE, YARN, config
 from tests.kernels.test_native_layers import ORDERS
 
 from moekit.config import Config, ModelConfig
-from moekit.kernels.native.description import OF_TRAINING, OF_WEIGHTS, describe, rebuild, unsupported
+from moekit.kernels.native.decoder_description import OF_TRAINING, OF_WEIGHTS, describe, rebuild, unsupported
 
 SUPPORTED = FEATURES | ORDERS
 

@@ -27,7 +27,7 @@ from tests.kernels.test_native_prompts import check_prompts, prefill
 
 from moekit.config import ModelConfig
 from moekit.kernels.native.decoder import CacheKind
-from moekit.kernels.native.description import unsupported
+from moekit.kernels.native.decoder_description import unsupported
 from moekit.kernels.native.module import available
 from moekit.kernels.native.module import native as native_module
 from moekit.kernels.packed import BF16, F32

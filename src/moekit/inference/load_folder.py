@@ -13,7 +13,7 @@ from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels import native
-from moekit.kernels.native.description import unsupported
+from moekit.kernels.native.decoder_description import unsupported
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType
 from moekit.models import Decoder, load
 from moekit.models.folder import read_config

@@ -9,7 +9,7 @@ from moekit.data.tokenizers import Tokenizer
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.runner import Runner
 from moekit.kernels import native
-from moekit.kernels.native.description import unsupported
+from moekit.kernels.native.decoder_description import unsupported
 
 OnBytes = Callable[[int, int], None]
 """Called with the bytes of weights read so far and those there are."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moekit.config import ModelConfig
-from moekit.kernels.native.description import describe, unsupported
+from moekit.kernels.native.decoder_description import describe, unsupported
 from moekit.kernels.native.module import native
 from moekit.kernels.native.native_model import native_model
 from moekit.kernels.native.weights import DecoderWeights

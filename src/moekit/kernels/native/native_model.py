@@ -11,7 +11,7 @@ import numpy as np
 
 from moekit.config import RotaryConfig
 from moekit.config.frequencies import rotary_frequencies
-from moekit.kernels.native.description import (
+from moekit.kernels.native.decoder_description import (
     AttentionDescription,
     FfnDescription,
     LayerDescription,
