@@ -6,10 +6,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[1] / "src" / "moekit"
 
 # A kind of model or of layer: its configuration, its module and its families' data.
-KINDS = {
-    *("attention", "decoder", "encoder", "encoder_decoder", "feed_forward", "norm", "recurrent", "rope", "seq2seq"),
-    "xlnet",
-}
+KINDS = {"attention", "decoder", "encoder", "encoder_decoder", "feed_forward", "norm", "recurrent", "seq2seq", "xlnet"}
 # A verb of the command line, and the module that does it.
 VERBS = {"doctor"}
 # One function: what calls it, and each of its backends.
