@@ -56,7 +56,7 @@ ORACLE = "route by the truth"
 
 @dataclass(frozen=True)
 class Halves:
-    """A held-out document: what a strategy sees, and what is measured."""
+    """A held-out document in two halves: a strategy sees the first, the second is measured."""
 
     domain: str
     question: str
@@ -64,7 +64,7 @@ class Halves:
 
 
 def dense(width: int, hidden: int, depth: int) -> ModelConfig:
-    """A decoder of Llama's kind over bytes, half as many heads for keys as for queries."""
+    """Describe a decoder of Llama's kind over bytes, with half as many heads for keys as for queries."""
     heads = width // HEAD_WIDTH
     return ModelConfig(
         vocab_size=BYTE_VOCAB_SIZE,
@@ -77,7 +77,7 @@ def dense(width: int, hidden: int, depth: int) -> ModelConfig:
 
 
 def as_costly(flops: int, width: int, depth: int) -> ModelConfig:
-    """The dense model of that width whose forward pass is nearest to so many FLOPs a token."""
+    """Find the dense model of that width whose forward pass is nearest to so many FLOPs a token."""
     widths = range(8, 16 * width, 8)
     return min(
         (dense(width, hidden, depth) for hidden in widths),
@@ -86,7 +86,7 @@ def as_costly(flops: int, width: int, depth: int) -> ModelConfig:
 
 
 def train_all(corpus: Corpus, folder: Path, options: argparse.Namespace) -> dict[str, int]:
-    """Train and save every model; gives the steps that went into each, those of the base included."""
+    """Train and save every model, and give the steps that went into each, those of the base included."""
     names = [domain.name for domain in corpus.domains]
     together = options.steps + len(names) * options.tune_steps
     base = new_model(dense(options.width, 3 * options.width, options.depth))
@@ -108,6 +108,7 @@ def train_all(corpus: Corpus, folder: Path, options: argparse.Namespace) -> dict
 
 
 def new_model(config: ModelConfig) -> Decoder:
+    """Build a model with the weights of seed 0."""
     torch.manual_seed(0)
     return Decoder(config)
 
@@ -136,7 +137,7 @@ def spend(
 
 
 def documents(corpus: Corpus, count: int) -> list[Halves]:
-    """`count` of each domain, evenly spread over its held-out text, as long as the context with its start."""
+    """Cut `count` documents of each domain from its held-out text, evenly spread, as long as the context."""
     found = []
     for domain in corpus.domains:
         text = bytes(domain.held_out)
@@ -149,7 +150,7 @@ def documents(corpus: Corpus, count: int) -> list[Halves]:
 
 
 def configuration(folder: Path, names: Sequence[str], corpus: Corpus, options: argparse.Namespace) -> AgentsConfig:
-    """The members and the strategies, as a user would write them in YAML."""
+    """Describe the members and the strategies, as a user would write them in YAML."""
     examples = prompts_of(corpus, options.examples, options.example_bytes)
     shown = dict(zip(names, examples, strict=True))
     strategies: dict[str, dict[str, Any]] = {
@@ -163,7 +164,7 @@ def configuration(folder: Path, names: Sequence[str], corpus: Corpus, options: a
 
 
 async def chosen(engine: Engine, strategy: str, question: str) -> str | None:
-    """The member that a strategy lets answer; None where none of a ranking's members wrote anything.
+    """Find the member that a strategy lets answer; None where none of a ranking's members wrote anything.
 
     A route's is whom it asks first, and one token is enough to see that.
     """
@@ -183,7 +184,7 @@ async def chosen(engine: Engine, strategy: str, question: str) -> str | None:
 
 
 async def choices(config: AgentsConfig, held_out: Sequence[Halves]) -> dict[str, list[str | None]]:
-    """Who was chosen for each document, by strategy."""
+    """Find who was chosen for each document, by strategy."""
     found = {}
     async with Engine(config) as engine:
         for strategy in config.strategies:
@@ -193,7 +194,7 @@ async def choices(config: AgentsConfig, held_out: Sequence[Halves]) -> dict[str,
 
 
 async def bits_of(member: LocalMember, held_out: Sequence[Halves]) -> list[float]:
-    """Bits per byte of each second half after its first."""
+    """Score each second half after its first, in bits per byte."""
     found = []
     for each in held_out:
         nats, _ = await member.score([Message(role="user", content=each.question)], each.answer)
@@ -203,7 +204,7 @@ async def bits_of(member: LocalMember, held_out: Sequence[Halves]) -> list[float
 
 
 def cost_in_members(strategy: str, members: int, held_out: Sequence[Halves], answer_tokens: int) -> float:
-    """What a document costs, over what one member's forward pass of it costs: that pass, and what choosing takes.
+    """Compute what a document costs, in forward passes of one member over it: that pass, and what choosing takes.
 
     N-gram features cost nothing here: they are no matrix products.
     """
@@ -224,7 +225,7 @@ def cost_in_members(strategy: str, members: int, held_out: Sequence[Halves], ans
 def row(
     bits: Sequence[float], held_out: Sequence[Halves], references: Mapping[str, Sequence[float]], **further: Any
 ) -> dict[str, Any]:
-    """Bits per byte with 95 % intervals over documents, and what it saves against each reference, paired."""
+    """Estimate bits per byte with 95 % intervals over documents, and the paired difference from each reference."""
     domains = sorted({each.domain for each in held_out})
     by_domain = {
         name: float(np.mean([bit for bit, each in zip(bits, held_out, strict=True) if each.domain == name]))
@@ -237,7 +238,7 @@ def row(
 
 
 async def measure(folder: Path, steps: Mapping[str, int], corpus: Corpus, options: argparse.Namespace) -> Any:
-    """A row for each model and each strategy."""
+    """Measure each model and each strategy, a row each."""
     names = [domain.name for domain in corpus.domains]
     held_out = documents(corpus, options.documents)
     members = load_local_members({name: LocalMemberConfig(path=str(folder / name), max_tokens=8) for name in steps})
@@ -273,6 +274,7 @@ async def measure(folder: Path, steps: Mapping[str, int], corpus: Corpus, option
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=64, help="of the members; their networks are three times as wide")
     parser.add_argument("--depth", type=int, default=4)

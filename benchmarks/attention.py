@@ -25,18 +25,20 @@ SHAPES = ((32, 3, 1, 128, 64), (16, 4, 2, 256, 64), (8, 8, 4, 512, 64), (4, 8, 4
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Compute causal attention with torch's fused kernel."""
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
 def seconds(attention: Callable[..., Tensor], inputs: list[Tensor], towards: Tensor) -> float:
-    """One forward and backward pass."""
+    """Time one forward and backward pass."""
     begin = time.perf_counter()
     torch.autograd.grad(attention(*inputs), inputs, towards)
     return time.perf_counter() - begin
 
 
 def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str, object]:
+    """Compare both ways on one shape, in turns, and give a row."""
     batch, heads, kv_heads, tokens, width = shape
     inputs = [
         torch.randn(batch, h, tokens, width, dtype=dtype, requires_grad=True) for h in (heads, kv_heads, kv_heads)
@@ -61,6 +63,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)

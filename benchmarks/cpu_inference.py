@@ -27,7 +27,7 @@ _TURNS, _STEPS_A_TURN, _SAMPLE = 9, 6, (1 << 29, 3)  # the last: bytes that are 
 
 
 def shapes() -> dict[str, Any]:
-    """A Mixtral of 3.0 B parameters, dense Llamas of its total and of its active size, and a fine-grained mixture."""
+    """Describe a Mixtral of 3.0 B parameters, dense Llamas of its total and active size, and a fine-grained MoE."""
     from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 
     def decoder(layer: Any, depth: int = 8) -> ModelConfig:
@@ -52,7 +52,7 @@ def shapes() -> dict[str, Any]:
 
 
 def write_model(config: Any, kind: Any, path: Path) -> int:
-    """A file of random blocks with scales that keep activations sane; gives the bytes of weights a step reads."""
+    """Write a file of random blocks with scales that keep activations sane; give the bytes a step reads."""
     import numpy as np
 
     from moekit.checkpoint.gguf import OutputTensor, write_gguf
@@ -104,7 +104,7 @@ def write_model(config: Any, kind: Any, path: Path) -> int:
 
 
 def measure(prefill: Callable[[int], None], step: Callable[[], None], prompts: list[int], steps: int) -> dict[str, Any]:
-    """Tokens a second: of prompts of each length, and of steps after the first (a short) one."""
+    """Measure tokens a second: of prompts of each length, and of steps after the first (a short) one."""
     found: dict[str, Any] = {}
     for length in prompts:
         begin = time.perf_counter()
@@ -120,8 +120,10 @@ def measure(prefill: Callable[[int], None], step: Callable[[], None], prompts: l
 
 
 def run_moekit(path: str, prompts: list[int], steps: int, batch: int) -> dict[str, Any]:
-    """Of moekit's native runner, the decoding of `batch` sequences together, and of each of some turns the steps for a
-    byte that memory gives.
+    """Measure moekit's native runner.
+
+    Besides what `measure` gives, it measures the decoding of `batch` sequences together, and in several turns the steps
+    for a byte of read bandwidth.
     """
     from moekit.families.gguf import GGUFModel
     from moekit.inference.native_runner import NativeRunner
@@ -160,12 +162,12 @@ def run_moekit(path: str, prompts: list[int], steps: int, batch: int) -> dict[st
 
 
 def tokens(count: int) -> list[int]:
-    """Any ones, so that steps go through other experts each time."""
+    """Choose arbitrary tokens, so that steps go through other experts each time."""
     return [random.randrange(32_000) for _ in range(count)]
 
 
 def run_llama(path: str, prompts: list[int], steps: int, repack: bool) -> dict[str, Any]:
-    """Of llama.cpp. repack: its copies of weights in layouts for AMX and the like (`use_extra_bufts`)."""
+    """Measure llama.cpp. repack: with its copies of weights in layouts for AMX and the like (`use_extra_bufts`)."""
     import llama_cpp
 
     defaults = llama_cpp.llama_cpp.llama_model_default_params
@@ -187,7 +189,7 @@ def run_llama(path: str, prompts: list[int], steps: int, repack: bool) -> dict[s
 
 
 def run_transformers(shape: str, prompts: list[int], steps: int) -> dict[str, Any]:
-    """Of transformers in bf16, with a cache, its experts by grouped products."""
+    """Measure transformers in bf16, with a cache, its experts by grouped products."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, MixtralConfig
 
@@ -213,7 +215,7 @@ def run_transformers(shape: str, prompts: list[int], steps: int) -> dict[str, An
 
 
 def child(python: str, engine: str, target: str, options: argparse.Namespace) -> dict[str, Any] | None:
-    """One engine in a process of its own; None where it failed."""
+    """Measure one engine in a process of its own; None where it failed."""
     command = [python, str(HERE), "--child", engine, target, "--steps", str(options.steps), "--prompts"]
     done = subprocess.run([*command, *map(str, options.prompts)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -223,13 +225,13 @@ def child(python: str, engine: str, target: str, options: argparse.Namespace) ->
 
 
 def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every speed the largest; what tells of the machine as well as of the engine is a median already."""
+    """Keep the largest of every speed; what tells of the machine as well as of the engine is a median already."""
     middle = {"bandwidth", "steps_a_byte"}
     return {key: (median if key in middle else max)([found[key] for found in rounds]) for key in rounds[0]}
 
 
 def compared(shape: str, kind: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All engines on one model."""
+    """Compare all engines on one model."""
     from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
     engines: dict[str, list[dict[str, Any]]] = {}
@@ -265,6 +267,7 @@ def compared(shape: str, kind: str, options: argparse.Namespace) -> dict[str, An
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["mixtral", "dense-total", "dense-active", "fine"])
     parser.add_argument("--types", nargs="+", default=["q8_0", "q4_0", "q4_k", "bf16"], choices=TYPES)

@@ -1,4 +1,4 @@
-"""What a measurement must say of where it was taken."""
+"""The environment of a measurement: what its record must say of where it was taken."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from moekit.core.hardware import hardware
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Date, machine and versions of moekit, torch and `packages` (None: not installed), as JSON takes them."""
+    """Describe date, machine and versions of moekit, torch and `packages` (None: not installed), for JSON."""
     machine = hardware()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -31,7 +31,7 @@ _START = "<s>"
 
 
 def vocabulary(size: int) -> dict[str, Any]:
-    """Keys of a byte-level tokenizer with `size` tokens, each but the bytes a merge of two others."""
+    """Make the keys of a byte-level tokenizer with `size` tokens, each but the bytes a merge of two others."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     draw = random.Random(0)
@@ -59,7 +59,7 @@ def vocabulary(size: int) -> dict[str, Any]:
 
 
 def write(path: Path, shape: str) -> None:
-    """A q8_0 file with a vocabulary: what `cpu_inference.py` writes, once more, with one."""
+    """Write a q8_0 file as `cpu_inference.py` does, with a vocabulary."""
     from cpu_inference import shapes, write_model
     from moekit.checkpoint.gguf import GGUFFile, OutputTensor, write_gguf
     from moekit.families.gguf import describe, layout
@@ -84,8 +84,8 @@ def write(path: Path, shape: str) -> None:
 
 
 def parts(path: str) -> dict[str, float]:
-    """Seconds of each step of the command, in this process. The first line of Python comes before."""
-    from moekit.cli.generate_and_chat import starting
+    """Time each step of the command, in this process. The first line of Python comes before."""
+    from moekit.cli.generate_and_chat import garbage_collection_paused
 
     found, begin = {}, time.perf_counter()
 
@@ -94,7 +94,7 @@ def parts(path: str) -> dict[str, float]:
         now = time.perf_counter()
         found[name], begin = now - begin, now
 
-    with starting():
+    with garbage_collection_paused():
         from moekit.core.hardware import process_started
         from moekit.inference import load_runner
         from moekit.inference.prompt_tokens import prompt_ids
@@ -111,7 +111,7 @@ def parts(path: str) -> dict[str, float]:
 
 
 def command_seconds(path: str) -> float:
-    """From the start of `moekit generate` to the first byte of its answer."""
+    """Time `moekit generate` from its start to the first byte of its answer."""
     arguments = ["generate", path, "--prompt", PROMPT, "--max-tokens", "64", "--context", "512"]
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -131,7 +131,7 @@ def command_seconds(path: str) -> float:
 
 
 def measured(*arguments: str) -> tuple[str, float, float]:
-    """What a Python process printed, its wall and its CPU seconds."""
+    """Run a Python process, and give what it printed, its wall and its CPU seconds."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -139,7 +139,7 @@ def measured(*arguments: str) -> tuple[str, float, float]:
 
 
 def one_round(path: str) -> dict[str, float]:
-    """Everything once."""
+    """Measure everything once."""
     found = {"command": command_seconds(path)}
     _, found["python"], found["python_cpu"] = measured("-c", "pass")
     _, found["torch"], found["torch_cpu"] = measured("-c", "import torch")
@@ -149,14 +149,14 @@ def one_round(path: str) -> dict[str, float]:
 
 
 IMPORTS = """
-from moekit.cli.generate_and_chat import starting
-with starting():
+from moekit.cli.generate_and_chat import garbage_collection_paused
+with garbage_collection_paused():
     import moekit.core.hardware, moekit.inference.prompt_tokens
 """
 
 
 def vocabularies(sizes: list[int], rounds: int) -> dict[str, float]:
-    """CPU seconds from metadata to tokenizer, by the number of tokens; the fastest round."""
+    """Time the way from metadata to tokenizer, in CPU seconds by the number of tokens; the fastest round."""
     from moekit.checkpoint.gguf import GGUFFile, write_gguf
     from moekit.data.gguf_tokenizer import gguf_tokenizer
 
@@ -185,6 +185,7 @@ def summary(rounds: list[dict[str, float]]) -> dict[str, Mapping[str, float]]:
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a GGUF file with a tokenizer (default: one is made)")
     parser.add_argument("--shape", default="mixtral", help="of the file that is made; a name of cpu_inference.py")

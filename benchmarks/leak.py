@@ -1,5 +1,7 @@
-"""How much of the future each router lets through: the last 8 of 24 tokens of 16 sequences are changed, and the logits
-before them looked at, relative to their standard deviation. A decoder of two layers, weights as they are drawn, fp64.
+"""How much of the future does each router let through?
+
+The last 8 of 24 tokens of 16 sequences are changed, and the logits before them looked at, relative to their standard
+deviation. The model is a decoder of two layers, its weights as they are drawn, in fp64.
 
     python benchmarks/leak.py --out benchmarks/results/leak.json
 """
@@ -53,7 +55,7 @@ CASES: dict[str, tuple[AnyRouterConfig, bool]] = {
 
 
 def changes(router: AnyRouterConfig, *, training: bool) -> list[float]:
-    """Of each sequence, the largest change of a logit before the tokens that changed."""
+    """Compute for each sequence the largest change of a logit before the tokens that changed."""
     torch.manual_seed(3)
     model = Decoder(
         ModelConfig(
@@ -78,13 +80,14 @@ def changes(router: AnyRouterConfig, *, training: bool) -> list[float]:
 
 
 def _logits(model: Decoder, tokens_BT: Tensor) -> Tensor:
-    """One sequence at a time: what is asked is whether a text's own future leaks."""
+    """Compute logits one sequence at a time: the question is whether a text's own future leaks."""
     torch.manual_seed(9)
     with torch.no_grad():
         return torch.cat([model(row_T[None])[:, :KEPT] for row_T in tokens_BT])
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -45,6 +45,7 @@ LAYER_BYTES = 2 * (D * (2 * D + 2 * KV) + 3 * D * F + 2 * D + D * D // 16)
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
+    """List the shapes of our parameters."""
     found: dict[str, tuple[int, ...]] = {"embed": (V, D), "norm": (D,)}
     for i in range(layers):
         found |= {
@@ -60,10 +61,12 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def rows(begin: int, end: int) -> View:
+    """Make the view of some rows."""
     return lambda tensor: tensor[begin:end]
 
 
 def layout(layers: int) -> list[Stored]:
+    """Describe how the stored tensors and our parameters are made of each other."""
     found = [stored("model.embed_tokens.weight", "embed"), stored("model.norm.weight", "norm")]
     for i in range(layers):
         prefix = f"model.layers.{i}"
@@ -83,10 +86,12 @@ def layout(layers: int) -> list[Stored]:
 
 
 def allocated(layers: int) -> dict[str, Tensor]:
+    """Allocate our parameters, uninitialised."""
     return {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes(layers).items()}
 
 
 def write(folder: Path, layers: int) -> None:
+    """Write a folder of random weights."""
     parameters = allocated(layers)
     for parameter in parameters.values():
         parameter.view(torch.int16).random_()
@@ -94,11 +99,12 @@ def write(folder: Path, layers: int) -> None:
 
 
 def files(folder: Path) -> list[Path]:
+    """List the folder's files of weights."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def plain(folder: Path, threads: int) -> object:
-    """Reads of 16 MB into one buffer, which numpy asks huge pages for, as moekit does."""
+    """Read 16 MB at a time into one buffer, for which numpy asks for huge pages, as moekit does."""
     sizes = [file.stat().st_size for file in files(folder)]
     buffer = memoryview(np.empty(sum(sizes), dtype=np.uint8))
 
@@ -116,12 +122,14 @@ def plain(folder: Path, threads: int) -> object:
 
 
 def moekit(folder: Path, layers: int) -> object:
+    """Load the folder as moekit does."""
     parameters = allocated(layers)
     read_weights(parameters, layout(layers), StoredTensors.open(folder))
     return parameters
 
 
 def safetensors(folder: Path, layers: int) -> object:
+    """Load the folder with the safetensors library, and copy every tensor into our parameters."""
     parameters, entries = allocated(layers), {entry.name: entry for entry in layout(layers)}
     for file in files(folder):
         for name, tensor in load_file(file).items():
@@ -139,7 +147,7 @@ LOADERS: dict[str, Callable[[Path, int], object]] = {
 
 
 def measure(loader: str, folder: Path, layers: int) -> dict[str, float]:
-    """In this process, which has done nothing else."""
+    """Measure a loader in this process, which has done nothing else."""
     torch.empty(1).random_()  # what torch sets up at first use is not loading
     reset_peak_resident()
     before, begin = resident_bytes(), time.perf_counter()
@@ -151,6 +159,7 @@ def measure(loader: str, folder: Path, layers: int) -> dict[str, float]:
 
 
 def in_turns(folder: Path, layers: int, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Run the loaders in turns, each in a fresh process."""
     found: dict[str, list[dict[str, float]]] = {loader: [] for loader in LOADERS}
     for index in range(rounds + 1):
         for loader in LOADERS:
@@ -162,6 +171,7 @@ def in_turns(folder: Path, layers: int, rounds: int) -> dict[str, list[dict[str,
 
 
 def summary(runs: dict[str, list[dict[str, float]]], weights_bytes: int) -> Iterator[dict[str, object]]:
+    """Summarise the rounds, a row a loader."""
     for loader, measured in runs.items():
         ratios = [run["seconds"] / base["seconds"] for run, base in zip(measured, runs["plain"], strict=True)]
         yield {
@@ -175,6 +185,7 @@ def summary(runs: dict[str, list[dict[str, float]]], weights_bytes: int) -> Iter
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=6)
     parser.add_argument("--rounds", type=int, default=5)

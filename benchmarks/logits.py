@@ -44,7 +44,7 @@ print(llama_cpp.__version__)
 
 
 def windows(positions: int) -> Any:
-    """tokens_NT of the held-out text: as many windows as domains, `positions` in all."""
+    """Cut tokens_NT from the held-out text: as many windows as domains, `positions` in all."""
     import torch
 
     from moekit.data import held_out_windows, load_corpus
@@ -55,7 +55,7 @@ def windows(positions: int) -> Any:
 
 
 def own_logits(path: Path, tokens_NT: Any) -> tuple[Any, Any]:
-    """logits_NTV step by step, and of whole prompts up to every 25th position."""
+    """Compute logits_NTV step by step, and of whole prompts up to every 25th position."""
     import numpy as np
     import torch
 
@@ -72,7 +72,7 @@ def own_logits(path: Path, tokens_NT: Any) -> tuple[Any, Any]:
 
 
 def llama_logits(path: Path, tokens_NT: Any, options: argparse.Namespace) -> Any:
-    """logits_NTV of llama.cpp, and its version."""
+    """Compute logits_NTV by llama.cpp, and find its version."""
     import numpy as np
     import torch
 
@@ -87,7 +87,7 @@ def llama_logits(path: Path, tokens_NT: Any, options: argparse.Namespace) -> Any
 
 
 def compared(theirs_NTV: Any, ours_NTV: Any) -> dict[str, float]:
-    """KL(theirs ‖ ours) over all positions, and how often the most probable token is the same."""
+    """Compute KL(theirs ‖ ours) over all positions, and how often the most probable token is the same."""
     theirs_NTV, ours_NTV = theirs_NTV.double().log_softmax(-1), ours_NTV.double().log_softmax(-1)
     kl_S = (theirs_NTV.exp() * (theirs_NTV - ours_NTV)).sum(-1).flatten()
     return {
@@ -100,7 +100,7 @@ def compared(theirs_NTV: Any, ours_NTV: Any) -> dict[str, float]:
 
 
 def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A model in every type."""
+    """Measure a model in every type, a row each."""
     from moekit.convert.export.gguf_export import plan_quantization
     from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
@@ -126,12 +126,13 @@ def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace
 
 
 def shown(row: dict[str, Any]) -> str:
-    """A row in a line."""
+    """Write a row as a line."""
     parts = [f"{part} {row[part]['kl_mean']:.2e} {row[part]['top_1_agreement']:.3f}" for part in ("steps", "prompts")]
     return "  ".join([*parts, f"from f32 {row['from_f32']['kl_mean']:.2e}"])
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-python", required=True, help="a Python with llama-cpp-python")
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER")

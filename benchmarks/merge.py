@@ -50,7 +50,7 @@ _STATUS = {"anonymous_bytes": "RssAnon", "resident_bytes": "VmHWM"}
 
 
 def shape_of(parameters: float) -> ModelConfig:
-    """Llama's shape with about so many parameters."""
+    """Describe a model of Llama's shape with about so many parameters."""
     # 4 D² of attention and 9 D² of the feed-forward network a layer, and two tables of tokens
     width = max(64, round(((VOCAB**2 + 13 * DEPTH * parameters) ** 0.5 - VOCAB) / (13 * DEPTH) / 64) * 64)
     return ModelConfig(
@@ -63,7 +63,7 @@ def shape_of(parameters: float) -> ModelConfig:
 
 
 def make_models(folder: Path, gigabytes: float) -> int:
-    """The models `m0` to `m3`; gives the bytes of their weights."""
+    """Write the models `m0` to `m3`, and give the bytes of their weights."""
     config = shape_of(gigabytes * 1e9 / 2 / MODELS)
     numbers = torch.randn(1 << 24).mul_(0.02).bfloat16()
     places = cycle(range(0, 1 << 23, 1_000_003))
@@ -83,7 +83,7 @@ def make_models(folder: Path, gigabytes: float) -> int:
 
 
 def tokenizer(folder: Path) -> None:
-    """Bytes, a start and an end token, in files that transformers reads, too."""
+    """Write a tokenizer of bytes, a start and an end token, in files that transformers reads, too."""
     vocab = {text: index for index, text in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -94,6 +94,7 @@ def tokenizer(folder: Path) -> None:
 
 
 def recipe(folder: Path, mode: str) -> Path:
+    """Write the recipe of the merge with that gate mode."""
     experts = [
         {"source_model": str(folder / f"m{index}"), "positive_prompts": [prompt]}
         for index, prompt in enumerate(PROMPTS)
@@ -105,7 +106,7 @@ def recipe(folder: Path, mode: str) -> Path:
 
 
 def run(command: Sequence[object], after: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Seconds of a process, `after` included, what it took of processors, and its peaks of memory in bytes."""
+    """Run a process, and measure its seconds, `after` included, its processor seconds, and its peaks of memory."""
     peaks, before = dict.fromkeys(_STATUS, 0), resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     with tempfile.TemporaryFile() as said:
@@ -124,6 +125,7 @@ def run(command: Sequence[object], after: Callable[[], None] = lambda: None) -> 
 
 
 def watch(pid: int, peaks: dict[str, int]) -> None:
+    """Raise the peaks of memory to what the process holds now."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:  # it ended meanwhile
@@ -142,7 +144,7 @@ def warm(*folders: Path) -> None:
 
 
 def programs(folder: Path, modes: Sequence[str], mergekit: Path | None) -> dict[str, Callable[[], dict[str, float]]]:
-    """What is run in turns, each making the folder `out`."""
+    """List the programs that are run in turns, each making the folder `out`."""
     out = folder / "out"
     copy = ["cp", "-r", "--reflink=never", folder / "merged", out]
     found: dict[str, Callable[[], dict[str, float]]] = {"cp": lambda: run(copy), "cp+sync": lambda: run(copy, os.sync)}
@@ -156,7 +158,7 @@ def programs(folder: Path, modes: Sequence[str], mergekit: Path | None) -> dict[
 
 
 def measure(gigabytes: float, options: argparse.Namespace) -> dict[str, Any]:
-    """All programs on models of that size."""
+    """Measure all programs on models of that size."""
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         read = make_models(folder, gigabytes)
@@ -177,6 +179,7 @@ def measure(gigabytes: float, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def row(name: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Summarise a program's rounds against plain copies."""
     seconds = {which: [one["seconds"] for one in measured] for which, measured in runs.items()}
     found: dict[str, Any] = {"program": name, "seconds": seconds[name]}
     for base in ("cp", "cp+sync"):
@@ -187,6 +190,7 @@ def row(name: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[6.7], help="of all four models, a run each")
     parser.add_argument("--modes", nargs="+", default=["random", "hidden", "router_input"], help="gate modes")

@@ -39,7 +39,7 @@ for file, out in json.load(sys.stdin):
 
 
 def merges(root: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
-    """Name, recipe and folder of models of everything that is compared."""
+    """Yield name, recipe and folder of models of everything that is compared."""
     for case, (kind, settings, _) in CASES.items():
         for dtype in ("float32", "bfloat16"):
             folder = make_models(root / case / dtype, kind, dtype=dtype, **settings)
@@ -57,7 +57,7 @@ def merges(root: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
 
 
 def unfused(tensors: dict[str, Tensor], mixtral: bool) -> dict[str, Tensor]:
-    """mergekit's names as ours: a tensor for each matrix of each expert."""
+    """Rename mergekit's tensors as ours: a tensor for each matrix of each expert."""
     place = "block_sparse_moe" if mixtral else "mlp"
     names = {"gate": "w1", "up": "w3", "down": "w2"} if mixtral else {n: f"{n}_proj" for n in ("gate", "up", "down")}
     found = {}
@@ -79,7 +79,7 @@ def unfused(tensors: dict[str, Tensor], mixtral: bool) -> dict[str, Tensor]:
 
 
 def compare(name: str, data: dict[str, Any], folder: Path, theirs: Path) -> list[str]:
-    """What differs."""
+    """List what differs."""
     from tests.families.round_trips import stored_tensors
 
     merge = planned(folder, data, seed=SEED)
@@ -97,6 +97,7 @@ def compare(name: str, data: dict[str, Any], folder: Path, theirs: Path) -> list
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", required=True, metavar="PYTHON", help="where mergekit 0.1.5 is installed")
     options = parser.parse_args()

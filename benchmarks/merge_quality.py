@@ -52,7 +52,7 @@ def train(model: Decoder, corpus: Corpus, training: TrainingConfig, first_step: 
 
 
 def prompts_of(corpus: Corpus, count: int, size: int) -> list[list[str]]:
-    """For each domain `count` pieces of `size` bytes of its training text, evenly spread."""
+    """Cut for each domain `count` pieces of `size` bytes from its training text, evenly spread."""
     found = []
     for domain in corpus.domains:
         text = bytes(domain.train)
@@ -63,7 +63,7 @@ def prompts_of(corpus: Corpus, count: int, size: int) -> list[list[str]]:
 
 
 def accuracy(model: Decoder, windows: dict[str, Tensor]) -> list[float]:
-    """For each layer the share of held-out tokens whose first expert is their domain's, mean over domains."""
+    """Measure for each layer the share of held-out tokens whose first expert is their domain's, mean over domains."""
     shares = []
     for index, tokens_BT in enumerate(windows.values()):
         routings: list[Any] = []
@@ -74,14 +74,14 @@ def accuracy(model: Decoder, windows: dict[str, Tensor]) -> list[float]:
 
 
 def measured(model: Decoder, windows: dict[str, Tensor]) -> dict[str, Any]:
-    """Bits per byte, by domain, and routing accuracy where there are routers."""
+    """Measure bits per byte, by domain, and routing accuracy where there are routers."""
     mean, by_domain, _, _ = measure_domains(model.eval(), windows, "float32")
     found: dict[str, Any] = {"bits_per_byte": mean, "by_domain": by_domain}
     return found | ({"accuracy": accuracy(model, windows)} if model.moe_layers else {})
 
 
 def merge_of(folder: Path, names: list[str], prompts: list[list[str]], mode: str, top_k: int, backbone: str) -> Merge:
-    """The merge of the specialists by that gate mode."""
+    """Plan the merge of the specialists by that gate mode."""
     experts = [
         {"source_model": str(folder / name), "positive_prompts": texts}
         for name, texts in zip(names, prompts, strict=True)
@@ -94,7 +94,7 @@ def merge_of(folder: Path, names: list[str], prompts: list[list[str]], mode: str
 
 
 def make_models(corpus: Corpus, folder: Path, options: argparse.Namespace, windows: dict[str, Tensor]) -> Iterator[Any]:
-    """Train the base and the specialists; gives what each measures."""
+    """Train the base and the specialists, and yield what each measures."""
     size = SIZES[options.size]
     training = TrainingConfig(
         steps=options.steps,
@@ -132,7 +132,7 @@ def make_models(corpus: Corpus, folder: Path, options: argparse.Namespace, windo
 
 
 def merges(corpus: Corpus, folder: Path, options: argparse.Namespace, windows: dict[str, Tensor]) -> Iterator[Any]:
-    """Each gate mode with both backbones, then with trained routers."""
+    """Merge by each gate mode with both backbones, then with trained routers, and yield what each measures."""
     names = [domain.name for domain in corpus.domains]
     prompts = prompts_of(corpus, options.prompts, options.prompt_bytes)
     for backbone in ("base", "average"):
@@ -155,6 +155,7 @@ def merges(corpus: Corpus, folder: Path, options: argparse.Namespace, windows: d
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="xs")
     parser.add_argument("--steps", type=int, default=600, help="of the base model")

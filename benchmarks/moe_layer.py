@@ -40,7 +40,7 @@ TRANSFORMERS = ("eager", "grouped_mm")
 
 @dataclass(frozen=True)
 class Shape:
-    """D model width, F expert width, E experts, K of them per token."""
+    """The shape of a layer: D model width, F expert width, E experts, K of them per token."""
 
     width: int
     hidden: int
@@ -51,7 +51,7 @@ class Shape:
         return ", ".join(map(str, asdict(self).values()))
 
     def flops(self, tokens: int) -> int:
-        """Of the experts' matrix products, forward and backward: 3 products, each 3 times, 2 per multiply and add."""
+        """Count FLOPs of the experts' products, forward and backward: 3 products, 3 times each, 2 per multiply-add."""
         return 18 * tokens * self.width * self.hidden * self.per_token
 
 
@@ -70,11 +70,12 @@ class ThreeMatrices(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """Compute the network's output."""
         return self.down(F.silu(self.gate(x_TD)) * self.up(x_TD))
 
 
 def moekit_layer(shape: Shape, backend: Backend = "torch") -> MoELayer:
-    """Mixtral's router, without auxiliary losses: transformers' block has none."""
+    """Build a layer with Mixtral's router, without auxiliary losses: transformers' block has none."""
     config = MoEConfig(
         experts=shape.experts,
         expert_width=shape.hidden,
@@ -84,6 +85,7 @@ def moekit_layer(shape: Shape, backend: Backend = "torch") -> MoELayer:
 
 
 def mixtral_block(shape: Shape, implementation: str) -> nn.Module:
+    """Build transformers' Mixtral block with that implementation of the experts."""
     config = MixtralConfig(
         hidden_size=shape.width,
         intermediate_size=shape.hidden,
@@ -95,7 +97,7 @@ def mixtral_block(shape: Shape, implementation: str) -> nn.Module:
 
 
 def contestants(shape: Shape, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """All layers by name. The mixtures have the same weights, drawn from N(0, 1/D)."""
+    """Build all layers by name. Those with experts have the same weights, drawn from N(0, 1/D)."""
     torch.manual_seed(0)
     layers: dict[str, nn.Module] = {
         "dense, three matrices": ThreeMatrices(shape.width, shape.hidden * shape.per_token),
@@ -117,6 +119,7 @@ def contestants(shape: Shape, dtype: torch.dtype) -> dict[str, nn.Module]:
 
 
 def output(layer: nn.Module, x_TD: Tensor) -> Tensor:
+    """Compute a layer's output, whatever else it returns."""
     if isinstance(layer, MoELayer):
         return layer(x_TD)[0]
     if MixtralSparseMoeBlock is not None and isinstance(layer, MixtralSparseMoeBlock):
@@ -125,7 +128,7 @@ def output(layer: nn.Module, x_TD: Tensor) -> Tensor:
 
 
 def forward_backward(layer: nn.Module, x_TD: Tensor, grad_y_TD: Tensor) -> float:
-    """Seconds."""
+    """Time one forward and backward pass, in seconds."""
     layer.zero_grad(set_to_none=True)
     x_TD = x_TD.clone().requires_grad_()
     begin = time.perf_counter()
@@ -134,7 +137,7 @@ def forward_backward(layer: nn.Module, x_TD: Tensor, grad_y_TD: Tensor) -> float
 
 
 def check_agreement(layers: dict[str, nn.Module], shape: Shape, dtype: torch.dtype) -> float | None:
-    """The largest relative difference between moekit's output and transformers'; fails if they are not one function.
+    """Find the largest relative difference of moekit's output from transformers'; fail if they are two functions.
 
     In bfloat16 the routers of the two may choose differently between near equals, for single tokens.
     """
@@ -154,7 +157,7 @@ def check_agreement(layers: dict[str, nn.Module], shape: Shape, dtype: torch.dty
 
 
 def measure(shape: Shape, dtype: torch.dtype, tokens: int, rounds: int) -> dict[str, Any]:
-    """One row of the table, as data."""
+    """Measure one row of the table, as data."""
     layers = contestants(shape, dtype)
     disagreement = check_agreement(layers, shape, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in layers}
@@ -183,7 +186,7 @@ def measure(shape: Shape, dtype: torch.dtype, tokens: int, rounds: int) -> dict[
 
 
 def measure_growth(dtype: torch.dtype, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """What the layers of GROWING cost over the first, in rounds in which each takes its turn."""
+    """Measure what the layers of GROWING cost over the first, in rounds in which each takes its turn."""
     layers = []
     for shape in GROWING:
         layer = moekit_layer(shape)
@@ -204,13 +207,14 @@ def measure_growth(dtype: torch.dtype, tokens: int, rounds: int) -> list[dict[st
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """Of pairs taken in the same round: median and quartiles."""
+    """Compute median and quartiles of the ratios of pairs taken in the same round."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     low, _, high = quantiles(ratios, n=4)
     return {"median": median(ratios), "low_quartile": low, "high_quartile": high}
 
 
 def shown(value: dict[str, float] | None) -> str:
+    """Write a ratio with its quartiles."""
     if value is None:
         return "-"
     return f"{value['median']:.2f} ({value['low_quartile']:.2f}-{value['high_quartile']:.2f})"
@@ -228,6 +232,7 @@ COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch (default 4096)")
     parser.add_argument("--rounds", type=int, default=20, help="batches measured, after two to warm up (default 20)")

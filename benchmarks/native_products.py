@@ -26,18 +26,20 @@ FEW, MANY = (1, 4, 8), (32, 128, 512)
 
 
 def random_matrix(kind: BlockType, rows: int) -> PackedMatrix:
-    """Bytes whose fp16 scales are 1 or close to it, whichever of a block's bytes they are: 0x3c3c is 1.06."""
+    """Make bytes whose fp16 scales are 1 or close to it, whichever of a block's bytes they are: 0x3c3c is 1.06."""
     data_RB = np.full((rows, kind.row_bytes(COLUMNS)), 0x3C, np.uint8)
     return PackedMatrix(data_RB, kind, COLUMNS)
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Time a piece of work."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def few_rows(kind: BlockType, size: int, rounds: int) -> dict[str, object]:
+    """Measure products of a few rows, beside the bandwidth of memory."""
     matrix = random_matrix(kind, size // kind.row_bytes(COLUMNS))
     fastest, bandwidth = dict.fromkeys(FEW, float("inf")), 0.0
     for _ in range(rounds):
@@ -55,6 +57,7 @@ def few_rows(kind: BlockType, size: int, rounds: int) -> dict[str, object]:
 
 
 def many_rows(kind: BlockType, rows: int, rounds: int) -> dict[str, object]:
+    """Measure products of many rows, beside torch's in bfloat16."""
     matrix = random_matrix(kind, rows)
     weights_RD = torch.randn(rows, COLUMNS).bfloat16()
     flops, share = {}, {}
@@ -70,6 +73,7 @@ def many_rows(kind: BlockType, rows: int, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=20)

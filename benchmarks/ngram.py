@@ -36,26 +36,31 @@ _KENLM_LINES = 20_000
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Time a piece of work."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def peak_bytes() -> int:
+    """Measure the most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @functools.cache
 def corpus() -> Corpus:
+    """Load the embedded corpus, once."""
     return load_corpus(())
 
 
 def documents(side: str) -> list[bytes]:
+    """List the documents of one side of the corpus."""
     return [text for domain in corpus().domains for text in getattr(domain, side).tobytes().split(b"\0") if text]
 
 
 def lines(side: str) -> bytes:
     # what lmplz takes: no special words
+    """Join the documents of one side, without the special words that lmplz refuses."""
     text = b"\n".join(documents(side))
     for word in (b"<unk>", b"</s>", b"<s>"):
         text = text.replace(word, word.strip(b"<>"))
@@ -63,6 +68,7 @@ def lines(side: str) -> bytes:
 
 
 def of_bytes(order: int) -> dict[str, Any]:
+    """Measure a model of bytes."""
     train, held_out = documents("train"), documents("held_out")
     before = peak_bytes()
     begin = time.perf_counter()
@@ -92,6 +98,7 @@ def of_bytes(order: int) -> dict[str, Any]:
 
 
 def of_words(order: int, lmplz: str | None) -> dict[str, Any]:
+    """Measure a model of words, beside KenLM's where it is there."""
     text, held_out = lines("train"), lines("held_out")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -157,6 +164,7 @@ def _lmplz(lmplz: str | None, folder: Path, order: int, ours: float) -> dict[str
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orders", type=int, nargs="+", default=[2, 3, 4, 5, 6])
     parser.add_argument("--level", choices=["byte", "word"], nargs="+", default=["byte", "word"])

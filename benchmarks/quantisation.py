@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comparison_training import comparison_training
 from environment import environment
 from moekit.comparison.run.measurements import mean_bits_per_byte
-from moekit.comparison.spec.comparison_plan import learning_rate_for
 from moekit.comparison.spec.model_costs import costs_of
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization
-from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, is_scored, load_corpus, training_batch
 from moekit.families.gguf import GGUFModel
 from moekit.inference.native_runner import NativeRunner
@@ -45,7 +44,7 @@ _BATCH = 32
 
 
 def shapes() -> dict[str, ModelConfig]:
-    """Widths are whole blocks of 256 numbers, so that no tensor falls back to another type than was asked for."""
+    """Describe the models; widths are whole blocks of 256 numbers, so that no tensor falls back to another type."""
     width, hidden = 256, 512
 
     def decoder(layer: DenseConfig | MoEConfig) -> ModelConfig:
@@ -63,7 +62,7 @@ def shapes() -> dict[str, ModelConfig]:
 
 
 def trained(config: ModelConfig, corpus: Corpus, training: TrainingConfig, folder: Path) -> Path:
-    """The folder of the model after training, with the average of its weights; from there if it is there already."""
+    """Train a model and give its folder, with the average of its weights; one that is there already is taken."""
     made = folder / "model"
     if made.exists():
         return made
@@ -83,7 +82,7 @@ def trained(config: ModelConfig, corpus: Corpus, training: TrainingConfig, folde
 
 
 def computed_bits(path: Path, windows: Windows) -> float:
-    """Bits per byte of a GGUF file, a step at a time, as text is generated."""
+    """Measure bits per byte of a GGUF file, a step at a time, as text is generated."""
     stored = GGUFModel(path)
     runner = NativeRunner(stored.config, stored.weights())
     bits, count = 0.0, 0
@@ -99,7 +98,7 @@ def computed_bits(path: Path, windows: Windows) -> float:
 
 
 def weight_bits(exact: Path, packed: Path, windows: Windows) -> dict[str, float]:
-    """Bits per byte with all, or only some, of the weights of `exact` replaced by what `packed` makes of them."""
+    """Measure bits per byte with all, or only some, of the weights of `exact` replaced by those of `packed`."""
     rounded = dict(load_gguf(packed).named_parameters())
     found = {}
     for part in ("weights", "networks", "rest"):
@@ -113,7 +112,7 @@ def weight_bits(exact: Path, packed: Path, windows: Windows) -> dict[str, float]
 
 
 def rows_of(name: str, seed: int, model: Path, windows: Windows) -> Iterator[dict[str, Any]]:
-    """A model in every type."""
+    """Measure a model in every type, a row each."""
     exact = model.parent / "f32.gguf"
     for kind in KINDS:
         path = model.parent / f"{kind}.gguf"
@@ -129,6 +128,7 @@ def rows_of(name: str, seed: int, model: Path, windows: Windows) -> Iterator[dic
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--sequences", type=int, default=16, help="of 256 bytes, in a step")
@@ -141,15 +141,7 @@ def main() -> None:
     configs = shapes()
     dense = configs["dense"]
     corpus = load_corpus(())
-    training = TrainingConfig(
-        steps=options.steps,
-        sequences=options.sequences,
-        micro_sequences=options.sequences,
-        context=dense.context,
-        learning_rate=learning_rate_for(dense.width),
-        warmup_steps=options.warmup,
-        precision=hardware.fastest_precision(),
-    )
+    training = comparison_training(dense, steps=options.steps, sequences=options.sequences, warmup_steps=options.warmup)
     windows = held_out_windows(corpus, context=dense.context, tokens_per_domain=options.held_out_tokens)
     where = environment("gguf")
     rows = []
@@ -178,7 +170,7 @@ def main() -> None:
 
 
 def print_losses(rows: list[dict[str, Any]]) -> None:
-    """What each type loses against f32, means over the seeds."""
+    """Print what each type loses against f32, means over the seeds."""
     exact = {(row["model"], row["seed"]): row for row in rows if row["type"] == "f32"}
     for name in dict.fromkeys(row["model"] for row in rows):
         for kind in KINDS:

@@ -24,7 +24,7 @@ UNEVEN = 2.0
 
 
 def routing_of(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """One run's figures: the load's max / mean early, late and at its worst layer, dead experts, logits."""
+    """Summarise one run: the load's max / mean early, late and at its worst layer, dead experts, logits."""
     layers = [layer for step in steps for layer in step["layers"]]
     late = [layer for step in steps[-len(steps) // 4 :] for layer in step["layers"]]
     early = [layer for step in steps[: max(1, len(steps) // 4)] for layer in step["layers"]]
@@ -39,7 +39,7 @@ def routing_of(steps: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def row(folder: ComparisonFolder, contestant: ContestantResults) -> dict[str, Any]:
-    """One contestant: means over its runs, its bits per byte also run by run."""
+    """Summarise one contestant: means over its runs, its bits per byte also run by run."""
 
     def steps(run: Run) -> list[dict[str, Any]]:
         lines = (folder.run(contestant.name, run.seed) / "steps.jsonl").read_text(encoding="utf-8").splitlines()
@@ -59,6 +59,7 @@ def row(folder: ComparisonFolder, contestant: ContestantResults) -> dict[str, An
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="300k", help="of each run (default 300k)")
     parser.add_argument("--seeds", default="3", help="runs of each contestant (default 3)")

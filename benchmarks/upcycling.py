@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 
+from comparison_training import comparison_training
 from environment import environment
 from moekit.comparison.run.measurements import mean_bits_per_byte
-from moekit.comparison.spec.comparison_plan import learning_rate_for
 from moekit.comparison.spec.contestants import SIZES, default_contestants
 from moekit.comparison.spec.model_costs import costs_of
 from moekit.config import ModelConfig
 from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
-from moekit.core import hardware
 from moekit.data import Corpus, held_out_windows, load_corpus, training_batch
 from moekit.models import LanguageModel, build, load
 from moekit.training import Trainer, TrainingConfig
@@ -45,7 +44,12 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs have in common. training: of the dense model; extra: the share of it that comes on top."""
+    """The parts that all runs have in common.
+
+    Attributes:
+        training: how the dense model is trained.
+        extra: the share of that training that comes on top.
+    """
 
     dense: ModelConfig
     corpus: Corpus
@@ -55,7 +59,7 @@ class Bench:
     folder: Path
 
     def trainer(self, model: LanguageModel, training: TrainingConfig, state: Path, before: int = 0) -> Trainer:
-        """Training on the text after `before` steps; the average of the weights goes on as after so many."""
+        """Make the training on the text after `before` steps; the average of the weights goes on as after so many."""
 
         def batch(step: int) -> dict[str, torch.Tensor]:
             given = training_batch(
@@ -74,11 +78,11 @@ class Bench:
         return trainer
 
     def score(self, model: LanguageModel) -> float:
-        """Held-out bits per byte over all domains."""
+        """Measure held-out bits per byte over all domains."""
         return mean_bits_per_byte(model.eval(), self.windows, self.training.precision)
 
     def seed(self, seed: int) -> list[dict[str, Any]]:
-        """All arms of one seed."""
+        """Run all arms of one seed."""
         training, folder = self.training.model_copy(update={"seed": seed}), self.folder / f"seed-{seed}"
         torch.manual_seed(seed)
         trainer = self.trainer(build(self.dense), training, folder / "base.safetensors")
@@ -94,7 +98,7 @@ class Bench:
         return rows
 
     def _never_stopped(self, base: Trainer, folder: Path) -> dict[str, Any]:
-        """The dense run itself, gone on with from the state that it saved."""
+        """Continue the dense run itself from the state that it saved."""
         done = base.config.steps
         more = round(self.extra * done)
         measured = frozenset(done + round(share * more) for share in SHARES)
@@ -123,7 +127,7 @@ class Bench:
         return self._row(name, base.seed, config, points)
 
     def _row(self, name: str, seed: int, config: ModelConfig, points: list[tuple[int, float]]) -> dict[str, Any]:
-        """One run: what its model is, and (step after the dense model, bits per byte) from before the first step on."""
+        """Describe one run: its model, and (step after the dense model, bits per byte) from the start on."""
         print(f"seed {seed} {name:14} {[round(bits, 4) for _, bits in points]}", file=sys.stderr, flush=True)
         costs = costs_of(config, self.training.context)
         return {
@@ -136,6 +140,7 @@ class Bench:
 
 
 def main() -> None:
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=240, help="of the dense model")
     parser.add_argument("--extra", type=float, default=0.5, help="FLOPs on top, as a share of the dense model's")
@@ -149,15 +154,7 @@ def main() -> None:
     dense = default_contestants(size)["dense"].config(size)
     assert isinstance(dense, ModelConfig)
     corpus = load_corpus(())
-    training = TrainingConfig(
-        steps=options.steps,
-        sequences=size.sequences,
-        micro_sequences=size.sequences,
-        context=size.context,
-        learning_rate=learning_rate_for(size.width),
-        warmup_steps=options.warmup,
-        precision=hardware.fastest_precision(),
-    )
+    training = comparison_training(dense, steps=options.steps, sequences=size.sequences, warmup_steps=options.warmup)
     windows = held_out_windows(corpus, context=size.context, tokens_per_domain=options.held_out_tokens)
     where = environment("numpy")
     with tempfile.TemporaryDirectory() as temporary:
