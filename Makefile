@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: compare test lint native clean
+.PHONY: compare test lint native sanitize clean
 
 compare: $(VENV)/.installed  ## run the main job on the embedded corpus: make compare ARGS="--budget 3m"
 	$(VENV)/bin/moekit compare $(ARGS)
@@ -39,6 +39,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for development into $(VENV)"
 	$(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
+
+# Once for memory and undefined behaviour, once for threads: the two exclude each other.
+sanitize: $(VENV)/.installed  ## build the native tests under sanitizers, and run them
+	export PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; for sanitizers in address,undefined thread; do \
+	  folder=build/sanitize-$${sanitizers%%,*}; \
+	  cmake -S native -B $$folder -DMOEKIT_MODULE=OFF -DMOEKIT_TESTS=ON -DMOEKIT_SANITIZE=$$sanitizers >/dev/null && \
+	  cmake --build $$folder --parallel $$(nproc) && \
+	  ctest --test-dir $$folder --output-on-failure || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist

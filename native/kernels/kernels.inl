@@ -30,6 +30,12 @@ void dequantize_bf16(const Matrix& matrix, int64_t begin, int64_t end, int64_t c
     dequantize(matrix, begin, end, column, columns, out, stride);
 }
 
+void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out) {
+    quantize_numbers(x, columns, begin, end, out);
+}
+
+void round_to_bf16(const float* x, int64_t count, uint16_t* out) { round_numbers(x, count, out); }
+
 const Kernels KERNELS = {MOEKIT_NAME_OF(MOEKIT_ISA),
                          multiply_rows,
                          dequantize_fp32,

@@ -51,7 +51,7 @@ inline void put(const QuantizedBlock& quantized, int index, ActivationBlock& blo
     block.minus_32[1][place] = -32 * static_cast<int32_t>(second);
 }
 
-void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out) {
+inline void quantize_numbers(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out) {
     for (int64_t index = begin; index < end; ++index) {
         const float* from = x + index * ActivationBlock::NUMBERS;
         const int64_t left = columns - index * ActivationBlock::NUMBERS;
@@ -68,7 +68,7 @@ void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, Activ
     }
 }
 
-void round_to_bf16(const float* x, int64_t count, uint16_t* out) {
+inline void round_numbers(const float* x, int64_t count, uint16_t* out) {
     int64_t at = 0;
     for (; at + 16 <= count; at += 16) {
         store_bf16(out + at, load(x + at));
