@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.doc_tables import DocTable, table
 
-from moekit.comparison.analysis.learning_curves import Estimate
+from moekit.comparison.analysis.estimates import Estimate
 
 MODELS = ("dense", "moe")
 

@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moekit.comparison.analysis.verdict import judge, summary_table
+from moekit.comparison.analysis.summary_table import summary_table
+from moekit.comparison.analysis.verdict import judge
 from moekit.comparison.results_schema import Results
 
 # What of the summary fits 80 columns; the sentences below the table, and the report, say the rest.

@@ -20,9 +20,11 @@ from tests.comparison.sample_results import (
     sample,
 )
 
-from moekit.comparison.analysis.baseline_comparison import compare, find, kind_of, order_by_seed
-from moekit.comparison.analysis.learning_curves import Estimate, first_reach, level_at, reach_ratios, student_t95
-from moekit.comparison.analysis.verdict import SUMMARY_HEADINGS, judge, summary_table
+from moekit.comparison.analysis.baseline_comparison import find, hold_against, kind_of, order_by_seed
+from moekit.comparison.analysis.estimates import Estimate
+from moekit.comparison.analysis.learning_curves import first_reach, level_at, reach_ratios
+from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
+from moekit.comparison.analysis.verdict import judge
 from moekit.comparison.results_schema import CurvePoint, Results
 
 
@@ -53,14 +55,18 @@ def two(dense: list[float], moe: list[float], *, moe_speed: float = 50_000, base
 def test_t_interval_by_hand() -> None:
     estimate = Estimate.of([1.0, 2.0, 3.0])
     assert estimate is not None
-    half = 4.303 / math.sqrt(3)
+    half = 4.302653 / math.sqrt(3)
     assert (estimate.mean, estimate.spread, estimate.seeds) == (2.0, "interval", 3)
     assert (estimate.low, estimate.high) == pytest.approx((2 - half, 2 + half))
 
 
+# The published table of Student's t, two-sided 95 %, by degrees of freedom.
 @pytest.mark.parametrize(("freedom", "expected"), [(2, 4.303), (10, 2.228), (11, 2.201), (20, 2.086), (120, 1.980)])
-def test_student_t(freedom: int, expected: float) -> None:
-    assert student_t95(freedom) == pytest.approx(expected, rel=1.5e-3)
+def test_intervals_are_students(freedom: int, expected: float) -> None:
+    estimate = Estimate.of([-1.0, *[0.0] * (freedom - 1), 1.0])
+    assert estimate is not None
+    error = math.sqrt(2 / freedom) / math.sqrt(freedom + 1)
+    assert (estimate.high - estimate.mean) / error == pytest.approx(expected, abs=6e-4)
 
 
 def test_few_seeds_claim_no_interval() -> None:
@@ -129,7 +135,7 @@ def test_comparison_is_paired_by_seed() -> None:
     moe, dense = find(comparison, "moe"), find(comparison, "dense")
     assert moe is not None
     assert dense is not None
-    against = compare(moe, dense)
+    against = hold_against(moe, dense)
     assert against.difference is not None
     assert (against.difference.mean, against.difference.low) == pytest.approx((-0.1, -0.1))
     assert against.memory is not None

@@ -262,7 +262,11 @@ def requested(browser: webdriver.Chrome) -> list[str]:
     """The addresses that the page asked for, those inside itself (data:, blob:) left out."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     addresses = [
-        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+        # The browser's own start page, which it may still be loading.
+        and not event["params"]["documentURL"].startswith("chrome://")
     ]
     return [address for address in addresses if not address.startswith(("data:", "blob:"))]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from moekit.comparison.analysis.baseline_comparison import compare
+from moekit.comparison.analysis.baseline_comparison import hold_against
 from moekit.comparison.report import render
 from moekit.comparison.results_schema import Results, Run
 from moekit.comparison.run import upcycling_task
@@ -297,7 +297,7 @@ def test_results_and_report_say_both_phases(ran: tuple[ComparisonFolder, dict[st
     ]
     assert one.flops_per_token == made.flops_per_token[1]
     # Over the whole training: between the dense model's and the mixture's, as its curve has it.
-    mean = compare(one, dense).flops
+    mean = hold_against(one, dense).flops
     assert mean == pytest.approx(one.curve[-1].flops / one.curve[-1].tokens / dense.flops_per_token)
     page = render(results)
     assert f"upcycled was trained on {one.phases[0].tokens} tokens as dense" in page

@@ -1,13 +1,14 @@
 """Each contestant held against the baseline, in numbers: paired by seed, over the seeds that both finished.
 
-Uncertainty is what `moekit.comparison.analysis.learning_curves.Estimate` says it is.
+Uncertainty is what `moekit.comparison.analysis.estimates.Estimate` says it is.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from moekit.comparison.analysis.learning_curves import AXES, Axis, Estimate, reach_ratios
+from moekit.comparison.analysis.estimates import Estimate
+from moekit.comparison.analysis.learning_curves import AXES, Axis, reach_ratios
 from moekit.comparison.results_schema import ContestantResults, Results, Run
 from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.config import LSTMConfig, NGramConfig
@@ -64,7 +65,7 @@ class AgainstBaseline:
 
 
 def kind_of(config: ContestantConfig) -> Kind:
-    """`lstm`, `ngram`; of decoders `dense`, `moe`, or `hybrid` where some layers have experts and some do not."""
+    """Give `lstm`, `ngram`; of decoders `dense`, `moe`, or `hybrid` where some layers have experts and some do not."""
     if isinstance(config, LSTMConfig | NGramConfig):
         return config.kind
     routed = {layer.kind == "moe" for layer in config.feed_forwards}
@@ -72,16 +73,16 @@ def kind_of(config: ContestantConfig) -> Kind:
 
 
 def finished(contestant: ContestantResults) -> list[Run]:
-    """The runs that came to their end, by seed."""
+    """Give the runs that came to their end, by seed."""
     return sorted((run for run in contestant.runs if run.status == "done"), key=lambda run: run.seed)
 
 
 def find(results: Results, name: str) -> ContestantResults | None:
-    """The contestant of that name."""
+    """Find the contestant of that name; gives None where there is none."""
     return next((contestant for contestant in results.contestants if contestant.name == name), None)
 
 
-def compare(contestant: ContestantResults, baseline: ContestantResults) -> AgainstBaseline:
+def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> AgainstBaseline:
     """Hold `contestant` against `baseline`."""
     other = {run.seed: run for run in finished(baseline)}
     pairs = [(run, other[run.seed]) for run in finished(contestant) if run.seed in other]
@@ -103,7 +104,7 @@ def compare(contestant: ContestantResults, baseline: ContestantResults) -> Again
 
 
 def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
-    """The contestants from best to worst, for each seed that all contestants with a finished run have finished.
+    """Order the contestants from best to worst, for each seed that all contestants with a finished run have finished.
 
     Those with a caveat have no place in an order.
     """
@@ -120,7 +121,7 @@ def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
 
 
 def _flops_per_token(contestant: ContestantResults) -> float:
-    """In training, a mean over its phases where it has some."""
+    """Give the FLOPs of a token in training, a mean over its phases where it has some."""
     if not contestant.phases:
         return contestant.flops_per_token
     spent = sum(phase.tokens * phase.flops_per_token for phase in contestant.phases)

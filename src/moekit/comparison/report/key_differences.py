@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moekit.comparison.analysis.baseline_comparison import AgainstBaseline, Kind, find, finished, kind_of
 from moekit.comparison.analysis.learning_curves import Axis
-from moekit.comparison.analysis.verdict import NONE, signed
+from moekit.comparison.analysis.verdict_wording import NONE, signed
 from moekit.comparison.results_schema import ContestantResults, Results
 from moekit.core import formatting
 

@@ -7,17 +7,11 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from moekit.comparison.analysis.baseline_comparison import SHARES, AgainstBaseline, finished, kind_of
-from moekit.comparison.analysis.learning_curves import Axis, Estimate
-from moekit.comparison.analysis.verdict import (
-    NONE,
-    SUMMARY_HEADINGS,
-    Verdict,
-    judge,
-    reached_text,
-    seeds_text,
-    signed,
-    summary_table,
-)
+from moekit.comparison.analysis.estimates import Estimate
+from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
+from moekit.comparison.analysis.verdict import Verdict, judge
+from moekit.comparison.analysis.verdict_wording import NONE, reached_text, seeds_text, signed
 from moekit.comparison.report import charts, escaping
 from moekit.comparison.report.key_differences import column_kinds, key_differences
 from moekit.comparison.results_schema import ContestantResults, Results

