@@ -46,7 +46,7 @@ class ProgressDisplay:
     Bars are drawn from the first task's start to the last one's end. What is written to standard error meanwhile
     appears above them.
 
-    Arguments:
+    Args:
         console: where to draw; by default standard error, where that is a terminal.
     """
 

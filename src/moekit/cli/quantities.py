@@ -4,7 +4,7 @@ from moekit.core.errors import UsageError
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `8m`, `1.5h` or a bare number of minutes; raises UsageError for anything else."""
+    """Read seconds from `90s`, `8m`, `1.5h` or a bare number of minutes; raises UsageError for anything else."""
     seconds = _scaled(text, {"s": 1.0, "m": 60.0, "h": 3600.0}, default="m")
     if seconds is None:
         raise UsageError(f"Cannot read the budget {text!r}; write it like 90s, 8m or 2h.")
@@ -12,7 +12,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_count(text: str) -> int:
-    """`500k`, `2M`, `1.5m` or `1500000` as a number; raises UsageError for anything else."""
+    """Read a number from `500k`, `2M`, `1.5m` or `1500000`; raises UsageError for anything else."""
     count = _scaled(text.lower(), {"k": 1e3, "m": 1e6, "b": 1e9, "": 1.0}, default="")
     if count is None:
         raise UsageError(f"Cannot read the number of tokens {text!r}; write it like 500k or 2M.")
@@ -20,7 +20,7 @@ def parse_count(text: str) -> int:
 
 
 def _scaled(text: str, units: dict[str, float], default: str) -> float | None:
-    """The positive, finite value of a number with one of `units` behind it; None where it is not one."""
+    """Read a positive, finite number with one of `units` behind it; gives None where it is none."""
     text = text.strip()
     number, unit = (text[:-1], text[-1]) if text[-1:] and text[-1:] in units else (text, default)
     try:

@@ -49,10 +49,11 @@ def compare(
     What `moekit compare` does. Runs are processes of their own; a comparison that was stopped or killed goes on with
     `resume`. Messages go to the logger `moekit.comparison`.
 
-    Arguments:
+    Args:
         out: a folder for everything, results.json and report.html among it; it must hold no comparison yet.
         data: files, folders or hub ids (owner/name) of text; none for the embedded corpus.
-        text_column, domain_column: where rows (jsonl, parquet, hub) hold their text, and name their domain.
+        text_column: where rows (jsonl, parquet, hub) hold their text.
+        domain_column: where rows name their domain.
         contestants: a list of names of built-in contestants and of contestants of your own, or a YAML file of such;
             None for the default set, two of which take part only where the budget allows.
         baseline: the name of the contestant that the others are held against; None for the file's, or the first one.
@@ -109,7 +110,7 @@ def compare(
 def resume(out: str | Path, *, progress: Progress = no_progress) -> Results:
     """Go on with the comparison in `out` where it was stopped or killed; what is done is not done again.
 
-    Arguments:
+    Args:
         out: the folder that `compare` was given.
         progress: gets how far the runs are.
 

@@ -13,7 +13,7 @@ from moekit.comparison.spec.machine import Machine
 from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.core import files
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Record(BaseModel):
@@ -23,6 +23,8 @@ class Record(BaseModel):
 
 
 class CorpusDomain(Record):
+    """One domain of the text."""
+
     name: str
     train_bytes: int
     held_out_bytes: int
@@ -33,6 +35,8 @@ class CorpusDomain(Record):
 
 
 class CorpusRecord(Record):
+    """The text that all contestants were trained and measured on."""
+
     name: str
     sha256: str
     domains: list[CorpusDomain]
@@ -59,6 +63,8 @@ class Settings(Record):
 
 
 class CurvePoint(Record):
+    """One point of a learning curve: what was spent on training by then, and what the model was worth."""
+
     step: int
     tokens: int
     flops: float

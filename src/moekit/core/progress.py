@@ -50,7 +50,7 @@ def no_progress(event: ProgressEvent) -> None:
 class Task:
     """Tell `progress` of one task, from the start of a `with` block to its end.
 
-    Arguments:
+    Args:
         progress: gets the events.
         name: of the task, as a person reads it.
         total: how much there is to do, if it is known already.

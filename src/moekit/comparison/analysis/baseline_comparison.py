@@ -60,7 +60,7 @@ class AgainstBaseline:
 
     @property
     def final(self) -> Reach:
-        """The reach of the baseline's final level."""
+        """What it took to reach the baseline's final level."""
         return self.reach[-1]
 
 

@@ -35,7 +35,7 @@ _LABELS: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The answer in words.
+    """The answer to *dense or mixture of experts?* in words.
 
     answer, because: the headline in two parts. sentences: by contestant, for each that could be held against the
     baseline, and for each that has a caveat and therefore is not. routers: by contestant with routers, whether its
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def headline(self) -> str:
-        """One sentence that answers: dense or mixture of experts?"""
+        """The answer and its reason, one sentence."""
         return f"{self.answer}: {self.because}"
 
 

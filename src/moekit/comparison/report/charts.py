@@ -49,7 +49,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Chart:
-    """choices: the name of each thing that can be chosen, with its values in order; alt: what the chart shows."""
+    """A chart in all its states.
+
+    alt: what the chart shows, in words. choices: the name of each thing that can be chosen, with its values in order.
+    variants: one for each combination of those values. legend: whether the page shows the legend with it.
+    """
 
     id: str
     alt: str
@@ -59,7 +63,7 @@ class Chart:
 
 
 def looks(results: Results) -> list[Look]:
-    """The baseline in the colour of the text, the others in a palette that colour-blind readers can tell apart."""
+    """Give the baseline the colour of the text, and the others a palette that colour-blind readers can tell apart."""
     made: list[Look] = []
     others = 0
     for index, contestant in enumerate(results.contestants):
@@ -75,7 +79,7 @@ def looks(results: Results) -> list[Look]:
 
 
 def curves(results: Results) -> Chart | None:
-    """Held-out bits per byte over tokens, FLOPs and seconds: the mean of each contestant, its seeds thin behind it."""
+    """Draw held-out bits per byte over tokens, FLOPs and seconds: each contestant's mean, its seeds thin behind it."""
     if not any(one.curve for one in results.contestants):
         return None
     views = ("Whole run", "Last half")
@@ -135,7 +139,7 @@ def _curve_figure(results: Results, axis: Axis, *, whole: bool) -> Figure:
 
 
 def budget(results: Results, against: dict[str, AgainstBaseline]) -> Chart | None:
-    """What each contestant needs for the baseline's level, over what the baseline needs, at growing budgets."""
+    """Draw what each contestant needs for the baseline's level, over what the baseline needs, at growing budgets."""
     if not any(reach.ratios for one in against.values() for reach in one.reach):
         return None
     axes: tuple[Axis, ...] = ("flops", "seconds", "tokens")
@@ -191,7 +195,7 @@ def _budget_figure(results: Results, against: dict[str, AgainstBaseline], axis: 
 
 
 def domains(results: Results) -> Chart | None:
-    """Held-out bits per byte by domain, one mark a contestant."""
+    """Draw held-out bits per byte by domain, one mark a contestant."""
     names = list(dict.fromkeys(name for one in results.contestants for name in one.bits_per_byte_by_domain))
     if not names:
         return None
@@ -218,7 +222,7 @@ def domains(results: Results) -> Chart | None:
 
 
 def decode(results: Results) -> Chart | None:
-    """How long one token takes to decode: half of the tokens in the box, nine in ten between the whiskers."""
+    """Draw how long one token takes to decode: half of the tokens in the box, nine in ten between the whiskers."""
     data: list[Figure] = []
     for look, contestant in zip(looks(results), results.contestants, strict=True):
         times = sorted(time for run in finished(contestant) for time in run.decode_ms)
@@ -261,7 +265,7 @@ def decode(results: Results) -> Chart | None:
 
 
 def routing(results: Results) -> Chart | None:
-    """Load of the busiest expert over the mean load, by layer: a mark a seed, a line through the means."""
+    """Draw the load of the busiest expert over the mean load, by layer: a mark a seed, a line through the means."""
     data: list[Figure] = []
     for look, contestant in zip(looks(results), results.contestants, strict=True):
         by_layer: dict[int, list[float]] = {}
@@ -293,7 +297,7 @@ def routing(results: Results) -> Chart | None:
 
 
 def experts(results: Results) -> Chart | None:
-    """Heat maps of experts by domain: one for each contestant, layer and seed."""
+    """Draw heat maps of experts by domain: one for each contestant, layer and seed."""
     tables = [
         (contestant, run.seed, table)
         for contestant in results.contestants
@@ -351,7 +355,7 @@ def _heat_caption(table: ExpertsByDomain) -> str:
 
 
 def quantile(ordered: Sequence[float], at: float) -> float:
-    """The `at` quantile (0 to 1) of values in order, linear between neighbours."""
+    """Give the `at` quantile (0 to 1) of values in order, linear between neighbours."""
     place = at * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
@@ -359,12 +363,12 @@ def quantile(ordered: Sequence[float], at: float) -> float:
 
 
 def has_routing(contestant: ContestantResults) -> bool:
-    """Whether a finished run says what a router did."""
+    """Say whether a finished run tells what a router did."""
     return any(run.routing for run in finished(contestant))
 
 
 def _names(names: Sequence[str]) -> Figure:
-    """An axis of names, in this order, the long ones cut so that they leave room for the chart on a phone."""
+    """Make an axis of names, in this order, the long ones cut so that they leave room for the chart on a phone."""
     keys = [plotly_text(name) for name in names]
     short = [plotly_text(name if len(name) <= 20 else f"{name[:19]}…") for name in names]
     return {"type": "category", "categoryarray": keys, "tickvals": keys, "ticktext": short}
@@ -386,5 +390,5 @@ def _number(value: float) -> float | None:
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:
-    """Five significant digits, more than a screen shows; None, a gap in the line, for what is no number."""
+    """Round to five significant digits, more than a screen shows; None, a gap in the line, for what is no number."""
     return [_number(value) for value in values]

@@ -16,13 +16,13 @@ _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028
 
 
 def script_json(value: object) -> Markup:
-    """JSON that can stand in a script element: nothing in it can close the element or open a comment."""
+    """Write JSON that can stand in a script element: nothing in it can close the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(re.sub("[<>&\u2028\u2029]", lambda match: _IN_SCRIPT[match[0]], text))
 
 
 def plotly_text(text: str) -> str:
-    """`text` for a label of plotly, which otherwise reads tags, entities and %{...} in it."""
+    """Escape `text` for a label of plotly, which otherwise reads tags, entities and %{...} in it."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return escaped.replace("%{", "%\u200b{")
 
@@ -38,7 +38,7 @@ def code_spans(text: str) -> Markup:
 
 
 def content_security_policy(scripts: list[str]) -> str:
-    """A policy that lets the browser run exactly `scripts` (the text between the tags) and fetch nothing.
+    """Write a policy that lets the browser run exactly `scripts` (the text between the tags) and fetch nothing.
 
     Styles may be inline because plotly.js makes its own; images may be data because it draws heat maps so.
     """

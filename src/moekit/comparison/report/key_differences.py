@@ -31,7 +31,7 @@ Measure = Callable[[Results, ContestantResults, AgainstBaseline | None], Cell]
 
 
 def key_differences(results: Results, against: dict[str, AgainstBaseline]) -> list[Row]:
-    """Six rows; the cells are in the order of `results.contestants`."""
+    """Make the table's six rows; their cells are in the order of `results.contestants`."""
     return [
         Row(label, measured, [measure(results, one, against.get(one.name)) for one in results.contestants])
         for label, measured, measure in _ROWS
@@ -124,7 +124,7 @@ def _unmeasured(one: ContestantResults) -> Cell:
 
 
 def column_kinds(results: Results) -> list[str]:
-    """What stands under each contestant's name: its kind; reference; baseline; not comparable."""
+    """Say what stands under each contestant's name: its kind; reference; baseline; not comparable."""
     names: dict[Kind, str] = {
         "dense": "dense",
         "moe": "mixture of experts",

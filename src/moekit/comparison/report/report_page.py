@@ -21,7 +21,11 @@ from moekit.core import formatting
 
 @dataclass(frozen=True)
 class Table:
-    """headings: of the columns, the first that of the row headings. rows: their cells, the first the row's heading."""
+    """A table of the page.
+
+    headings: of the columns, the first that of the row headings. rows: their cells, the first the row's heading.
+    highlight: the heading of the row that stands out.
+    """
 
     caption: str
     headings: Sequence[str]
@@ -39,7 +43,7 @@ class Tile:
 
 
 def render(results: Results) -> str:
-    """The whole report as one HTML document."""
+    """Write the whole report as one HTML document."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moekit.comparison.report", "templates"),
         autoescape=True,
@@ -90,7 +94,7 @@ def render(results: Results) -> str:
 
 
 def _tiles(results: Results, verdict: Verdict) -> list[Tile]:
-    """What the headline's contestant gains and costs; empty where there is none."""
+    """Say what the headline's contestant gains and costs; gives nothing where there is none."""
     if verdict.leader is None:
         return []
     one = verdict.against[verdict.leader]
@@ -192,7 +196,7 @@ def _router(one: ContestantResults, layer: int) -> RouterConfig:
 
 
 def _failures(results: Results) -> list[tuple[str, int, str]]:
-    """Contestant, seed and what happened, for each run that failed, spiked, or had a router that collapsed."""
+    """List contestant, seed and what happened, for each run that failed, spiked, or had a router that collapsed."""
     events = []
     for one in results.contestants:
         for run in one.runs:
@@ -206,7 +210,7 @@ def _failures(results: Results) -> list[tuple[str, int, str]]:
 
 
 def _measured(results: Results) -> list[tuple[str, str]]:
-    """Settings and machine, as terms and their descriptions."""
+    """List settings and machine, as terms and their descriptions."""
     settings, machine = results.settings, results.machine
     budget = "" if settings.budget_seconds is None else f", budget {formatting.duration_text(settings.budget_seconds)}"
     return [

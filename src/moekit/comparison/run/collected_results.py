@@ -25,7 +25,7 @@ from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, TrainingConfig
 def collect_results(plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[Run]], wall_seconds: float) -> Results:
     """Put together what a comparison planned and what its runs found.
 
-    Arguments:
+    Args:
         plan: whose contestants have all run.
         corpus: that they were trained and measured on.
         runs: by the contestant's name, one a seed.

@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 class RunProgress:
     """Turn the steps of one run into progress with figures; what went wrong with its routing becomes messages.
 
-    Arguments:
+    Args:
         task: gets the progress.
         name: of the run, for messages.
         step_tokens: training tokens of one step.

@@ -27,7 +27,7 @@ FAILURES = (TrainingFailed, MemoryError, RuntimeError)
 class RunTask(ABC):
     """One contestant with one seed. Memory is counted from when this is made, before there is a model.
 
-    Arguments:
+    Args:
         folder: of the comparison, with its plan and its corpus.
         contestant: its name in the plan.
         seed: of the run.

@@ -50,7 +50,7 @@ def choose_contestants(
 ) -> ChosenContestants:
     """Find the contestants that are asked for.
 
-    Arguments:
+    Args:
         asked: a YAML file; or names of built-in contestants, and contestants of the caller's own; or None for the
             default set.
         size: that they take part in.

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The outer shape that all contestants share. hidden: the dense contestant's feed-forward width (F)."""
+    """The outer shape that all contestants share, and the batch.
+
+    hidden: the dense contestant's feed-forward width (F). context: tokens of a sequence. sequences: of a batch.
+    """
 
     width: int
     depth: int
@@ -80,12 +83,12 @@ def _check_name(name: str) -> str:
 
 
 class Contestant(Config):
-    """A name, and either a layer plan or a whole model.
+    """Who takes part, before a size is known: a name, and either the layers' feed-forward parts or a whole model.
 
     layers: repeated from their start until the depth of the size is reached, in the size's outer shape.
     model: of a shape of its own; it reads bytes, and as much context as the size has.
-    upcycle: of a decoder that becomes a mixture on the way; the keys of `spec.upcycling_phases.Upcycle`, which is
-    imported only where it is needed, since that takes torch.
+    upcycle: of a decoder that becomes a mixture on the way; the keys of `UpcyclingOptions` in `upcycling_phases.py`,
+    which is imported only where it is needed, since that takes torch.
     """
 
     name: Annotated[str, AfterValidator(_check_name)]
@@ -97,7 +100,7 @@ class Contestant(Config):
     @field_validator("model", mode="before")
     @classmethod
     def _usual_vocabulary(cls, model: Any) -> Any:
-        """Bytes, where nothing is said."""
+        """Take bytes, where nothing is said."""
         if isinstance(model, dict) and model.get("kind", "decoder") in ("decoder", "lstm"):
             return {"vocab_size": BYTE_VOCAB_SIZE} | model
         return model
@@ -119,7 +122,7 @@ class Contestant(Config):
         return self
 
     def config(self, size: Size) -> ContestantConfig:
-        """What takes part (what it starts as, if it is upcycled): the model, or the layers in the outer shape `size`.
+        """Give what takes part (what it starts as, if it is upcycled): the model, or the layers in the shape of `size`.
 
         Raises ValueError where the model has less context than the size.
         """
@@ -128,7 +131,7 @@ class Contestant(Config):
         return self.model or self._planned(size)
 
     def upcycled(self, size: Size, where: str = "upcycle") -> "tuple[ModelConfig, UpcyclingPhases]":
-        """What comes out, and the phases of a run; raises UsageError with `where` where `upcycle` does not fit."""
+        """Give what comes out, and the phases of a run; raises UsageError with `where` where `upcycle` does not fit."""
         from moekit.comparison.spec.upcycling_phases import UpcyclingOptions, upcycled
 
         options, dense = validate(UpcyclingOptions, self.upcycle, where=where), self.config(size)
@@ -153,12 +156,15 @@ class Contestant(Config):
 
 
 def _init_std(width: int) -> float:
-    """Narrow models want larger weights than GPT-2's 0.02 (SmallInit, arXiv 1910.05895, section 2.2)."""
+    """Give narrow models larger weights than GPT-2's 0.02 (SmallInit, arXiv 1910.05895, section 2.2)."""
     return math.sqrt(2 / (5 * width))
 
 
 def default_contestants(size: Size) -> dict[str, Contestant]:
-    """The default set by name. `moe`, `moe-fine` and `hybrid` have the active FLOPs of `dense`, within 2 %."""
+    """Describe the default set, by name.
+
+    `moe`, `moe-fine` and `hybrid` have the active FLOPs of `dense`, within 2 %.
+    """
     hidden = size.hidden
     fine = hidden // 4
     plans = [
@@ -199,7 +205,7 @@ def default_contestants(size: Size) -> dict[str, Contestant]:
 
 
 def own_contestants(size: Size) -> dict[str, Contestant]:
-    """Those with a shape of their own, by name: `gpt3` and `lstm` with the FLOPs of `dense`, and `ngram`."""
+    """Describe those with a shape of their own, by name: `gpt3` and `lstm` with the FLOPs of `dense`, and `ngram`."""
     gpt3, lstm = _gpt3(size), _lstm(size)
     ngram = NGramConfig(order=NGRAM_ORDER)
     feed_forward = gpt3.feed_forwards[0]
@@ -226,7 +232,7 @@ def own_contestants(size: Size) -> dict[str, Contestant]:
 
 
 def upcycled_contestant(size: Size) -> Contestant:
-    """`upcycled`: half of the FLOPs `dense`, then what is of the shape of `moe`, so that all three cost the same."""
+    """Describe `upcycled`: `dense` for half of the FLOPs, then of the shape of `moe`; all three cost the same."""
     return Contestant(
         name="upcycled",
         description=f"dense for half of the FLOPs, then 8 experts of width {size.hidden // 2}, top-2: of each network "
@@ -237,13 +243,13 @@ def upcycled_contestant(size: Size) -> Contestant:
 
 
 def default_set(size: Size) -> tuple[list[Contestant], list[Contestant]]:
-    """Who takes part where nothing is asked, and who does too where the budget allows."""
+    """Give who takes part where nothing is asked, and who does too where the budget allows."""
     own = own_contestants(size)
     return [*default_contestants(size).values(), own["ngram"]], [own["gpt3"], own["lstm"]]
 
 
 def _gpt3(size: Size) -> ModelConfig:
-    """Of GPT-3's kind (arXiv 2005.14165, section 2.1), its network as wide as gives the FLOPs of `dense`.
+    """Describe a model of GPT-3's kind (arXiv 2005.14165, section 2.1), as wide inside as gives the FLOPs of `dense`.
 
     Every second layer sees a band of half the context: GPT-3's own is unpublished, and narrower ones would lose more
     of a context that is short already.
@@ -275,7 +281,7 @@ def _gpt3(size: Size) -> ModelConfig:
 
 
 def _lstm(size: Size) -> LSTMConfig:
-    """As wide as gives the FLOPs of `dense`."""
+    """Describe an LSTM as wide as gives the FLOPs of `dense`."""
 
     def model(width: int) -> LSTMConfig:
         return LSTMConfig(vocab_size=BYTE_VOCAB_SIZE, embedding_width=width, widths=(width,) * LSTM_LAYERS)
@@ -284,7 +290,7 @@ def _lstm(size: Size) -> LSTMConfig:
 
 
 def _nearest(model: Callable[[int], Shape], widths: range, size: Size) -> Shape:
-    """The model whose training FLOPs for a token are nearest to those of `dense`; they grow with the width.
+    """Find the model whose training FLOPs for a token are nearest to those of `dense`; they grow with the width.
 
     widths: to choose from, multiples of what kernels like.
     """
@@ -303,7 +309,7 @@ def _layers(lstm: LSTMConfig) -> str:
 
 
 def router_contestants(size: Size) -> dict[str, Contestant]:
-    """`dense`, and contestants that differ in the router alone, by name.
+    """Describe `dense`, and contestants that differ in the router alone, by name.
 
     Each has 8 experts a layer, of the width at which the active FLOPs are those of `dense`, within 2 %.
     """
@@ -333,7 +339,7 @@ def router_contestants(size: Size) -> dict[str, Contestant]:
 
 
 def caveat_of(model: ContestantConfig) -> str | None:
-    """Why the model's bits per byte do not count as a language model's; None where they do."""
+    """Say why the model's bits per byte do not count as a language model's; gives None where they do."""
     if not isinstance(model, ModelConfig):
         return None
     for layer in model.feed_forwards:

@@ -16,7 +16,7 @@ from moekit.counting import (
 
 
 def _usual_kind(config: Any) -> Any:
-    """Without a kind, a decoder: files from before there were others have none."""
+    """Take a decoder where there is no kind: files from before there were others have none."""
     return {"kind": "decoder"} | config if isinstance(config, dict) else config
 
 
@@ -27,8 +27,9 @@ ContestantConfig = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a configuration says of its model. flops_per_token: of training, forward and backward, at the full context.
+    """What a configuration says of its model.
 
+    flops_per_token: of training, forward and backward, at the full context.
     inference_flops_per_token: forward. params_total, weight_bytes (at two bytes each, as served in bf16): None where
     only the trained model knows; params_by_part is empty then. params_active: those that one token needs.
     """
@@ -42,7 +43,7 @@ class Costs:
 
 
 def costs_of(config: ContestantConfig, context: int) -> Costs:
-    """Parameters and FLOPs of a contestant in sequences of `context` tokens.
+    """Count parameters and FLOPs of a contestant in sequences of `context` tokens.
 
     An n-gram model multiplies nothing, so its FLOPs are 0. For one token it looks up at most one probability and, for
     each longer context, a backoff weight: a number an order.

@@ -19,7 +19,10 @@ from moekit.training import TrainingConfig
 
 
 class UpcyclingOptions(Upcycling):
-    """after: the share of the FLOPs that the dense model gets. To `seed` that of the run is added."""
+    """How a contestant is upcycled on the way.
+
+    after: the share of the FLOPs that the dense model gets. To `seed` that of the run is added.
+    """
 
     after: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
@@ -36,17 +39,17 @@ class UpcyclingPhases(Config):
     steps: tuple[PositiveInt, PositiveInt] = (1, 1)
 
     def scheduled(self, training: TrainingConfig) -> Self:
-        """With the steps that take the FLOPs of `training` with the dense model, to half a step."""
+        """Give the phases with the steps that take the FLOPs of `training` with the dense model, to half a step."""
         dense = max(1, min(round(self.options.after * training.steps), training.steps - 1))
         return self.model_copy(update={"steps": (dense, self.steps_worth(training.steps - dense))})
 
     def steps_worth(self, dense_steps: int) -> int:
-        """Upcycled steps that take the FLOPs of so many dense ones; at least one."""
+        """Count the upcycled steps that take the FLOPs of so many dense ones; at least one."""
         dense, upcycled = self.flops_per_token
         return max(1, round(dense_steps * dense / upcycled))
 
     def trainings(self, training: TrainingConfig) -> tuple[TrainingConfig, TrainingConfig]:
-        """Each phase with steps of its own, measured after the FLOPs at which everyone is, and before the conversion.
+        """Give each phase steps of its own, measured after the FLOPs at which everyone is, and before the conversion.
 
         The optimiser of the second is a new one, so its learning rate rises to the peak again, over as many steps as
         such an optimiser needs to see before its second moments mean something.
@@ -63,13 +66,13 @@ class UpcyclingPhases(Config):
         )
 
     def flops(self, step: int, step_tokens: int) -> float:
-        """Spent after `step` steps, counted through both phases."""
+        """Count the FLOPs spent after `step` steps of both phases."""
         dense = min(step, self.steps[0])
         return float(step_tokens * (dense * self.flops_per_token[0] + (step - dense) * self.flops_per_token[1]))
 
 
 def upcycled(dense: ModelConfig, options: UpcyclingOptions, context: int) -> tuple[ModelConfig, UpcyclingPhases]:
-    """What `dense` becomes, by the conversion itself, planned on an untrained model; and the phases, not scheduled yet.
+    """Plan what `dense` becomes, by the conversion itself on an untrained model; and the phases, not scheduled yet.
 
     Raises UsageError where the options do not fit the model.
     """
