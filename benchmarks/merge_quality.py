@@ -26,9 +26,10 @@ from environment import environment
 from moekit.comparison.run.measurements import measure_domains
 from moekit.comparison.spec.contestants import SIZES
 from moekit.config import BYTE_VOCAB_SIZE, AttentionConfig, DenseConfig, ModelConfig
-from moekit.convert.merging.merge_checks import plan_merge
+from moekit.convert.merging.gates import make_gates
 from moekit.convert.merging.merge_config import PROMPT_MODES, MergeConfig
-from moekit.convert.merging.merge_plan import Merge
+from moekit.convert.merging.merge_conversion import plan_merging
+from moekit.convert.merging.merged_model import MergedModel
 from moekit.convert.merging.router_training import RouterTraining, loaded, train_routers
 from moekit.data import Corpus, Document, held_out_windows, load_corpus, training_batch
 from moekit.models import Decoder
@@ -80,17 +81,17 @@ def measured(model: Decoder, windows: dict[str, Tensor]) -> dict[str, Any]:
     return found | ({"accuracy": accuracy(model, windows)} if model.moe_layers else {})
 
 
-def merge_of(folder: Path, names: list[str], prompts: list[list[str]], mode: str, top_k: int, backbone: str) -> Merge:
-    """Plan the merge of the specialists by that gate mode."""
+def merge_of(
+    folder: Path, names: list[str], prompts: list[list[str]], mode: str, top_k: int, backbone: str
+) -> MergedModel:
+    """Make the merge of the specialists by that gate mode."""
     experts = [
         {"source_model": str(folder / name), "positive_prompts": texts}
         for name, texts in zip(names, prompts, strict=True)
     ]
     data = {"base_model": str(folder / "base"), "experts": experts, "gate_mode": mode, "dtype": "float32"}
     config = MergeConfig.model_validate(data | {"experts_per_token": top_k, "backbone": backbone})
-    merge, problems = plan_merge(config)
-    assert merge is not None, problems.blocking
-    return merge
+    return make_gates(plan_merging(config).merged)
 
 
 def make_models(corpus: Corpus, folder: Path, options: argparse.Namespace, windows: dict[str, Tensor]) -> Iterator[Any]:
@@ -150,7 +151,7 @@ def merges(corpus: Corpus, folder: Path, options: argparse.Namespace, windows: d
         trained = train_routers(merge, documents, training)
         yield (
             f"{mode}, backbone average, router trained",
-            measured(loaded(merge.with_routers(trained.tensors, "t")), windows),
+            measured(loaded(trained.merged), windows),
         )
 
 

@@ -60,7 +60,7 @@ def test_a_dry_run_as_a_process(folder: Path) -> None:
 
 
 def test_a_dry_run_counts_the_routers_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moekit.convert.merging.merge_checks.training_memory_bytes", lambda merge: 10**12)
+    monkeypatch.setattr("moekit.convert.merging.merge_conversion.training_memory_bytes", lambda merge: 10**12)
     file, needed = write_recipe(folder, recipe(folder)), []
     for more in ([], ["--train-router", "text.txt"]):
         found = json.loads(run(file, "--out", folder / "out", "--dry-run", "--json", *more).stdout)

@@ -9,7 +9,8 @@ from tests.convert.dense_models import MODELS
 
 from moekit.config import ModelConfig
 from moekit.convert.stored_model import StoredModel
-from moekit.convert.verify import EXACT, Difference, Probe, compare, probe_of, tolerance
+from moekit.convert.streamed_decoder import TokenBatch
+from moekit.convert.verify import EXACT, Difference, compare, probe_of, tolerance
 from moekit.models import Decoder
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -42,7 +43,7 @@ def test_a_stream_of_layers_is_the_model(tmp_path: Path, name: str) -> None:
     assert compare(StoredModel(tmp_path / "a"), StoredModel(tmp_path / "a"), probe).maximum == 0
 
 
-def _logits(model: Decoder, probe: Probe) -> torch.Tensor:
+def _logits(model: Decoder, probe: TokenBatch) -> torch.Tensor:
     with torch.no_grad():
         logits = model.double()(probe.tokens_BT, real_BT=probe.real_BT)[probe.real_BT]
     model.float()

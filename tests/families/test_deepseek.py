@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tests.convert.merging.merge_recipes import CASES as MERGES
 from tests.convert.merging.merge_recipes import case_recipe, make_models, planned
+from tests.convert.merging.merge_recipes import write as write_merged
 from tests.families.round_trips import check_logits, stored_tensors
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from moekit.config import (
     MoEConfig,
     SoftmaxTopKConfig,
 )
-from moekit.convert.merging.write_merge import Options, write_merge
 from moekit.core.errors import MoekitError
 from moekit.families import describe
 from moekit.models import LanguageModel, load
@@ -199,9 +199,9 @@ def test_what_a_merge_writes(case: str, top_k: int, tmp_path: Path) -> None:
     folder = make_models(tmp_path, kind, **settings)
     merge = planned(folder, case_recipe(folder, case, gate_mode="random", experts_per_token=top_k))
     out = tmp_path / "out"
-    write_merge(merge, out, Options())
+    write_merged(merge, out)
     model = loaded(out)
-    assert model.config == merge.model_config()
+    assert model.config == merge.config
     check_parity(out, model, 259)
 
 

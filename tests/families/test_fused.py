@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.convert.merging.merge_recipes import CASES, case_recipe, make_models, planned
+from tests.convert.merging.merge_recipes import CASES, case_recipe, make_models, planned, write
 from tests.families.round_trips import check_logits, save_theirs, stored_tensors
 from tests.families.test_decoders import VOCAB, build_theirs
 from torch import Tensor
 
-from moekit.convert.merging.write_merge import Options, write_merge
 from moekit.core.errors import MoekitError
 from moekit.models import LanguageModel, load
 from moekit.models.folder import own_tensors
@@ -64,7 +63,7 @@ def test_what_a_merge_writes_fused_is_what_it_writes_one_by_one(case: str, tmp_p
     folder = make_models(tmp_path, kind, **settings)
     recipe = case_recipe(folder, case, gate_mode="random", experts_per_token=1)
     for fused in (False, True):
-        write_merge(planned(folder, recipe, fused=fused), tmp_path / str(fused), Options())
+        write(planned(folder, recipe, fused=fused), tmp_path / str(fused))
     assert fused_of(stored_tensors(tmp_path / "True"))
     check_bits(own_tensors(loaded(tmp_path / "False")), own_tensors(loaded(tmp_path / "True")))
 

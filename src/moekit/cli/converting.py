@@ -1,6 +1,5 @@
-"""What `moekit upcycle` and `moekit split` share: layers as an argument, the dry run, progress, and the report."""
+"""What the verbs that convert share: layers as an argument, the dry run, progress, and the reports of two of them."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,10 @@ import click
 from moekit.core.errors import MoekitError
 
 if TYPE_CHECKING:
-    from moekit.convert.dense_to_moe.dense_conversion import Conversion, ConversionPlan, ConversionReport
+    from pydantic import BaseModel
+
+    from moekit.convert.conversion import Conversion
+    from moekit.convert.dense_to_moe.dense_conversion import ConversionPlan, ConversionReport
 
 _FAILED_BEFORE_WORK = 2
 
@@ -20,7 +22,7 @@ class _Layers(click.ParamType[Any]):
     name = "layers"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """`every`, `alternate`, or numbers and ranges with commas between, as a tuple."""
+        """Read `every`, `alternate`, or numbers and ranges with commas between, as a tuple."""
         if value in ("every", "alternate") or isinstance(value, tuple):
             return value
         try:
@@ -35,53 +37,57 @@ class _Layers(click.ParamType[Any]):
 LAYERS = _Layers()
 
 
-def run_conversion(plan: "Callable[[], Conversion]", out: Path, *, dry_run: bool, as_json: bool) -> None:
-    """Plan, then say what it needs or do it."""
-    if dry_run:
-        _dry_run(plan, out, as_json=as_json)
-        return
-    conversion = plan()
-    planned = conversion.plan(out)
-    with WritingBar(planned.output_bytes) as count:
-        report = conversion.run(out, count)
+def show_plan(
+    make: "Callable[[], Conversion[Any, Any, Any]]",
+    out: Path,
+    print_plan: Callable[[Any], None],
+    *,
+    as_json: bool,
+    refused: "Callable[..., BaseModel] | None" = None,
+) -> None:
+    """Say what a conversion would write and what stands in the way, and exit with 2 where something does.
+
+    refused: gives the plan of a conversion that cannot even be made, from its problems; without it, its JSON is
+    the problems alone.
+    """
+    from moekit.convert.conversion import Problems, Refused, taken
+
+    plan, status = None, _FAILED_BEFORE_WORK
+    try:
+        plan = make().plan(out)
+        problems: list[str] = plan.problems
+    except MoekitError as error:
+        problems = [*(error.problems if isinstance(error, Refused) else [str(error)]), *taken(out)]
+        status = error.exit_status
+    if as_json:
+        click.echo((plan or (refused or Problems)(problems=problems)).model_dump_json(indent=2))
+    else:
+        if plan is not None:
+            print_plan(plan)
+        for problem in problems:
+            click.echo(f"Problem: {problem}", err=True)
+    if problems:
+        sys.exit(status)
+
+
+def print_dense_plan(plan: "ConversionPlan") -> None:
+    """Say what `moekit upcycle` or `moekit split` would write."""
+    from moekit.core.formatting import bytes_text, parameters_text
+
+    total, active = parameters_text(plan.params_total), parameters_text(plan.params_active)
+    click.echo(f"{plan.model_type}: {total} parameters, {active} active, {plan.tensors} tensors")
+    click.echo(f"on disk {bytes_text(plan.output_bytes)}, memory {bytes_text(plan.peak_memory_bytes)}")
+    same = "the same function as the dense model, to be checked"
+    click.echo(same if plan.exact else f"not the same function: {plan.inexact_because}")
+
+
+def print_dense_report(report: "ConversionReport", *, as_json: bool) -> None:
+    """Say what `moekit upcycle` or `moekit split` wrote."""
+    from moekit.core.formatting import bytes_text, parameters_text
+
     if as_json:
         click.echo(report.model_dump_json(indent=2))
-    else:
-        _print_report(report)
-
-
-def _dry_run(plan: "Callable[[], Conversion]", out: Path, *, as_json: bool) -> None:
-    """Errors of the plan are problems among others, so that whoever asks for JSON gets JSON."""
-    try:
-        planned = plan().plan(out)
-    except MoekitError as error:
-        if not as_json:
-            raise
-        click.echo(json.dumps({"problems": [str(error)]}, indent=2))
-        sys.exit(error.exit_status)
-    if as_json:
-        click.echo(planned.model_dump_json(indent=2))
-    else:
-        _print_plan(planned)
-    if planned.problems:
-        sys.exit(_FAILED_BEFORE_WORK)
-
-
-def _print_plan(planned: "ConversionPlan") -> None:
-    from moekit.core.formatting import bytes_text, parameters_text
-
-    total, active = parameters_text(planned.params_total), parameters_text(planned.params_active)
-    click.echo(f"{planned.model_type}: {total} parameters, {active} active, {planned.tensors} tensors")
-    click.echo(f"on disk {bytes_text(planned.output_bytes)}, memory {bytes_text(planned.peak_memory_bytes)}")
-    same = "the same function as the dense model, to be checked"
-    click.echo(same if planned.exact else f"not the same function: {planned.inexact_because}")
-    for problem in planned.problems:
-        click.echo(f"Problem: {problem}", err=True)
-
-
-def _print_report(report: "ConversionReport") -> None:
-    from moekit.core.formatting import bytes_text, parameters_text
-
+        return
     total, active = parameters_text(report.params_total), parameters_text(report.params_active)
     click.echo(
         f"{report.out}: {report.model_type}, {total} parameters, {active} active, {bytes_text(report.output_bytes)}"
@@ -91,23 +97,3 @@ def _print_report(report: "ConversionReport") -> None:
         click.echo(f"The same function: logits differ by at most {drift} (allowed {report.tolerance:.0e}).")
     else:
         click.echo(f"Logits differ by up to {drift}: {report.inexact_because}.")
-
-
-class WritingBar:
-    """Bytes written, on standard error."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("Writing"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._progress.start()
-        return lambda size: self._progress.update(self._task, advance=size)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()

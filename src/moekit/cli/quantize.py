@@ -1,20 +1,16 @@
 """`moekit quantize`."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from moekit.cli.converting import WritingBar
-from moekit.core.errors import MoekitError
+from moekit.cli.converting import show_plan
+from moekit.cli.progress_display import ProgressDisplay
 from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
 if TYPE_CHECKING:
     from moekit.convert.export.gguf_export import QuantizationPlan
-
-_FAILED_BEFORE_WORK = 2
 
 
 @click.command(
@@ -37,34 +33,26 @@ def quantize(model: str, out: Path, kind: str, dry_run: bool, as_json: bool, deb
     MODEL is a folder with a decoder, or a hub id (owner/name). Norms, biases and routers stay f32; the head of a 4-bit
     model is q6_k. Memory does not grow with the model.
     """
-    from moekit.convert.export.gguf_export import plan_quantization
-    from moekit.models import find
+    from moekit.convert import verbs
 
-    try:
-        quantization = plan_quantization(find(model), BLOCK_TYPES_BY_NAME[kind])
-    except MoekitError as error:
-        if not (dry_run and as_json):
-            raise
-        click.echo(json.dumps({"problems": [str(error)]}, indent=2))
-        sys.exit(error.exit_status)
     if dry_run:
-        plan = quantization.plan(out)
-    else:
-        with WritingBar(sum(tensor.size for tensor in quantization.tensors)) as count:
-            plan = quantization.run(out, count)
+        show_plan(lambda: verbs.plan_quantize(model, kind), out, _print_plan, as_json=as_json)
+        return
+    report = verbs.quantize(model, out, kind, progress=ProgressDisplay())
     if as_json:
-        click.echo(plan.model_dump_json(indent=2))
+        click.echo(report.model_dump_json(indent=2))
     else:
-        _print(plan, written=not dry_run)
-    if dry_run and plan.problems:
-        sys.exit(_FAILED_BEFORE_WORK)
+        _print(report, "holds")
 
 
-def _print(plan: "QuantizationPlan", *, written: bool) -> None:
+def _print_plan(plan: "QuantizationPlan") -> None:
+    _print(plan, "will hold")
+
+
+def _print(plan: "QuantizationPlan", verb: str) -> None:
     from moekit.core.formatting import bytes_text, parameters_text
 
     types = ", ".join(f"{count} {name}" for name, count in plan.tensors.items())
-    verb = "holds" if written else "will hold"
     click.echo(
         f"{plan.out} {verb} {plan.architecture}, {parameters_text(plan.params_total)} parameters, "
         f"{bytes_text(plan.output_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
@@ -72,5 +60,3 @@ def _print(plan: "QuantizationPlan", *, written: bool) -> None:
     click.echo(f"tensors: {types}")
     for note in plan.notes:
         click.echo(note, err=True)
-    for problem in plan.problems:
-        click.echo(f"Problem: {problem}", err=True)

@@ -1,18 +1,12 @@
 """`moekit split`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from moekit.cli.converting import LAYERS, run_conversion
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moekit.convert.dense_to_moe.dense_conversion import Conversion
-
-_ROWS, _LENGTH = 16, 128
+from moekit.cli.converting import LAYERS, print_dense_plan, print_dense_report, show_plan
+from moekit.cli.progress_display import ProgressDisplay
 
 
 @click.command(
@@ -56,40 +50,10 @@ def split(
     DENSE is a folder or a hub id (owner/name). Where a token gets all experts (--top-k equal to --experts) the result
     computes the same, which is checked before it gets its name; a run that was stopped goes on with the same command.
     """
+    from moekit.convert import verbs
 
-    def plan() -> "Conversion":
-        from moekit.convert.dense_to_moe.splitting import Splitting, plan_splitting
-        from moekit.core.validation import validate
-        from moekit.models import find
-
-        folder, chosen = find(dense), validate(Splitting, options, where="moekit split")
-        if dry_run:
-            return plan_splitting(folder, chosen, only_sizes=True)
-        tokens = _tokens(folder, data) if chosen.method == "co-activation" else None
-        return plan_splitting(folder, chosen, tokens, lambda text: click.echo(text, err=True))
-
-    run_conversion(plan, out, dry_run=dry_run, as_json=as_json)
-
-
-def _tokens(folder: Path, data: tuple[str, ...]) -> "Tensor":
-    """Rows of tokens from all over the text, (B, T)."""
-    import torch
-
-    from moekit.config import ModelConfig
-    from moekit.core.errors import UsageError
-    from moekit.data import embedded_documents, read_sources
-    from moekit.data.tokenizers import tokenizer_of
-    from moekit.models.folder import read_config
-
-    _, config = read_config(folder)
-    assert isinstance(config, ModelConfig)
-    tokenizer = tokenizer_of(folder, config.vocab_size)
-    documents = read_sources(data, say=lambda text: click.echo(text, err=True)) if data else embedded_documents()
-    length = min(_LENGTH, config.context)
-    rows = []
-    for document in documents[:: max(1, len(documents) // (4 * _ROWS))]:
-        ids = tokenizer.encode(document.text[: 32 * length].decode("utf-8", errors="ignore"))[:length]
-        rows += [ids] if len(ids) == length else []
-    if not rows:
-        raise UsageError(f"No text of --data is as long as {length} tokens.")
-    return torch.tensor(rows[:: max(1, len(rows) // _ROWS)][:_ROWS])
+    if dry_run:
+        show_plan(lambda: verbs.plan_split(dense, options, only_sizes=True), out, print_dense_plan, as_json=as_json)
+    else:
+        report = verbs.split(dense, out, **options, data=data, progress=ProgressDisplay())
+        print_dense_report(report, as_json=as_json)

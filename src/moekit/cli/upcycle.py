@@ -1,14 +1,12 @@
 """`moekit upcycle`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from moekit.cli.converting import LAYERS, run_conversion
-
-if TYPE_CHECKING:
-    from moekit.convert.dense_to_moe.dense_conversion import Conversion
+from moekit.cli.converting import LAYERS, print_dense_plan, print_dense_report, show_plan
+from moekit.cli.progress_display import ProgressDisplay
 
 
 @click.command(
@@ -55,12 +53,9 @@ def upcycle(dense: str, out: Path, dry_run: bool, as_json: bool, debug: bool, **
     DENSE is a folder or a hub id (owner/name). With --method copy the result computes the same, which is checked before
     it gets its name; a run that was stopped goes on with the same command.
     """
+    from moekit.convert import verbs
 
-    def plan() -> "Conversion":
-        from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
-        from moekit.core.validation import validate
-        from moekit.models import find
-
-        return plan_upcycling(find(dense), validate(Upcycling, options, where="moekit upcycle"))
-
-    run_conversion(plan, out, dry_run=dry_run, as_json=as_json)
+    if dry_run:
+        show_plan(lambda: verbs.plan_upcycle(dense, options), out, print_dense_plan, as_json=as_json)
+    else:
+        print_dense_report(verbs.upcycle(dense, out, **options, progress=ProgressDisplay()), as_json=as_json)

@@ -5,8 +5,10 @@ vector as many as elements.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +17,34 @@ from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
-from moekit.config import ModelConfig
-from moekit.convert.storage.streaming_writer import Copy, Made, Piece
+from moekit.config import DenseConfig, ModelConfig, MoEConfig
+from moekit.convert.lora import Adapter
+from moekit.convert.storage.output_tensors import Copy, Made, Piece
 from moekit.core.errors import UsageError
 from moekit.families import Family
 from moekit.models import Decoder
-from moekit.models.folder import layout_of, own_tensors, read_config
+from moekit.models.folder import layout_of, own_tensors, read_config, read_settings
 from moekit.nn.meta import on_meta
 
 _READ_BYTES = 16 << 20
+
+
+class ReadableModel(Protocol):
+    """A decoder whose parameters are read by our names when they are asked for; it need not lie in a folder."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the decoder is."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, Tensor]:
+        """Our parameters, on the meta device."""
+        ...
+
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """Read rows of a parameter, (end - begin, last dimension), into memory of their own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,52 +58,62 @@ class _Run:
 
 
 class StoredModel:
-    """A folder with a decoder.
+    """A folder with a decoder, read through a LoRA adapter if there is one.
 
-    shapes: of our parameters, on the meta device. dtypes: in which they are stored. Raises UsageError where the folder
-    holds no causal decoder, MoekitError where its files do not fit its configuration; no weight is read.
+    settings: of its config.json. shapes: of our parameters, on the meta device. dtypes: in which they are stored.
+    Raises UsageError where the folder holds no causal decoder, MoekitError where its files, or the adapter's, do not
+    fit its configuration; no weight is read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: Adapter | None = None) -> None:
         family, config = read_config(folder)
         if not isinstance(config, ModelConfig):
             raise UsageError(f"{folder} holds no causal decoder ({family.model_type}).")
-        self.folder, self.family, self.config = folder, family, config
-        self.shapes, self.layout = shapes_of(family, config)
+        self.folder, self.family, self.config, self.adapter = folder, family, config, adapter
+        self.settings = read_settings(folder).values
         self.tensors = StoredTensors.open(folder)
+        self.shapes, self.layout = shapes_of(family, config)
         check_weights(self.shapes, self.layout, self.tensors, ignored=family.ignored)
+        if adapter is not None:
+            adapter.check({name: info.shape for name, info in self.tensors.items()})
         self.dtypes = dtype_of(self.layout, self.tensors)
+        self._by_stored_name = {entry.name: entry for entry in self.layout if entry.name in self.tensors}
         self._entries: dict[str, list[Stored]] = {}
         for entry in self.layout:
             if not entry.optional:
                 for part in entry.parts:
                     self._entries.setdefault(part.ours, []).append(entry)
         self._all_runs: dict[str, list[_Run] | None] = {}
+        # What is read whole, though its rows are asked for one after the other, is kept until another is.
         self._held: tuple[str, Tensor] | None = None
+        self._adapted: tuple[str, Tensor] | None = None
 
     def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
-        """Rows of the parameter `name`, (end - begin, last dimension), in the type it is stored in."""
+        """Read rows of the parameter `name`, (end - begin, last dimension), in the type that it is stored in."""
         end = row_count(self.shapes[name]) if end is None else end
         runs = self._runs(name, begin, end)
         if runs is None:
-            return self._assembled(name)[begin:end]
+            return self._assembled(name)[begin:end].clone()
         rows = torch.empty(end - begin, row_width(self.shapes[name]), dtype=self.dtypes[name])
         for run in runs:
-            info = self.tensors[run.name]
-            row_bytes = rows.shape[1] * info.dtype.itemsize
             into = rows[run.begin - begin : run.end - begin]
+            if self._is_adapted(run.name):
+                stored = self.read_stored(run.name).view(-1, rows.shape[1])
+                into.copy_(stored[run.stored_begin : run.stored_begin + len(into)])
+                continue
+            info = self.tensors[run.name]
             raw = into if info.dtype is rows.dtype else torch.empty(into.shape, dtype=info.dtype)
-            self.tensors.read(run.name, run.stored_begin * row_bytes, memory_of(raw))
+            self.tensors.read(run.name, run.stored_begin * rows.shape[1] * info.dtype.itemsize, memory_of(raw))
             if raw is not into:
                 into.copy_(raw)
         return rows
 
     def parameter(self, name: str) -> Tensor:
-        """The whole parameter in its shape."""
+        """Read a whole parameter in its shape."""
         return self.rows(name).view(self.shapes[name].shape)
 
     def pieces(self, name: str, begin: int, end: int) -> list[Piece]:
-        """The rows as pieces of an output: copied where they lie as they are in the files."""
+        """Give the rows as pieces of an output: copied where they lie as they are in the files."""
         runs, width = self._runs(name, begin, end), row_width(self.shapes[name])
         if runs is not None:
             return [self._piece(run, name) for run in runs]
@@ -90,12 +121,51 @@ class StoredModel:
         return [made]
 
     def memory_bytes(self, name: str) -> int:
-        """What reading some of its rows takes beside them: a buffer, or where it lies otherwise the whole of it."""
+        """Tell what reading some rows takes beside them: a buffer, or where they lie otherwise all of the parameter."""
         shape = self.shapes[name]
         return _READ_BYTES if self._runs(name, 0, row_count(shape)) else shape.numel() * self.dtypes[name].itemsize * 2
 
+    def holds(self, entry: Stored, shapes: Mapping[str, Tensor]) -> bool:
+        """Tell whether a tensor of another layout lies here under its name: the same elements in the same order.
+
+        shapes: the parameters that the other layout is of.
+        """
+        ours = self._by_stored_name.get(entry.name)
+        if ours is None or any(part.ours not in self.shapes for part in (*entry.parts, *ours.parts)):
+            return False
+        return _places(entry, shapes) == _places(ours, self.shapes)
+
+    def stored_piece(self, name: str) -> Piece:
+        """Give a stored tensor as a piece: its bytes, or computed where the adapter changes it."""
+        if not self._is_adapted(name):
+            return Copy(self.tensors, name)
+        info = self.tensors[name]
+        return self._adapted_piece(info.shape, lambda: self.read_stored(name))
+
+    def read_stored(self, name: str) -> Tensor:
+        """Read a stored tensor with the adapter, in its shape and the type that it is stored in."""
+        if self._adapted is not None and self._adapted[0] == name:
+            return self._adapted[1]
+        info = self.tensors[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype)
+        self.tensors.read(name, 0, memory_of(tensor))
+        if self.adapter is not None and self.adapter.touches(name):
+            tensor = self.adapter.applied(name, tensor)
+            self._adapted = (name, tensor)
+        return tensor
+
+    def _is_adapted(self, name: str) -> bool:
+        return self.adapter is not None and self.adapter.touches(name)
+
+    def _adapted_piece(self, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Made:
+        """In fp32 the product and the sum, beside what is read and what comes out."""
+        elements = math.prod(shape)
+        return Made(make, shape, elements * 16, f"lora {self.adapter.folder if self.adapter else ''}")
+
     def _piece(self, run: _Run, name: str) -> Piece:
         shape, width, count = self.tensors[run.name].shape, row_width(self.shapes[name]), run.end - run.begin
+        if self._is_adapted(run.name):
+            return self._adapted_piece((count, width), lambda: self.rows(name, run.begin, run.end))
         each = math.prod(shape[1:]) // width  # rows of ours in one of the stored tensor's, which may be stacked
         if run.stored_begin % each == 0 and count % each == 0:
             begin = run.stored_begin // each
@@ -104,7 +174,7 @@ class StoredModel:
         return Made(lambda: self.rows(name, run.begin, run.end), (count, width), memory, f"{name} {run.begin}")
 
     def _runs(self, name: str, begin: int, end: int) -> list[_Run] | None:
-        """Where the rows lie as they are; None where some lie otherwise."""
+        """Give where the rows lie as they are; None where some lie otherwise."""
         if name not in self._all_runs:
             self._all_runs[name] = self._find_runs(name)
         runs = self._all_runs[name]
@@ -118,7 +188,7 @@ class StoredModel:
         return cut
 
     def _find_runs(self, name: str) -> list[_Run] | None:
-        """Those of all rows, in their order."""
+        """Find the runs of all rows, in their order."""
         found = []
         for entry in self._entries[name]:
             for part, pair in zip(entry.parts, pairs(entry, self.shapes), strict=True):
@@ -130,7 +200,7 @@ class StoredModel:
         return sorted(found, key=lambda run: run.begin)
 
     def _assembled(self, name: str) -> Tensor:
-        """The parameter as rows; the last one is kept, because its rows are asked for one after the other."""
+        """Read a parameter whose rows do not lie as they are, as rows."""
         if self._held is None or self._held[0] != name:
             whole = torch.empty(self.shapes[name].shape, dtype=self.dtypes[name])
             for entry in self._entries[name]:
@@ -141,6 +211,10 @@ class StoredModel:
         return self._held[1]
 
     def _read(self, stored: str, pair: Pair) -> None:
+        if self._is_adapted(stored):
+            view = pair.stored
+            pair.ours.copy_(self.read_stored(stored).as_strided(view.shape, view.stride(), view.storage_offset()))
+            return
         info = self.tensors[stored]
         for piece in pieces(pair, info.dtype.itemsize, _READ_BYTES):
             raw = torch.empty(piece.span(), dtype=info.dtype)
@@ -148,25 +222,30 @@ class StoredModel:
             piece.ours.copy_(raw.as_strided(piece.stored.shape, piece.stored.stride()))
 
 
-def shapes_of(family: Family, config: ModelConfig) -> tuple[dict[str, Tensor], list[Stored]]:
-    """Our parameters on the meta device, and the stored tensors of such a model in that family's folders."""
+def shapes_of(family: Family, config: ModelConfig, layout: int = 0) -> tuple[dict[str, Tensor], list[Stored]]:
+    """Give our parameters on the meta device, and the stored tensors of such a model in that family's folders.
+
+    layout: which of the family's ways to name them; 0 is the usual one, others follow in `other_layouts`.
+    """
     with on_meta():
         model = Decoder(config)
+    if layout:
+        return own_tensors(model), list(family.other_layouts[layout - 1](config))
     return own_tensors(model), layout_of(family, config, model)
 
 
 def row_width(parameter: Tensor) -> int:
-    """Elements of a row; a vector is a column, because its elements may lie in several stored tensors."""
+    """Give the elements of a row; a vector is a column, because its elements may lie in several stored tensors."""
     return parameter.shape[-1] if parameter.dim() > 1 else 1
 
 
 def row_count(parameter: Tensor) -> int:
-    """Rows of a parameter."""
+    """Count the rows of a parameter."""
     return parameter.numel() // row_width(parameter)
 
 
 def rows_of(pair: Pair, parameter: Tensor) -> range | None:
-    """The rows of the parameter that a pair is, whole and in their order; None where it is something else."""
+    """Give the rows of the parameter that a pair is, whole and in order; None where it is something else."""
     width = row_width(parameter)
     begin, size = int(pair.ours.storage_offset()), pair.ours.numel()
     if not pair.ours.is_contiguous() or begin % width or size % width:
@@ -174,8 +253,31 @@ def rows_of(pair: Pair, parameter: Tensor) -> range | None:
     return range(begin // width, (begin + size) // width)
 
 
+def dense_of(config: ModelConfig, layer: int) -> DenseConfig:
+    """Give the layer's feed-forward network; AssertionError where it is a mixture."""
+    found = config.feed_forwards[layer]
+    assert isinstance(found, DenseConfig)
+    return found
+
+
+def moe_of(config: ModelConfig, layer: int) -> MoEConfig:
+    """Give the layer's mixture; AssertionError where it is dense."""
+    found = config.feed_forwards[layer]
+    assert isinstance(found, MoEConfig)
+    return found
+
+
 def _run(entry: Stored, pair: Pair, parameter: Tensor) -> _Run | None:
     rows, width, begin = rows_of(pair, parameter), row_width(parameter), int(pair.stored.storage_offset())
     if rows is None or not pair.stored.is_contiguous() or begin % width:
         return None
     return _Run(rows.start, rows.stop, entry.name, begin // width)
+
+
+def _places(entry: Stored, shapes: Mapping[str, Tensor]) -> list[object]:
+    """Say which elements of which parameter lie where in a stored tensor."""
+    found: list[object] = []
+    for part, pair in zip(entry.parts, pairs(entry, shapes), strict=True):
+        views = [(view.shape, view.stride(), view.storage_offset()) for view in (pair.ours, pair.stored)]
+        found.append((part.ours, *views))
+    return found

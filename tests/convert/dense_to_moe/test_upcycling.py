@@ -13,11 +13,12 @@ from tests.convert.dense_models import TOKENS, check_same, difference, expected_
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.config import MoEConfig
 from moekit.convert.dense_to_moe import upcycling as module
-from moekit.convert.dense_to_moe.dense_conversion import Conversion
+from moekit.convert.dense_to_moe.dense_conversion import DenseConversion
 from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling, shares
 from moekit.convert.storage import streaming_writer as streaming
 from moekit.convert.storage.partial_folder import partial_folder
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.progress import ProgressEvent
 from moekit.models import load
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -156,17 +157,17 @@ def test_a_shared_expert_that_doubles_the_output_fails(
 
 def test_a_damaged_copy_fails(dense: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conversion = plan_upcycling(dense["llama"], Upcycling())
-    proved = Conversion._proved
+    verify = DenseConversion.verify
 
-    def damaged(self: Conversion, folder: Path, out: Path) -> Any:
+    def damaged(self: DenseConversion, folder: Path) -> Any:
         file = folder / "model.safetensors"
         info = StoredTensors.open(folder)["model.layers.1.input_layernorm.weight"]
         with file.open("r+b") as opened:
             opened.seek(info.start)
             opened.write(b"\x01")
-        return proved(self, folder, out)
+        return verify(self, folder)
 
-    monkeypatch.setattr(Conversion, "_proved", damaged)
+    monkeypatch.setattr(DenseConversion, "verify", damaged)
     with pytest.raises(MoekitError, match=r"attention_norm.*damaged"):
         conversion.run(tmp_path / "out")
     assert os.listdir(tmp_path) == []
@@ -352,14 +353,14 @@ def test_a_run_that_was_stopped_goes_on(
         pass
 
     monkeypatch.setattr(streaming, "_CHUNK_BYTES", 4096)  # so that there is something between first and last
-    reports: list[int] = []
+    reports: list[ProgressEvent] = []
     plan_upcycling(dense["llama"], Upcycling(method="drop")).run(tmp_path / "whole", reports.append)
     assert len(reports) > 20
 
     for limit in (1, len(reports) // 3, len(reports) * 2 // 3):
         left = limit
 
-        def stop(size: int) -> None:
+        def stop(event: ProgressEvent) -> None:
             nonlocal left
             left -= 1
             if left < 0:

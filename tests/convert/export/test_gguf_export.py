@@ -13,6 +13,7 @@ from moekit.cli.quantize import quantize as verb
 from moekit.config import DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.progress import Advanced, ProgressEvent
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType, dequantize
 from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
@@ -46,11 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES_BY_NAME.values(), ids=BLOCK_TYPES_BY_NAME)
 def test_every_type_holds_what_its_blocks_can(kind: BlockType, folder: Path, tmp_path: Path) -> None:
-    out, written = tmp_path / "m.gguf", []
+    out, written = tmp_path / "m.gguf", list[ProgressEvent]()
     quantization = plan_quantization(folder, kind)
     plan = quantization.run(out, written.append)
     assert out.stat().st_size == plan.output_bytes
-    assert sum(written) == sum(tensor.size for tensor in quantization.tensors)
+    last = [event for event in written if isinstance(event, Advanced)][-1]
+    assert last.done == last.total == sum(tensor.size for tensor in quantization.tensors)
     file = GGUFFile(out)
     reference = GGUFFile(folder.with_suffix(".f32.gguf"))
     for tensor in file.tensors.values():

@@ -8,9 +8,11 @@ import torch
 import yaml
 from tests.families.round_trips import save_theirs
 
-from moekit.convert.merging.merge_checks import plan_merge
+from moekit.convert.conversion import Refused
+from moekit.convert.merging.gates import make_gates
 from moekit.convert.merging.merge_config import read_merge_config
-from moekit.convert.merging.merge_plan import Merge
+from moekit.convert.merging.merge_conversion import MergeConversion, MergeOptions, MergeReport, plan_merging
+from moekit.convert.merging.merged_model import MergedModel
 
 VOCAB = 259
 SHAPE = {
@@ -89,18 +91,28 @@ def write_recipe(folder: Path, data: dict[str, Any], name: str = "merge.yaml") -
     return file
 
 
-def planned(folder: Path, data: dict[str, Any], **options: Any) -> Merge:
-    """The plan of a recipe that has no problems."""
-    merge, problems = plan_merge(read_merge_config(write_recipe(folder, data)), **options)
-    assert merge is not None, problems.blocking
-    return merge
+def plan_of(folder: Path, data: dict[str, Any], **options: Any) -> MergeConversion:
+    """Plan the merge that the recipe `data` says, which has no problems."""
+    return plan_merging(read_merge_config(write_recipe(folder, data)), **options)
+
+
+def planned(folder: Path, data: dict[str, Any], **options: Any) -> MergedModel:
+    """Give the merged model of a recipe that has no problems, with its gates made."""
+    return make_gates(plan_of(folder, data, **options).merged)
+
+
+def write(merged: MergedModel, out: Path, **options: Any) -> MergeReport:
+    """Write a merged model to `out`."""
+    return MergeConversion(merged=merged, options=MergeOptions(**options), warnings=[]).run(out)
 
 
 def problems_of(folder: Path, data: dict[str, Any], **options: Any) -> list[str]:
-    """What is wrong with it."""
-    merge, problems = plan_merge(read_merge_config(write_recipe(folder, data)), **options)
-    assert (merge is None) == bool(problems.blocking)
-    return problems.blocking
+    """Give what stands in the way of a recipe."""
+    try:
+        plan_of(folder, data, **options)
+    except Refused as error:
+        return error.problems
+    return []
 
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

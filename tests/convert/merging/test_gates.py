@@ -1,6 +1,5 @@
 """Gates: mergekit's to the bit, ours against what a router really reads."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from tests.addresses import OFFSETS, shift_parameters, shifted
 from tests.convert.merging.merge_recipes import PROMPTS, make_models, planned, recipe
 from torch import Tensor
 
-from moekit.convert.merging.block_inputs import Batch, Weights, blocks, dense_network
-from moekit.convert.merging.gates import drawn_gates, left_padded, prompt_encoder, special_text
 from moekit.convert.merging.merge_config import ExpertConfig, Reference
+from moekit.convert.merging.mergekit_arithmetic import block_inputs, drawn_gates, left_padded
+from moekit.convert.merging.prompts import prompt_encoder, right_padded, special_text
 from moekit.convert.merging.router_input_gates import (
     Labelled,
     centroid_gate,
@@ -22,7 +21,8 @@ from moekit.convert.merging.router_input_gates import (
     labelled_layers,
     router_gates,
 )
-from moekit.convert.merging.source_models import Source, open_source
+from moekit.convert.stored_model import ReadableModel, StoredModel
+from moekit.convert.streamed_decoder import TokenBatch
 from moekit.models import load
 
 transformers = pytest.importorskip("transformers")
@@ -35,22 +35,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def source_of(folder: Path) -> Source:
-    return open_source(Reference(model=str(folder)))
-
-
 def experts_of(*prompts: list[str]) -> list[ExpertConfig]:
     return [ExpertConfig(source_model=Reference(model="x"), positive_prompts=tuple(texts)) for texts in prompts]
 
 
 ROWS = [[[1, 5, 9, 30, 7, 8], [1, 4], [1, 60, 2]], [[1, 5, 9, 30], [3, 2, 1, 9]], [[1]]]
 """Batches of prompts: with padding, without, and of one token. Each takes another way through the attention kernel."""
-
-
-def inputs_of_blocks(base: Source, weights: Weights, batches: list[Batch], dtype: torch.dtype) -> list[list[Tensor]]:
-    """h_BTD of each batch before each block, by block."""
-    network = dense_network(base.config, weights, dtype)
-    return [block.inputs for block in blocks(base.config, weights, batches, network, dtype)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,13 +50,13 @@ def test_block_inputs_have_the_bits_of_transformers(kind: str, dtype: torch.dtyp
     folder = make_models(tmp_path, kind, 0, num_hidden_layers=3, **KINDS[kind]) / "base"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     shift_parameters(theirs, 0)
-    base = source_of(folder)
+    base = StoredModel(folder)
     batches = [left_padded(group) for group in ROWS]
-    found = inputs_of_blocks(base, base, batches, dtype)
+    found = list(block_inputs(base, batches, dtype))
     for place, batch in enumerate(batches):
         with torch.no_grad():
             expected = theirs(
-                batch.token_BT, attention_mask=batch.real_BT.long(), output_hidden_states=True
+                batch.tokens_BT, attention_mask=batch.real_BT.long(), output_hidden_states=True
             ).hidden_states
         for index, inputs in enumerate(found):
             assert torch.equal(inputs[place], expected[index]), (place, index)
@@ -75,14 +65,12 @@ def test_block_inputs_have_the_bits_of_transformers(kind: str, dtype: torch.dtyp
 class Elsewhere:
     """The weights of a source at addresses that are no multiples of 16."""
 
-    def __init__(self, source: Source, offset: int) -> None:
+    def __init__(self, source: ReadableModel, offset: int) -> None:
         self._source, self._offset = source, offset
+        self.config, self.shapes = source.config, source.shapes
 
-    def read(self, name: str) -> Tensor:
-        return shifted(self._source.read(name), self._offset)
-
-    def rows(self, name: str, row_N: Sequence[int]) -> Tensor:
-        return shifted(self._source.rows(name, row_N), self._offset)
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        return shifted(self._source.rows(name, begin, end), self._offset)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
@@ -91,10 +79,10 @@ class Elsewhere:
 def test_block_inputs_have_the_same_bits_wherever_weights_lie(
     dtype: torch.dtype, kind: str, offset: int, tmp_path: Path
 ) -> None:
-    base = source_of(make_models(tmp_path, kind, 0, num_hidden_layers=3, **KINDS[kind]) / "base")
+    base = StoredModel(make_models(tmp_path, kind, 0, num_hidden_layers=3, **KINDS[kind]) / "base")
     batches = [left_padded(group) for group in ROWS]
-    expected = inputs_of_blocks(base, base, batches, dtype)
-    found = inputs_of_blocks(base, Elsewhere(base, offset), batches, dtype)
+    expected = list(block_inputs(base, batches, dtype))
+    found = list(block_inputs(Elsewhere(base, offset), batches, dtype))
     assert all(
         torch.equal(a, b) for of_a, of_b in zip(expected, found, strict=True) for a, b in zip(of_a, of_b, strict=True)
     )
@@ -129,7 +117,9 @@ MERGEKIT = {
 @pytest.mark.parametrize("mode", MERGEKIT)
 def test_gates_are_those_that_mergekit_wrote(mode: str, tmp_path: Path) -> None:
     folder = make_models(tmp_path)
-    gate_LED, _ = planned(folder, recipe(folder, gate_mode=mode), seed=7).gates
+    routers = planned(folder, recipe(folder, gate_mode=mode), seed=7).routers
+    assert routers is not None
+    gate_LED = torch.stack([routers[f"layers.{layer}.feed_forward.router.weight"] for layer in (0, 1)])
     expected = torch.tensor(MERGEKIT[mode])
     # Another processor may round a product of the first layer the other way.
     tolerance = 0.02 if mode.startswith("hidden") else 1e-7
@@ -147,18 +137,18 @@ def test_drawn_gates_are_torch_s_own_numbers(mode: str) -> None:
 
 
 def test_the_encoder_puts_the_start_token_before_every_prompt_and_pads_on_the_left(tmp_path: Path) -> None:
-    base = source_of(make_models(tmp_path, count=0) / "base")
+    base = StoredModel(make_models(tmp_path, count=0) / "base")
     encoder = prompt_encoder(base)
     assert special_text(base.folder, "bos_token") == "<s>"
-    batch = encoder.batch(["abcd", "a"])
-    assert batch.token_BT[:, 0].tolist() == [1, 1]
+    batch = left_padded([encoder.ids(text) for text in ("abcd", "a")], encoder.padding)
+    assert batch.tokens_BT[:, 0].tolist() == [1, 1]
     assert batch.real_BT.tolist() == [[True] * 5, [False] * 3 + [True] * 2]
     assert encoder.ids("abcd")[0] == 1
 
 
 def test_router_inputs_are_what_the_feed_forward_norm_gives(tmp_path: Path) -> None:
     """Against our decoder with a hook, each prompt alone: neither padding nor the other prompts may show."""
-    base = source_of(make_models(tmp_path, count=0) / "base")
+    base = StoredModel(make_models(tmp_path, count=0) / "base")
     encoder = prompt_encoder(base)
     experts = experts_of(PROMPTS[0], PROMPTS[1])
     layers = list(labelled_layers(base, encoder, experts))
@@ -236,7 +226,7 @@ def test_negative_prompts_push_away(make: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["router_input", "fitted"])
 def test_gates_on_a_model_are_deterministic_and_tell_prompts_apart(mode: str, tmp_path: Path) -> None:
-    base = source_of(make_models(tmp_path, count=0) / "base")
+    base = StoredModel(make_models(tmp_path, count=0) / "base")
     encoder = prompt_encoder(base)
     experts = experts_of(["aaaa aaab", "abaa"], ["zzz yyzz", "yzzy"])
     gate_LED = router_gates(mode, base, encoder, experts)
@@ -250,8 +240,10 @@ def test_gates_on_a_model_are_deterministic_and_tell_prompts_apart(mode: str, tm
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 50), max_size=7), min_size=1, max_size=5).filter(any))
-def test_left_padding_keeps_every_row(rows: list[list[int]]) -> None:
-    batch: Batch = left_padded(rows, 9)
-    assert [row[real].tolist() for row, real in zip(batch.token_BT, batch.real_BT, strict=True)] == rows
-    assert batch.real_BT.shape[1] == max(map(len, rows))
-    assert (batch.real_BT.int().diff(dim=-1) >= 0).all()
+def test_padding_keeps_every_row(rows: list[list[int]]) -> None:
+    for pad, way in ((left_padded, 1), (right_padded, -1)):
+        batch: TokenBatch = pad(rows)
+        assert [row[real].tolist() for row, real in zip(batch.tokens_BT, batch.real_BT, strict=True)] == rows
+        assert batch.real_BT.shape[1] == max(map(len, rows))
+        assert (batch.real_BT.int().diff(dim=-1) * way >= 0).all()
+    assert (left_padded(rows, 9).tokens_BT[~left_padded(rows, 9).real_BT] == 9).all()

@@ -11,20 +11,21 @@ from tests.convert.merging.merge_recipes import (
     PROMPTS,
     case_recipe,
     make_models,
+    plan_of,
     planned,
     problems_of,
     recipe,
+    write,
     write_recipe,
 )
 from tests.families.round_trips import check_logits, stored_tensors
 from torch import Tensor
 
-from moekit.convert.merging.merge_checks import forecast
 from moekit.convert.merging.merge_config import GATE_MODES, read_merge_config
-from moekit.convert.merging.merge_plan import Merge
-from moekit.convert.merging.mergekit_noise import Draw, Noise
+from moekit.convert.merging.merged_model import MergedModel
+from moekit.convert.merging.mergekit_arithmetic import Draw, Noise
+from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.merging.router_training import loaded
-from moekit.convert.merging.write_merge import Options, write_merge
 from moekit.core.errors import UsageError
 from moekit.models import Decoder, load
 
@@ -33,8 +34,8 @@ transformers = pytest.importorskip("transformers")
 TOKENS = torch.tensor([[1, 9, 30, 47, 200, 8], [1, 4, 250, 6, 7, 90]])
 
 
-def written(merge: Merge, folder: Path, **options: Any) -> Path:
-    write_merge(merge, folder, Options(**options))
+def written(merge: MergedModel, folder: Path, **options: Any) -> Path:
+    write(merge, folder, **options)
     return folder
 
 
@@ -156,9 +157,7 @@ def test_an_averaged_backbone_is_the_mean_of_the_experts(tmp_path: Path) -> None
     models = [stored_tensors(folder / f"e{index}") for index in range(3)]
     for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"):
         torch.testing.assert_close(out[name], torch.stack([model[name] for model in models]).mean(0))
-    torch.testing.assert_close(
-        merge.rows("model.embed_tokens.weight", [3, 5]), out["model.embed_tokens.weight"][[3, 5]]
-    )
+    torch.testing.assert_close(merge.rows("embedding.weight", 3, 5), out["model.embed_tokens.weight"][3:5])
 
 
 def test_noise_and_scale_change_what_they_say(tmp_path: Path) -> None:
@@ -167,14 +166,23 @@ def test_noise_and_scale_change_what_they_say(tmp_path: Path) -> None:
     data["experts"][0] |= {"noise_scale": 0.25, "residual_scale": 3.0}
     merge = planned(folder, data, seed=3)
     plain = stored_tensors(folder / "e0")
-    for part, scale in (("gate_proj", 1.0), ("down_proj", 3.0)):
-        dense = plain[f"model.layers.1.mlp.{part}.weight"]
-        noise = merge.matrix(1, 0, part) / scale - dense
+    for matrix, scale in (("gate", 1.0), ("down", 3.0)):
+        dense = plain[f"model.layers.1.mlp.{matrix}_proj.weight"]
+        noise = expert_matrix(merge, 0, matrix) / scale - dense
         assert 0.2 < float(noise.std()) < 0.3
     assert torch.equal(
-        merge.matrix(1, 1, "down_proj"), stored_tensors(folder / "e1")["model.layers.1.mlp.down_proj.weight"]
+        expert_matrix(merge, 1, "down"), stored_tensors(folder / "e1")["model.layers.1.mlp.down_proj.weight"]
     )
-    assert not torch.equal(merge.matrix(1, 0, "up_proj"), planned(folder, data, seed=4).matrix(1, 0, "up_proj"))
+    other = planned(folder, data, seed=4)
+    assert not torch.equal(expert_matrix(merge, 0, "up"), expert_matrix(other, 0, "up"))
+
+
+def expert_matrix(merge: MergedModel, expert: int, matrix: str) -> Tensor:
+    """Give a matrix of an expert of layer 1, as the result holds it."""
+    if matrix == "down":
+        return merge.parameter("layers.1.feed_forward.experts.down_EDF")[expert]
+    gate, up = merge.parameter("layers.1.feed_forward.experts.gate_up_EGD")[expert].chunk(2)
+    return gate if matrix == "gate" else up
 
 
 def test_noise_is_the_same_in_any_order() -> None:
@@ -189,9 +197,10 @@ def test_noise_is_the_same_in_any_order() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_forecast_is_exact(fused: bool, tmp_path: Path) -> None:
     folder = make_models(tmp_path)
-    merge = planned(folder, recipe(folder), fused=fused)
-    found = forecast(merge)
-    out = written(merge, tmp_path / "out")
+    conversion = plan_of(folder, recipe(folder), fused=fused)
+    found = conversion.plan(tmp_path / "out")
+    conversion.run(out := tmp_path / "out")
+    assert found.peak_memory_bytes is not None
     assert found.output_bytes == sum(file.stat().st_size for file in out.glob("model*"))
     assert found.tensors == len(stored_tensors(out))
     assert found.peak_memory_bytes > 0
@@ -231,7 +240,7 @@ def test_the_report_says_what_the_written_model_s_routers_do(tmp_path: Path) -> 
     for index, prompt in enumerate(prompt for expert in range(3) for prompt in PROMPTS[expert]):
         routings: list[Any] = []
         with torch.no_grad():
-            model(torch.tensor([merge.encoder.ids(prompt)]), routings=routings)
+            model(torch.tensor([prompt_encoder(merge.base).ids(prompt)]), routings=routings)
         for layer, routing in enumerate(routings):
             first = routing.probs_TE.argmax(-1).bincount(minlength=3) / len(routing.probs_TE)
             torch.testing.assert_close(torch.tensor(report["texts"][index]["top_1"][layer]), first, atol=1e-4, rtol=0)

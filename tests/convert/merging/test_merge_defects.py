@@ -1,6 +1,6 @@
 """What is wrong with mergekit-moe 0.1.5, one test a defect; and that training routers touches nothing else.
 
-Adapters, which it cannot merge, are in test_lora.py; errors that it finds late, in test_merge.py.
+Adapters, which it cannot merge, are in test_merge_adapters.py; errors that it finds late, in test_merge.py.
 """
 
 import json
@@ -10,21 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe
+from tests.convert.merging.merge_recipes import make_models, plan_of, planned, problems_of, recipe, write
 from tests.families.round_trips import stored_tensors
 
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.convert.merging import router_training
-from moekit.convert.merging.merge_checks import plan_merge
-from moekit.convert.merging.merge_config import Reference, read_merge_config
-from moekit.convert.merging.router_training import (
-    RouterTraining,
-    check_only_routers,
-    loaded,
-    train_routers,
-    training_memory_bytes,
-)
-from moekit.convert.merging.source_models import Source, open_source
-from moekit.convert.merging.write_merge import Options, write_merge
+from moekit.convert.merging.gates import make_gates
+from moekit.convert.merging.merge_conversion import MergeConversion, MergeOptions
+from moekit.convert.merging.prompts import prompt_encoder
+from moekit.convert.merging.router_training import RouterTraining, loaded, train_routers, training_memory_bytes
 from moekit.core.errors import MoekitError
 from moekit.data import Document
 
@@ -39,7 +33,7 @@ def test_a_shared_expert_that_is_no_routed_expert(architecture: str, tmp_path: P
     if architecture == "qwen":
         shared["positive_prompts"] = ["anything"]
     merge = planned(folder, recipe(folder, architecture=architecture, shared_experts=[shared]))
-    write_merge(merge, tmp_path / "out", Options())
+    write(merge, tmp_path / "out")
     out, e2 = stored_tensors(tmp_path / "out"), stored_tensors(folder / "e2")
     name = "shared_expert" if architecture == "qwen" else "shared_experts"
     place = "model.layers.1.mlp.{}down_proj.weight"
@@ -48,7 +42,7 @@ def test_a_shared_expert_that_is_no_routed_expert(architecture: str, tmp_path: P
 
 def test_the_tokenizer_is_copied_and_not_saved_with_other_padding(tmp_path: Path) -> None:
     folder = make_models(tmp_path)
-    write_merge(planned(folder, recipe(folder)), tmp_path / "out", Options())
+    write(planned(folder, recipe(folder)), tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / "base" / name).read_bytes()
     assert "padding_side" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
@@ -62,7 +56,7 @@ def test_biases_of_attention_are_kept_or_refused_and_never_dropped(tmp_path: Pat
     assert "biases" in found
     assert "deepseek" in found
     merge = planned(folder, recipe(folder, architecture="deepseek"))
-    write_merge(merge, tmp_path / "out", Options())
+    write(merge, tmp_path / "out")
     out, base = stored_tensors(tmp_path / "out"), stored_tensors(folder / "base")
     biases = [name for name in base if name.endswith(".bias")]
     assert len(biases) == 8
@@ -71,7 +65,8 @@ def test_biases_of_attention_are_kept_or_refused_and_never_dropped(tmp_path: Pat
     shared = [{"source_model": str(qwen / "e0"), "positive_prompts": ["x"]}]
     merge = planned(qwen, recipe(qwen, shared_experts=shared))
     name = "model.layers.0.self_attn.k_proj.bias"
-    assert torch.equal(merge.read(name), stored_tensors(qwen / "base")[name])
+    keys = merge.parameter("layers.0.attention.query_key_value.bias")[32:48]
+    assert torch.equal(keys, stored_tensors(qwen / "base")[name])
 
 
 def test_biases_of_feed_forward_networks_are_refused(tmp_path: Path) -> None:
@@ -83,42 +78,35 @@ def test_biases_of_feed_forward_networks_are_refused(tmp_path: Path) -> None:
 
 def test_experts_have_names_that_other_readers_of_mixtral_know(tmp_path: Path) -> None:
     folder = make_models(tmp_path)
-    names = {tensor.name for tensor in planned(folder, recipe(folder)).tensors}
+    names = {tensor.name for tensor in plan_of(folder, recipe(folder)).merged.tensors}
     assert "model.layers.0.block_sparse_moe.experts.1.w2.weight" in names
     assert "model.layers.0.block_sparse_moe.gate.weight" in names
     assert not any(".mlp." in name for name in names)
-    fused = {tensor.name: tensor.shape for tensor in planned(folder, recipe(folder), fused=True).tensors}
+    fused = {tensor.name: tensor.shape for tensor in plan_of(folder, recipe(folder), fused=True).merged.tensors}
     assert fused["model.layers.0.mlp.experts.gate_up_proj"] == (2, 96, 32)
     assert fused["model.layers.0.mlp.experts.down_proj"] == (2, 32, 48)
     assert fused["model.layers.0.mlp.gate.weight"] == (2, 32)
 
 
-def test_planning_reads_no_weight(tmp_path: Path) -> None:
+def test_planning_reads_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors come before the work: a plan is made of headers, whatever the bytes behind them."""
     folder = make_models(tmp_path)
     data = recipe(folder, gate_mode="fitted")
-    from tests.convert.merging.merge_recipes import write_recipe
 
-    def unreadable(reference: Reference) -> Source:
-        source = open_source(reference)
+    def read(*arguments: object) -> None:
+        raise AssertionError("a weight was read")
 
-        def read(*arguments: object) -> None:
-            raise AssertionError("a weight was read")
-
-        source.tensors.read = read  # type: ignore[method-assign]
-        return source
-
-    merge, problems = plan_merge(read_merge_config(write_recipe(folder, data)), open_one=unreadable)
-    assert merge is not None, problems
-    assert merge.tensors
+    monkeypatch.setattr(StoredTensors, "read", read)
+    conversion = plan_of(folder, data)
+    assert conversion.plan(tmp_path / "out").tensors == len(conversion.merged.tensors)
     with pytest.raises(AssertionError, match="a weight was read"):
-        _ = merge.gates
+        make_gates(conversion.merged)
 
 
 def test_drawn_gates_need_no_tokenizer(tmp_path: Path) -> None:
     folder = make_models(tmp_path)
     (folder / "base" / "tokenizer.json").unlink()
-    assert write_merge(planned(folder, recipe(folder, gate_mode="random")), tmp_path / "out", Options()) is None
+    assert write(planned(folder, recipe(folder, gate_mode="random")), tmp_path / "out").routing is None
     assert "No text was routed" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -145,28 +133,27 @@ def test_training_routers_changes_routers_alone(architecture: str, fused: bool, 
     data = recipe(folder, architecture=architecture, shared_experts=shared, dtype="bfloat16")
     merge = planned(folder, data, fused=fused)
     trained = train_routers(merge, TEXT, SHORT)
-    assert set(trained.tensors) == set(merge.router_names)
-    changed = merge.with_routers(trained.tensors, trained.key)
-    write_merge(changed, tmp_path / "out", Options(report=False))
-    assert check_only_routers(merge, tmp_path / "out") == len(merge.tensors) - len(trained.tensors)
-    out = stored_tensors(tmp_path / "out")
-    for name in merge.router_names:
-        assert torch.equal(out[name], trained.tensors[name])
-        assert out[name].dtype is torch.bfloat16
-    moved = [name for name in merge.router_names if not torch.equal(out[name], merge.read(name))]
-    assert len(moved) == len(merge.router_names)
+    routers = trained.merged.routers
+    assert routers is not None
+    assert routers.keys() == merge.router_names.keys()
+    write(trained.merged, tmp_path / "out", report=False)
+    write(merge, tmp_path / "untrained", report=False)
+    out, untrained = stored_tensors(tmp_path / "out"), stored_tensors(tmp_path / "untrained")
+    assert out.keys() == untrained.keys()
+    stored = {name: theirs for theirs, name in merge.router_names.items()}
+    for name, tensor in out.items():
+        assert torch.equal(tensor, untrained[name]) == (name not in stored), name
+        assert name not in stored or torch.equal(tensor, routers[stored[name]])
+        assert name not in stored or tensor.dtype is torch.bfloat16
 
 
 def test_trained_routers_fit_the_text_better(tmp_path: Path) -> None:
     folder = make_models(tmp_path)
     merge = planned(folder, recipe(folder, 3, gate_mode="random"))
     trained = train_routers(merge, TEXT, SHORT)
-    tokens = torch.tensor([merge.encoder.ids(document.text.decode())[:60] for document in TEXT])
+    tokens = torch.tensor([prompt_encoder(merge.base).ids(document.text.decode())[:60] for document in TEXT])
     with torch.no_grad():
-        before, after = (
-            float(loaded(one).loss({"tokens": tokens})[0])
-            for one in (merge, merge.with_routers(trained.tensors, trained.key))
-        )
+        before, after = (float(loaded(one).loss({"tokens": tokens})[0]) for one in (merge, trained.merged))
     assert after < before
 
 
@@ -175,7 +162,7 @@ def test_routers_are_trained_in_the_types_of_the_result(tmp_path: Path, monkeypa
     folder = make_models(tmp_path)
     merges = [planned(folder, recipe(folder, dtype=dtype)) for dtype in ("float32", "bfloat16")]
     wide, narrow = map(training_memory_bytes, merges)
-    assert wide > 4 * sum(tensor.numel() for tensor in map(merges[0].read, merges[0].by_name))
+    assert wide > 4 * sum(tensor.numel() for tensor in map(merges[0].parameter, merges[0].shapes))
     assert narrow < 0.75 * wide
     seen = set()
     monkeypatch.setattr(
@@ -183,8 +170,9 @@ def test_routers_are_trained_in_the_types_of_the_result(tmp_path: Path, monkeypa
     )
     trained = train_routers(merges[1], TEXT, RouterTraining(steps=30, sequences=4, tokens=24, rate=1e-3))
     assert seen == {torch.bfloat16}
-    moved = [not torch.equal(trained.tensors[name], merges[1].read(name)) for name in merges[1].router_names]
-    assert all(moved)
+    assert trained.merged.routers is not None
+    for name, router in trained.merged.routers.items():
+        assert not torch.equal(router, merges[1].parameter(name))
 
 
 def _noted(tensors: dict[str, torch.Tensor], seen: set[torch.dtype]) -> dict[str, torch.Tensor]:
@@ -195,19 +183,21 @@ def _noted(tensors: dict[str, torch.Tensor], seen: set[torch.dtype]) -> dict[str
 def test_a_changed_expert_is_found(tmp_path: Path) -> None:
     folder = make_models(tmp_path)
     merge = planned(folder, recipe(folder))
-    write_merge(merge, tmp_path / "out", Options(report=False))
+    write(merge, tmp_path / "out", report=False)
     file = tmp_path / "out" / "model.safetensors"
     tensors = load_file(file)
     name = "model.layers.1.block_sparse_moe.experts.0.w3.weight"
     tensors[name][0, 0] = tensors[name][0, 0] + 1e-6
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(MoekitError, match=name):
-        check_only_routers(merge, tmp_path / "out")
+        MergeConversion(merged=merge, options=MergeOptions(), warnings=[]).verify(tmp_path / "out")
 
 
 def test_router_training_repeats_to_the_bit(tmp_path: Path) -> None:
     folder = make_models(tmp_path)
-    keys = {train_routers(planned(folder, recipe(folder), seed=seed), TEXT, SHORT).key for seed in (1, 1, 2)}
+    keys = {
+        train_routers(planned(folder, recipe(folder), seed=seed), TEXT, SHORT).merged.routers_key for seed in (1, 1, 2)
+    }
     assert len(keys) == 2
 
 
@@ -219,11 +209,11 @@ def test_text_without_tokens_is_refused(tmp_path: Path) -> None:
 
 def test_settings_keep_what_the_base_says(tmp_path: Path) -> None:
     folder = make_models(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, rms_norm_eps=1e-5)
-    settings = planned(folder, recipe(folder, architecture="deepseek")).settings
+    settings = plan_of(folder, recipe(folder, architecture="deepseek")).merged.output.settings
     assert settings["rope_theta"] == 5e5
     assert settings["n_shared_experts"] is None
     assert settings["norm_topk_prob"] is True
-    settings = planned(folder, recipe(folder, dtype=None)).settings
+    settings = plan_of(folder, recipe(folder, dtype=None)).merged.output.settings
     assert settings["bos_token_id"] == 1
     assert settings["rms_norm_eps"] == 1e-5
-    assert json.loads(json.dumps(settings))["dtype"] == "float32"
+    assert json.loads(json.dumps(dict(settings)))["dtype"] == "float32"

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.convert.merging.merge_recipes import make_models, planned, recipe, write_recipe
-from tests.convert.merging.test_lora import DOWN, QUERY, save_adapter
+from tests.convert.merging.merge_recipes import make_models, plan_of, recipe, write_recipe
+from tests.convert.merging.test_merge_adapters import DOWN, QUERY, save_adapter
 from tests.convert.storage.killed_runs import killed
 
-from moekit.convert.merging.write_merge import write_merge
 from moekit.convert.storage import streaming_writer as streaming
 from moekit.convert.storage.partial_folder import partial_folder
 from moekit.core.errors import MoekitError
@@ -49,10 +48,10 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(streaming, "_CHUNK_BYTES", 4096)
         patch.setattr(os, "pwrite", pwrite)
         with pytest.raises(MoekitError, match=rf"disk is full while writing {out}"):
-            write_merge(planned(folder, data), out)
+            plan_of(folder, data).run(out)
     assert not out.exists()
     assert partial_folder(out).exists()
     for target in (out, tmp_path / "y" / "out"):
-        write_merge(planned(folder, data), target)
+        plan_of(folder, data).run(target)
     for file in out.iterdir():
         assert file.read_bytes() == (tmp_path / "y" / "out" / file.name).read_bytes(), file.name

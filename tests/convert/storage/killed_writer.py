@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.convert.merging.merge_checks import plan_merge
 from moekit.convert.merging.merge_config import read_merge_config
-from moekit.convert.merging.write_merge import Options, write_merge
+from moekit.convert.merging.merge_conversion import MergeOptions, plan_merging
 from moekit.convert.storage import streaming_writer as streaming
+from moekit.convert.storage.output_tensors import Copy, Made, OutputTensor
 from moekit.convert.storage.partial_folder import JOURNAL, partial_folder
-from moekit.convert.storage.streaming_writer import Copy, Made, OutputTensor, write_tensors
+from moekit.convert.storage.streaming_writer import write_tensors
+from moekit.core.progress import Advanced, ProgressEvent
 
 streaming._CHUNK_BYTES, streaming._SYNC_BYTES = 4096, 40_000
 torch.set_num_threads(1)  # threads of the parent would be missing in its children
@@ -65,9 +66,12 @@ def merged(recipe: Path) -> Write:
     """Planned anew in each child, gates and all, as a process of its own would."""
 
     def write(target: Path, on_bytes: Callable[[int], None]) -> None:
-        merge, problems = plan_merge(read_merge_config(recipe), seed=3)
-        assert merge is not None, problems
-        write_merge(merge, target, Options(on_bytes=on_bytes, shard_bytes=100_000))
+        def slowed(event: ProgressEvent) -> None:
+            if isinstance(event, Advanced):
+                on_bytes(event.done)
+
+        options = MergeOptions(shard_bytes=100_000)
+        plan_merging(read_merge_config(recipe), seed=3, options=options).run(target, slowed)
 
     return write
 

@@ -17,15 +17,9 @@ from torch import Tensor
 
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.convert.storage import streaming_writer as streaming
+from moekit.convert.storage.output_tensors import Copy, Made, OutputTensor
 from moekit.convert.storage.partial_folder import partial_folder
-from moekit.convert.storage.streaming_writer import (
-    Copy,
-    Made,
-    OutputTensor,
-    output_bytes,
-    peak_memory_bytes,
-    write_tensors,
-)
+from moekit.convert.storage.streaming_writer import output_bytes, peak_memory_bytes, write_tensors
 from moekit.core import files
 from moekit.core.errors import MoekitError, UsageError
 
@@ -263,7 +257,8 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.convert.storage.streaming_writer import Copy, OutputTensor, peak_memory_bytes, write_tensors
+from moekit.convert.storage.output_tensors import Copy, OutputTensor
+from moekit.convert.storage.streaming_writer import peak_memory_bytes, write_tensors
 def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
 source, peak = StoredTensors.open(Path(sys.argv[1])), 0

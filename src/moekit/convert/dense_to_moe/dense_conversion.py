@@ -1,26 +1,26 @@
-"""A conversion from one folder to another: what it will write, the writing, and the proof before it has its name."""
+"""One dense model to a mixture: what will be written, the writing, and the proof before it has its name."""
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from moekit.checkpoint.write_weights import check_replaceable
 from moekit.config import ModelConfig
-from moekit.convert.dense_to_moe.expert_channels import Mixture, dense_of, output_tensors
-from moekit.convert.storage.partial_folder import checksums_text, discard, partial_folder
-from moekit.convert.storage.streaming_writer import OutputTensor, file_bytes, peak_memory_bytes, write_tensors
-from moekit.convert.stored_model import StoredModel, shapes_of
+from moekit.convert.conversion import folder_problems, json_text
+from moekit.convert.dense_to_moe.expert_channels import Mixture, MixtureParameters
+from moekit.convert.output_model import output_tensors
+from moekit.convert.storage.output_tensors import OutputTensor
+from moekit.convert.storage.partial_folder import checksums_text, discard
+from moekit.convert.storage.streaming_writer import file_bytes, output_bytes, peak_memory_bytes, write_tensors
+from moekit.convert.stored_model import StoredModel, dense_of, shapes_of
 from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
-from moekit.core import files
-from moekit.core.errors import MoekitError, UsageError
-from moekit.core.formatting import bytes_text
+from moekit.core.errors import MoekitError
+from moekit.core.progress import Progress, Task, no_progress
 from moekit.counting import count_parameters
 from moekit.families import Family, describe
 from moekit.models.folder import COMPANIONS, CONFIG, read_settings
@@ -74,7 +74,7 @@ class ConversionReport(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class DenseConversion:
     """A dense model, and the configuration and mixtures that it is to have.
 
     inexact: why the result computes something else; None where it has to be the same function, which is then proved.
@@ -92,11 +92,13 @@ class Conversion:
 
     @cached_property
     def tensors(self) -> list[OutputTensor]:
-        """What is written."""
-        return output_tensors(self.source, self.config, self.family, self.mixtures)
+        """What is written. What lies in both folders in the same way is copied."""
+        shapes, layout = shapes_of(self.family, self.config)
+        parameters = MixtureParameters(self.source, self.mixtures, shapes)
+        return output_tensors([entry for entry in layout if not entry.optional], shapes, parameters)
 
     def plan(self, out: Path) -> ConversionPlan:
-        """What writing it to `out` takes, and what stands in the way."""
+        """Say what writing it to `out` takes, and what stands in the way."""
         count, needed = count_parameters(self.config), self._output_bytes()
         shapes, _ = shapes_of(self.family, self.config)
         return ConversionPlan(
@@ -112,10 +114,10 @@ class Conversion:
             exact=self.inexact is None,
             inexact_because=self.inexact,
             scale=self.scale,
-            problems=_problems(out, needed),
+            problems=folder_problems(out, needed),
         )
 
-    def run(self, out: Path, on_bytes: Callable[[int], None] | None = None) -> ConversionReport:
+    def run(self, out: Path, progress: Progress = no_progress) -> ConversionReport:
         """Write it to the new folder `out`, prove it, and only then give it that name.
 
         A run that was stopped goes on with the same call. Raises UsageError where `out` is taken, MoekitError where the
@@ -128,32 +130,39 @@ class Conversion:
                 (folder / name).write_text(text, encoding="utf-8")
             for name in self._companions():
                 shutil.copyfile(self.source.folder / name, folder / name)
-            found.append(self._proved(folder, out))
+            found.append(self._verified(folder, out))
 
-        write_tensors(out, self.tensors, on_bytes=on_bytes, settings=self.settings, fill=fill)
+        with Task(progress, f"Writing {out}", total=output_bytes(self.tensors), unit="bytes") as task:
+            write_tensors(out, self.tensors, on_bytes=task.advance, settings=self.settings, fill=fill)
         if not found:  # a run before did all but say so
-            found.append(self._proved(out, out))
+            found.append(self._verified(out, out))
         return self._report(out, found[0])
 
-    def _proved(self, folder: Path, out: Path) -> Difference:
-        try:
-            result = StoredModel(folder)
-            check_copied(self.source, result)
-            difference = compare(self.source, result, probe_of(self.config.vocab_size, self.config.context))
-            if self.inexact is None and not difference.relative <= self.tolerance:
-                raise MoekitError(
-                    f"The result is not the same function as {self.source.folder}: its logits differ by "
-                    f"{difference.relative:.1e} of their standard deviation (at most {self.tolerance:.0e}), "
-                    "so it was removed."
-                )
-        except MoekitError:
-            discard(out)
-            raise
+    def verify(self, out: Path) -> Difference:
+        """Compare the copied weights in `out` bit for bit, and its logits with the dense model's.
+
+        Raises MoekitError where a copy is damaged, or where the logits differ though the function has to be the same.
+        """
+        result = StoredModel(out)
+        check_copied(self.source, result)
+        difference = compare(self.source, result, probe_of(self.config.vocab_size, self.config.context))
+        if self.inexact is None and not difference.relative <= self.tolerance:
+            raise MoekitError(
+                f"The result is not the same function as {self.source.folder}: its logits differ by "
+                f"{difference.relative:.1e} of their standard deviation (at most {self.tolerance:.0e})."
+            )
         return difference
+
+    def _verified(self, folder: Path, out: Path) -> Difference:
+        try:
+            return self.verify(folder)
+        except MoekitError as error:
+            discard(out)
+            raise MoekitError(f"{error} What was written was removed.") from error
 
     @property
     def tolerance(self) -> float:
-        """What logits may differ by, in their standard deviations."""
+        """How far logits may differ, in their standard deviations."""
         scales: set[float] = set()
         for layer, mixture in self.mixtures.items():
             dense = dense_of(self.source.config, layer)
@@ -165,7 +174,7 @@ class Conversion:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of most of the source's weights."""
+        """The type of most of the source's weights."""
         sizes: dict[torch.dtype, int] = {}
         for name, dtype in self.source.dtypes.items():
             sizes[dtype] = sizes.get(dtype, 0) + self.source.shapes[name].numel()
@@ -194,13 +203,13 @@ class Conversion:
         _, settings = describe(self.config, self.family.model_type)
         settings |= {"dtype": str(self.dtype).removeprefix("torch.")}
         record = {"verb": self.verb, "source": self.source.folder.name, "options": json.loads(self.settings)}
-        return {CONFIG: _json(kept | settings), RECORD: _json(record)}
+        return {CONFIG: json_text(kept | settings), RECORD: json_text(record)}
 
     def _companions(self) -> list[str]:
         return [name for name in COMPANIONS if (self.source.folder / name).is_file()]
 
     def _output_bytes(self) -> int:
-        """All files, the checksums included, whose length does not depend on what is in the files."""
+        """Count all files, the checksums included, whose length does not depend on what is in the files."""
         sizes = {name: len(text.encode()) for name, text in self._texts().items()}
         sizes |= {name: (self.source.folder / name).stat().st_size for name in self._companions()}
         sizes |= file_bytes(self.tensors)
@@ -208,26 +217,10 @@ class Conversion:
         return sum(sizes.values()) + len(checksums.encode())
 
 
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-
 def choose_family(candidates: Sequence[ModelConfig]) -> tuple[ModelConfig, Family]:
-    """The first configuration that a family known to other tools can say; where there is none, the last, as our own."""
+    """Give the first configuration that a family of other tools can say; the last, as our own, if there is none."""
     for config in candidates:
         family, _ = describe(config)
         if family.layout is not None:
             break
     return config, family
-
-
-def _problems(out: Path, needed: int) -> list[str]:
-    try:
-        check_replaceable(out)
-    except UsageError as error:
-        return [str(error)]
-    held = sum(path.stat().st_size for path in partial_folder(out).glob("*") if path.is_file())
-    free = files.free_bytes(out)
-    if needed - held > free:
-        return [f"{out} needs {bytes_text(needed - held)} more and the disk has {bytes_text(free)} free."]
-    return []

@@ -7,7 +7,7 @@ each, added up, are the dense network.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.views import pairs
-from moekit.config import DenseConfig, ModelConfig, MoEConfig
-from moekit.convert.storage.streaming_writer import Copy, Made, OutputTensor, Piece
-from moekit.convert.stored_model import StoredModel, row_count, row_width, rows_of, shapes_of
-from moekit.families import Family
+from moekit.convert.storage.output_tensors import Made, Piece
+from moekit.convert.stored_model import StoredModel, dense_of, row_count, row_width
 
 # A matrix whose columns are scaled or left out is read and computed so many bytes at a time.
 _BLOCK_BYTES = 16 << 20
@@ -71,79 +68,35 @@ class Mixture:
     branch: Slot | None = None
 
 
-def output_tensors(
-    source: StoredModel, config: ModelConfig, family: Family, mixtures: dict[int, Mixture]
-) -> list[OutputTensor]:
-    """The tensors of a model of that configuration in that family's folders.
+class MixtureParameters:
+    """What the parameters of the new model are made of: everything but the mixtures is the source's.
 
-    mixtures: by layer; everything else is the source's. What lies in both folders in the same way is copied.
+    mixtures: by layer. shapes: of the new model's parameters.
     """
-    shapes, layout = shapes_of(family, config)
-    same = {entry.name: entry for entry in source.layout if entry.name in source.tensors}
-    maker = _Maker(source, config, mixtures, shapes)
-    return [maker.tensor(entry, same.get(entry.name)) for entry in layout if not entry.optional]
 
+    def __init__(self, source: StoredModel, mixtures: Mapping[int, Mixture], shapes: Mapping[str, Tensor]) -> None:
+        self.source, self.mixtures, self.shapes = source, mixtures, shapes
 
-class _Maker:
-    """Output tensors one by one."""
-
-    def __init__(
-        self, source: StoredModel, config: ModelConfig, mixtures: dict[int, Mixture], shapes: dict[str, Tensor]
-    ) -> None:
-        self.source, self.config, self.mixtures, self.shapes = source, config, mixtures, shapes
-
-    def tensor(self, entry: Stored, theirs: Stored | None) -> OutputTensor:
-        """The output for an entry of the layout; `theirs`: the source's of the same name."""
-        found = pairs(entry, self.shapes)
-        shape = tuple(entry.shape or found[0].stored.shape)
-        dtype = self._dtype(entry.parts[0].ours)
-        if theirs is not None and self._alike(entry, theirs):
-            return OutputTensor(entry.name, dtype, shape, (Copy(self.source.tensors, entry.name),))
-        in_rows = sorted(zip(entry.parts, found, strict=True), key=lambda both: both[1].stored.storage_offset())
-        pieces: list[Piece] = []
-        for part, pair in in_rows:
-            rows = rows_of(pair, self.shapes[part.ours])
-            if rows is None or not pair.stored.is_contiguous():
-                return OutputTensor(entry.name, dtype, shape, (self._assembled(entry, shape, dtype),))
-            pieces += self._rows(part.ours, rows)
-        return OutputTensor(entry.name, dtype, shape, tuple(pieces))
-
-    def _alike(self, entry: Stored, theirs: Stored) -> bool:
-        """Whether the source holds the same elements in the same order under that name."""
-        if any(part.ours not in self.source.shapes for part in (*entry.parts, *theirs.parts)):
-            return False
-
-        def places(stored: Stored, shapes: dict[str, Tensor]) -> list[object]:
-            found = zip(stored.parts, pairs(stored, shapes), strict=True)
-            return [(part.ours, *_place(pair.ours), *_place(pair.stored)) for part, pair in found]
-
-        return places(entry, self.shapes) == places(theirs, self.source.shapes)
-
-    def _assembled(self, entry: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> Made:
-        """A tensor whose parts do not lie in it row by row, of parameters that stay as they are."""
-
-        def make() -> Tensor:
-            whole = {part.ours: self.source.parameter(part.ours) for part in entry.parts}
-            result = torch.empty(shape, dtype=dtype)
-            for pair in pairs(entry, whole):
-                stored = pair.stored
-                result.as_strided(stored.shape, stored.stride(), stored.storage_offset()).copy_(pair.ours)
-            return result
-
-        held = sum(self.shapes[name].numel() * 8 for name in {part.ours for part in entry.parts})
-        return Made(make, shape, held + 2 * math.prod(shape) * dtype.itemsize, entry.name)
-
-    def _dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> torch.dtype:
+        """Give the type of the source's weights that a parameter is made of."""
         if name in self.source.dtypes:
             return self.source.dtypes[name]
         if name.endswith("router.bias_E"):
             return torch.float32  # a buffer whose steps would be lost in less
-        layer = name.split(".feed_forward.")[0]
-        role = name.rsplit("feed_forward.", 1)[1]
+        layer, role = name.split(".feed_forward.")
         which, part = "down" if "down" in role else "gate_up", "bias" if "bias" in role else "weight"
         return self.source.dtypes[f"{layer}.feed_forward.{which}.{part}"]
 
-    def _rows(self, name: str, rows: range) -> Iterator[Piece]:
+    def stored(self, entry: Stored) -> Piece | None:
+        """Give a tensor that the source's folder holds in the same way."""
+        return self.source.stored_piece(entry.name) if self.source.holds(entry, self.shapes) else None
+
+    def parameter(self, name: str) -> Tensor:
+        """Read a parameter that stays as it is."""
+        return self.source.parameter(name)
+
+    def pieces(self, name: str, rows: range) -> Iterator[Piece]:
+        """Give rows of the source's parameter of that name, or of a mixture's."""
         if name in self.source.shapes:
             yield from self.source.pieces(name, rows.start, rows.stop)
             return
@@ -152,10 +105,7 @@ class _Maker:
         network = _Network(self.source, layer)
         match role:
             case "experts.gate_up_EGD" | "experts.down_EDF":
-                per_expert = row_count(self.shapes[name]) // len(mixture.experts)
-                for expert in range(rows.start // per_expert, -(-rows.stop // per_expert)):
-                    first = expert * per_expert
-                    cut = range(max(rows.start, first) - first, min(rows.stop, first + per_expert) - first)
+                for expert, cut in rows_by_expert(rows, row_count(self.shapes[name]) // len(mixture.experts)):
                     yield from network.rows(role == "experts.down_EDF", mixture.experts[expert], cut)
             case "branch.gate_up.weight" | "branch.down.weight":
                 assert mixture.branch is not None
@@ -176,8 +126,11 @@ class _Maker:
                 yield Made(lambda: torch.zeros(shape), shape, math.prod(shape) * 4, "zeros")
 
 
-def _place(view: Tensor) -> tuple[object, ...]:
-    return (view.shape, view.stride(), view.storage_offset())
+def rows_by_expert(rows: range, each: int) -> Iterator[tuple[int, range]]:
+    """Cut rows of all experts into those of each: the expert, and which of its own `each` rows."""
+    for expert in range(rows.start // each, -(-rows.stop // each)):
+        first = expert * each
+        yield expert, range(max(rows.start, first) - first, min(rows.stop, first + each) - first)
 
 
 def _cut(made: Made, rows: range) -> Made:
@@ -318,17 +271,3 @@ def runs_of(channels: Sequence[int]) -> list[range]:
         else:
             runs.append(range(channel, channel + 1))
     return runs
-
-
-def dense_of(config: ModelConfig, layer: int) -> DenseConfig:
-    """The layer's network; AssertionError where it is a mixture."""
-    found = config.feed_forwards[layer]
-    assert isinstance(found, DenseConfig)
-    return found
-
-
-def moe_of(config: ModelConfig, layer: int) -> MoEConfig:
-    """The layer's mixture; AssertionError where it is dense."""
-    found = config.feed_forwards[layer]
-    assert isinstance(found, MoEConfig)
-    return found

@@ -7,9 +7,10 @@ expert, N features.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,15 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from moekit.config import Config, ModelConfig, MoEConfig, SoftmaxTopKConfig
-from moekit.convert.dense_to_moe.dense_conversion import Conversion, choose_family
-from moekit.convert.dense_to_moe.expert_channels import Mixture, Slot, dense_of
-from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator
-from moekit.convert.stored_model import StoredModel
-from moekit.convert.verify import ModelStream, Probe
-from moekit.core.errors import UsageError
+from moekit.convert.conversion import Refused
+from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose_family
+from moekit.convert.dense_to_moe.expert_channels import Mixture, Slot
+from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator, indivisible
+from moekit.convert.stored_model import StoredModel, dense_of
+from moekit.convert.streamed_decoder import StreamedDecoder, TokenBatch
 from moekit.kernels.activation import Activation, plain_activation
-from moekit.models.decoder import DecoderLayer
 
+_log = logging.getLogger(__name__)
 _ROUNDS = 10
 # Of a token's channels, those that count as active: the largest tenth (as in arXiv 2110.01786, section 4.1, where
 # most channels of a ReLU network are silent).
@@ -58,13 +59,13 @@ class Splitting(Config):
 
     @property
     def std(self) -> float:
-        """That of the routers."""
+        """The standard deviation that routers are drawn with."""
         if self.router_std is not None:
             return self.router_std
         return 0.0 if self.top_k == self.experts else 0.02
 
     def inexact(self) -> str | None:
-        """Why the result is not the same function as the dense model; None where it is."""
+        """Say why the result is not the same function as the dense model; None where it is."""
         if self.top_k < self.experts:
             return f"{self.top_k} of {self.experts} experts leave channels out"
         return f"a router that is drawn (std {self.std}) weighs the experts unevenly" if self.std else None
@@ -75,34 +76,28 @@ Channels = list[list[int]]
 
 
 def plan_splitting(
-    folder: Path,
-    options: Splitting,
-    tokens_BT: Tensor | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    *,
-    only_sizes: bool = False,
-) -> Conversion:
-    """What splitting the model in `folder` makes. The clusterings are computed here, and for them weights are read.
+    folder: Path, options: Splitting, tokens_BT: Tensor | None = None, *, only_sizes: bool = False
+) -> DenseConversion:
+    """Plan what splitting the model in `folder` makes. The clusterings are computed here, and weights read for them.
 
-    tokens_BT: a text, for `co-activation`. say: told of the layers as they are clustered. only_sizes: read no weights,
-    for a plan that is not run. Raises UsageError where the
-    options do not fit the model, MoekitError where the folder is damaged.
+    tokens_BT: a text, for `co-activation`. only_sizes: read no weights, for a plan that is not run. Raises `Refused`
+    with everything that does not fit the model, MoekitError where the folder is damaged.
     """
-    if options.method == "co-activation" and tokens_BT is None and not only_sizes:
-        raise UsageError("Method co-activation looks at a text; give its tokens.")
     source = StoredModel(folder)
-    layers = chosen_layers(source, options.layers)
-    for layer in layers:
-        if (width := dense_of(source.config, layer).width) % options.experts:
-            raise UsageError(f"Layer {layer} has {width} channels, which {options.experts} experts do not divide.")
+    layers, problems = chosen_layers(source, options.layers)
+    problems += indivisible(source, layers, options.experts, f"{options.experts} experts do not divide")
+    if options.method == "co-activation" and tokens_BT is None and not only_sizes:
+        problems.append("Method co-activation looks at a text; give its tokens.")
+    if problems:
+        raise Refused(problems)
     config, family = choose_family([_config(source.config, layers, options)])
     if only_sizes or options.method == "random":
         channels = {layer: _random(dense_of(source.config, layer).width, layer, options) for layer in layers}
     else:
-        channels = _clustered(source, layers, options, tokens_BT, say)
+        channels = _clustered(source, layers, options, tokens_BT)
     mixtures = {layer: _mixture(source.config.width, layer, channels[layer], options) for layer in layers}
     text = hashlib.sha256(json.dumps(channels).encode()).hexdigest()
-    return Conversion(
+    return DenseConversion(
         verb="split",
         source=source,
         config=config,
@@ -145,7 +140,6 @@ def _clustered(
     layers: Sequence[int],
     options: Splitting,
     tokens_BT: Tensor | None,
-    say: Callable[[str], None],
 ) -> dict[int, Channels]:
     features = (
         ((layer, _gate_rows(source, layer)) for layer in layers)
@@ -154,7 +148,7 @@ def _clustered(
     )
     found = {}
     for layer, features_FN in features:
-        say(f"Clustering the {len(features_FN)} channels of layer {layer}")
+        _log.info("Clustering the %d channels of layer %d", len(features_FN), layer)
         found[layer] = balanced_clusters(features_FN, options.experts, generator(options.seed, layer, "clusters"))
     return found
 
@@ -165,28 +159,22 @@ def _random(width: int, layer: int, options: Splitting) -> Channels:
 
 
 def _gate_rows(source: StoredModel, layer: int) -> Tensor:
-    """(F, D): what decides when a channel is active."""
+    """Read (F, D): what decides when a channel is active."""
     return source.rows(f"layers.{layer}.feed_forward.gate_up.weight", 0, dense_of(source.config, layer).width).float()
 
 
 def activity(source: StoredModel, layers: Sequence[int], tokens_BT: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """By layer (F, T): 1 where a channel is among the most active of a token, else 0; a layer at a time."""
-    stream = ModelStream(source)
-    probe = Probe(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
-    h_BTD = stream.embedded(tokens_BT)
-    for index in range(max(layers) + 1):
-        seen: list[Tensor] = []
-        network = cast(DecoderLayer, stream.model.layers[index]).feed_forward
-        hook = network.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
-        with torch.no_grad():
-            h_BTD = stream.layer(index, h_BTD, probe)
-        hook.remove()
-        if index in layers:
-            yield index, _active(source, index, seen[0].flatten(0, 1).float())
+    """Give by layer (F, T): 1 where a channel is among the most active of a token, else 0; a layer at a time."""
+    probe = TokenBatch(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
+    for run in StreamedDecoder(source, torch.float64).run([probe]):
+        if run.index in layers:
+            yield run.index, _active(source, run.index, run.feed_forward_inputs[0].flatten(0, 1).float())
+        if run.index == max(layers):
+            return
 
 
 def _active(source: StoredModel, layer: int, x_TD: Tensor) -> Tensor:
-    """(F, T), zeros and ones."""
+    """Compute (F, T), zeros and ones."""
     dense, gate_up = dense_of(source.config, layer), f"layers.{layer}.feed_forward.gate_up"
     bias = source.parameter(f"{gate_up}.bias").to(x_TD.dtype) if dense.bias else None
     gate_up_TG = F.linear(x_TD, source.rows(f"{gate_up}.weight").to(x_TD.dtype), bias)
@@ -197,7 +185,7 @@ def _active(source: StoredModel, layer: int, x_TD: Tensor) -> Tensor:
 
 
 def balanced_clusters(features_FN: Tensor, clusters: int, draw: torch.Generator) -> Channels:
-    """k-means of equal clusters by direction: rows are scaled to length 1 first (rows of zeros stay).
+    """Find clusters of equal size by direction, with k-means: rows are scaled to length 1 first (rows of zeros stay).
 
     Each round sends channels to the cluster they are nearest to, those with most to lose first, while it has room;
     the best of the rounds counts.
@@ -218,7 +206,7 @@ def balanced_clusters(features_FN: Tensor, clusters: int, draw: torch.Generator)
 
 
 def _with_room(likeness_FE: Tensor, room: int) -> Tensor:
-    """cluster_F: for each row its best column that is not full; those first that lose most by their second best."""
+    """Give cluster_F: for each row its best column that is not full; first those that lose most by their second."""
     top_F2 = likeness_FE.topk(min(2, likeness_FE.shape[1])).values
     order = (top_F2[:, 0] - top_F2[:, -1]).argsort(stable=True, descending=True).tolist()
     wishes = likeness_FE.argsort(stable=True, dim=1, descending=True).tolist()

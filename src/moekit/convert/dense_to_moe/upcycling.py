@@ -9,7 +9,7 @@ with one over all experts, which is exact only while the router is uniform. Bias
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -27,10 +27,10 @@ from moekit.config import (
     SigmoidBiasConfig,
     SoftmaxTopKConfig,
 )
-from moekit.convert.dense_to_moe.dense_conversion import Conversion, choose_family
-from moekit.convert.dense_to_moe.expert_channels import Matrix, Mixture, Slot, dense_of, moe_of
-from moekit.convert.stored_model import StoredModel
-from moekit.core.errors import UsageError
+from moekit.convert.conversion import Refused
+from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose_family
+from moekit.convert.dense_to_moe.expert_channels import Matrix, Mixture, Slot
+from moekit.convert.stored_model import StoredModel, dense_of, moe_of
 
 _Branch = Literal["none", "shared", "gated_shared"]
 
@@ -82,13 +82,13 @@ class Upcycling(Config):
 
     @property
     def scale(self) -> float:
-        """Of the experts' down projections, where no shared expert takes a part."""
+        """The factor of the experts' down projections, where no shared expert takes a part."""
         if self.renormalized:
             return float(self.granularity)
         return self.experts * self.granularity**2 / self.top_k
 
     def inexact(self) -> str | None:
-        """Why the result is not the same function as the dense model; None where it is."""
+        """Say why the result is not the same function as the dense model; None where it is."""
         if self.method != "copy":
             return f"method {self.method} changes the experts"
         if self.top_k == self.stored_experts:
@@ -102,22 +102,19 @@ class Upcycling(Config):
         return None
 
 
-def plan_upcycling(folder: Path, options: Upcycling) -> Conversion:
-    """What upcycling the model in `folder` makes, with every error that can be known before a weight is read.
+def plan_upcycling(folder: Path, options: Upcycling) -> DenseConversion:
+    """Plan what upcycling the model in `folder` makes; no weight is read.
 
-    Raises UsageError where the options do not fit the model, MoekitError where the folder is damaged.
+    Raises `Refused` with everything that does not fit the model, MoekitError where the folder is damaged.
     """
     source = StoredModel(folder)
-    layers = chosen_layers(source, options.layers)
-    for layer in layers:
-        width = dense_of(source.config, layer).width
-        if width % options.granularity:
-            raise UsageError(
-                f"Layer {layer} has {width} channels, which granularity {options.granularity} does not divide."
-            )
+    layers, problems = chosen_layers(source, options.layers)
+    problems += indivisible(source, layers, options.granularity, f"granularity {options.granularity} does not divide")
+    if problems:
+        raise Refused(problems)
     config, family = choose_family(candidates(source.config, layers, options))
     mixtures = {layer: _mixture(config, layer, source, options) for layer in layers}
-    return Conversion(
+    return DenseConversion(
         verb="upcycle",
         source=source,
         config=config,
@@ -129,28 +126,40 @@ def plan_upcycling(folder: Path, options: Upcycling) -> Conversion:
     )
 
 
-def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> list[int]:
-    """The layers that become mixtures; UsageError where one is not there or is a mixture already."""
+def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> tuple[list[int], list[str]]:
+    """Give the dense layers that become mixtures, and what is wrong with those that are asked for beside them."""
     count = len(source.config.layers)
-    chosen: list[int]
+    asked: list[int]
     if isinstance(layers, tuple):
-        chosen = sorted(set(layers))
+        asked = sorted(set(layers))
     else:
-        chosen = list(range(count)) if layers == "every" else list(range(1, count, 2))
-    if not chosen:
-        raise UsageError(f"{source.folder} has {count} layer, and 'alternate' begins with the second; name layers.")
-    for layer in chosen:
+        asked = list(range(count)) if layers == "every" else list(range(1, count, 2))
+    if not asked:
+        return [], [f"{source.folder} has {count} layer, and 'alternate' begins with the second; name layers."]
+    chosen, problems = [], []
+    for layer in asked:
         if layer >= count:
-            raise UsageError(f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}.")
-        if isinstance(source.config.feed_forwards[layer], MoEConfig):
-            raise UsageError(
+            problems.append(f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}.")
+        elif isinstance(source.config.feed_forwards[layer], MoEConfig):
+            problems.append(
                 f"Layer {layer} of {source.folder} is a mixture already; give a dense model or other layers."
             )
-    return chosen
+        else:
+            chosen.append(layer)
+    return chosen, problems
+
+
+def indivisible(source: StoredModel, layers: Sequence[int], parts: int, what: str) -> list[str]:
+    """Say which widths of feed-forward networks cannot be cut into so many parts, each with its first layer."""
+    found: dict[int, int] = {}
+    for layer in layers:
+        if (width := dense_of(source.config, layer).width) % parts:
+            found.setdefault(width, layer)
+    return [f"Layer {layer} has {width} channels, which {what}." for width, layer in found.items()]
 
 
 def candidates(config: ModelConfig, layers: list[int], options: Upcycling) -> list[ModelConfig]:
-    """Configurations that compute what is asked for, the best first; they differ in how a shared expert is added."""
+    """Give configurations that compute what is asked for, the best first: ways to add a shared expert."""
     latent = any(isinstance(layer.attention, LatentAttentionConfig) for layer in config.layers)
     branches: tuple[_Branch, ...] = ("none",)
     if options.shared:
@@ -199,7 +208,7 @@ class Shares:
 
 
 def shares(shared: int, granularity: int, *, gated: bool, alpha: float = 0.5) -> Shares:
-    """alpha of a part to its shared experts, evenly, the rest to the routed ones; all of it where none holds it.
+    """Give alpha of a part to its shared experts, evenly, and the rest to the routed ones; all where none holds it.
 
     gated: the branch is multiplied by sigmoid(0) = 1/2 at first.
     """
@@ -237,13 +246,13 @@ def _mixture(config: ModelConfig, layer: int, source: StoredModel, options: Upcy
 
 
 def _router(options: Upcycling, layer: int, width: int) -> Tensor:
-    """(N, D): a row for each copy of the network, the same one for its G parts, which so are chosen together."""
+    """Draw (N, D): a row for each copy of the network, the same one for its G parts, which so are chosen together."""
     weight = torch.randn(options.experts, width, generator=generator(options.seed, layer, "router"))
     return (weight * options.router_std).repeat_interleave(options.granularity, 0)
 
 
 def _change(options: Upcycling, layer: int, expert: int, width: int) -> Callable[[Matrix, Tensor], Tensor] | None:
-    """What the method does to an expert's matrices, (channels, D) each, and biases of gate and up, (channels, 1)."""
+    """Give what the method does to an expert's matrices, (channels, D), and to biases of gate and up, (channels, 1)."""
     if options.method == "copy":
         return None
 
@@ -262,11 +271,11 @@ def _change(options: Upcycling, layer: int, expert: int, width: int) -> Callable
 
 
 def _std(values: Tensor) -> Tensor:
-    """Their standard deviation; that of a single one, as the bias of a narrow expert may be, is 0."""
+    """Compute the standard deviation; that of one number, as the bias of a narrow expert may be, is 0."""
     return values.std() if values.numel() > 1 else torch.zeros(())
 
 
 def generator(*seeds: int | str) -> torch.Generator:
-    """One for each use, so that no draw depends on which came before."""
+    """Make a generator for one use, so that no draw depends on which came before."""
     digest = hashlib.sha256(json.dumps(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from moekit.checkpoint.gguf import OutputTensor, Written, check_free, gguf_bytes, write_gguf
+from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Written, check_free, gguf_bytes, write_gguf
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, pieces, stored_shape
+from moekit.convert.conversion import Refused
 from moekit.convert.stored_model import StoredModel, row_width
-from moekit.core.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError
+from moekit.core.progress import Progress, Task, no_progress
 from moekit.data.gguf_vocabulary import tokenizer_metadata
 from moekit.data.tokenizers import TOKENIZER
 from moekit.families.gguf import FACTORS, describe, factors_of, layout
@@ -66,7 +69,7 @@ class Quantization:
     notes: list[str]
 
     def plan(self, out: Path) -> QuantizationPlan:
-        """What writing it to `out` takes, and what stands in the way."""
+        """Say what writing it to `out` takes, and what stands in the way."""
         needed = gguf_bytes(self.architecture, self.metadata, self.tensors)
         numbers = sum(torch.Size(tensor.shape).numel() for tensor in self.tensors)
         problems = []
@@ -87,18 +90,35 @@ class Quantization:
             problems=problems,
         )
 
-    def run(self, out: Path, on_bytes: Callable[[int], None] | None = None) -> QuantizationPlan:
-        """Write the file, all of it or nothing. on_bytes: called with the bytes of each piece written.
+    def run(self, out: Path, progress: Progress = no_progress) -> QuantizationPlan:
+        """Write the file, all of it or nothing.
 
         Raises UsageError where `out` is taken, MoekitError where the disk is full or a weight is not a finite number.
         """
         plan = self.plan(out)
-        write_gguf(out, self.architecture, self.metadata, self.tensors, on_bytes)
+        total = sum(tensor.size for tensor in self.tensors)
+        with Task(progress, f"Writing {out}", total=total, unit="bytes") as task:
+            write_gguf(out, self.architecture, self.metadata, self.tensors, task.advance)
         return plan
+
+    def verify(self, out: Path) -> int:
+        """Compare every tensor of the file `out` with the model's, quantised again, byte by byte; count them.
+
+        Raises MoekitError naming the first that is something else.
+        """
+        file = GGUFFile(out)
+        for tensor in self.tensors:
+            at, found = 0, file.bytes_of(tensor.name) if tensor.name in file.tensors else np.zeros((0, 0), np.uint8)
+            for rows_RB in tensor.make():
+                end = at + len(rows_RB)
+                if not np.array_equal(found[at:end], rows_RB):
+                    raise MoekitError(f"{out}: {tensor.name!r} is not what quantising {self.source.folder} gives.")
+                at = end
+        return len(self.tensors)
 
 
 def plan_quantization(folder: Path, kind: BlockType) -> Quantization:
-    """What quantising the model in `folder` makes, with every error that can be known before a weight is read.
+    """Plan what quantising the model in `folder` makes, with every error that can be known before a weight is read.
 
     Raises UsageError where GGUF has no architecture or no tokenizer for the model, MoekitError where it is damaged.
     """
@@ -106,7 +126,7 @@ def plan_quantization(folder: Path, kind: BlockType) -> Quantization:
     try:
         architecture, described = describe(source.config)
     except ValueError as error:
-        raise UsageError(f"{folder} cannot become a GGUF file: {error}.") from error
+        raise Refused([f"{folder} cannot become a GGUF file: {error}."]) from error
     metadata: dict[str, Written] = {
         "general.type": "model",
         "general.name": folder.resolve().name,
@@ -139,7 +159,7 @@ def _tensor(source: StoredModel, entry: Stored, kind: BlockType) -> OutputTensor
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: BlockType, *, tied: bool) -> BlockType:
-    """The type that a tensor is written in."""
+    """Choose the type that a tensor is written in."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight"):
         return F32
     is_head = name == "output.weight" or (tied and name == "token_embd.weight")
@@ -147,7 +167,7 @@ def _type_of(name: str, shape: tuple[int, ...], kind: BlockType, *, tied: bool) 
 
 
 def _rows(source: StoredModel, entry: Stored) -> Iterator[Tensor]:
-    """The tensor's rows as they are stored, (rows, columns), fp32, some at a time, in the order of the file."""
+    """Read the tensor's rows as they are stored, (rows, columns), fp32, some at a time, in the order of the file."""
     (pair,) = pairs(entry, source.shapes)
     (part,) = entry.parts
     columns = stored_shape(entry, source.shapes)[-1]

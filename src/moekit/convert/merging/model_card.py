@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 
 from moekit import __version__
-from moekit.convert.merging.merge_plan import Merge
+from moekit.convert.merging.merged_model import MergedModel
 from moekit.convert.merging.routing_report import RoutingReport, TextRouting
 
 
-def model_card(merge: Merge, title: str, command: str, report: RoutingReport | None, trained: str | None) -> str:
-    """The text. command: what wrote the model. trained: what is to be said of the training of its routers."""
-    config = merge.config
+def model_card(merged: MergedModel, title: str, command: str, report: RoutingReport | None, trained: str | None) -> str:
+    """Write the text. command: what wrote the model. trained: what is to be said of the training of its routers."""
+    config = merged.recipe
     models = [config.base_model, *(expert.source_model for expert in config.all_experts)]
     names = sorted({reference.model for reference in models})
     lines = [
@@ -22,12 +22,12 @@ def model_card(merge: Merge, title: str, command: str, report: RoutingReport | N
         "---",
         f"# {title}",
         "",
-        f"A {merge.output.name} of {len(config.experts)} experts, {config.experts_per_token} of them for each token, "
+        f"A {merged.output.name} of {len(config.experts)} experts, {config.experts_per_token} of them for each token, "
         f"merged by moekit {__version__} from dense models. Nothing was evaluated beyond what stands here.",
         "",
-        f"- Everything but the experts: {_backbone(merge)}",
-        f"- Gates: `{config.gate_mode}`, seed {merge.seed}{f'; {trained}' if trained else ''}",
-        f"- Numbers: {_dtype(merge)}",
+        f"- Everything but the experts: {_backbone(merged)}",
+        f"- Gates: `{config.gate_mode}`, seed {merged.seed}{f'; {trained}' if trained else ''}",
+        f"- Numbers: {_dtype(merged)}",
         f"- Command: `{command}`" if command else "- Written from Python",
         "",
         "| expert | model | prompts | against | noise | residual scale |",
@@ -41,14 +41,14 @@ def model_card(merge: Merge, title: str, command: str, report: RoutingReport | N
     return "\n".join([*lines, "", *_routing(report)]) + "\n"
 
 
-def _backbone(merge: Merge) -> str:
-    if merge.config.backbone == "average":
+def _backbone(merged: MergedModel) -> str:
+    if merged.recipe.backbone == "average":
         return "the mean of the experts' models"
-    return f"`{merge.config.base_model}`"
+    return f"`{merged.recipe.base_model}`"
 
 
-def _dtype(merge: Merge) -> str:
-    return str(merge.dtype).removeprefix("torch.") if merge.dtype else "as the models store them"
+def _dtype(merged: MergedModel) -> str:
+    return str(merged.dtype_of_all).removeprefix("torch.") if merged.dtype_of_all else "as the models store them"
 
 
 def _routing(report: RoutingReport | None) -> list[str]:
@@ -73,7 +73,7 @@ def _routing(report: RoutingReport | None) -> list[str]:
 
 
 def _mean(texts: Sequence[TextRouting]) -> list[float]:
-    """Each expert's share of all tokens of these texts, mean over layers."""
+    """Give each expert's share of all tokens of these texts, mean over layers."""
     tokens = sum(text.tokens for text in texts) or 1
     experts = len(texts[0].top_1[0])
     return [

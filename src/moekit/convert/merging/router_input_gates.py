@@ -15,15 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.convert.merging.block_inputs import blocks, dense_network
-from moekit.convert.merging.gates import PromptEncoder, left_padded
 from moekit.convert.merging.merge_config import ExpertConfig
-from moekit.convert.merging.source_models import Source
+from moekit.convert.merging.prompts import PromptEncoder, prompt_batches
+from moekit.convert.stored_model import ReadableModel
+from moekit.convert.streamed_decoder import StreamedDecoder
 
-# Prompts of a batch hold about so many tokens together.
-_BATCH_TOKENS = 2048
-# Longer prompts are cut: what a text is about shows early, and attention over it grows with the square.
-MAX_PROMPT_TOKENS = 512
 # The penalty on the squared weights, for inputs whose mean square distance from their mean is 1.
 PENALTY = 1e-4
 _STEPS = 60
@@ -51,8 +47,8 @@ class Labelled:
         return share_N
 
 
-def router_gates(mode: str, base: Source, encoder: PromptEncoder, experts: Sequence[ExpertConfig]) -> Tensor:
-    """gate_LED in fp32 of `router_input` or `fitted`; experts without prompts get zeros."""
+def router_gates(mode: str, base: ReadableModel, encoder: PromptEncoder, experts: Sequence[ExpertConfig]) -> Tensor:
+    """Make gate_LED in fp32 of `router_input` or `fitted`; experts without prompts get zeros."""
     make = centroid_gate if mode == "router_input" else fitted_gate
     with torch.no_grad():
         gates = [make(layer, len(experts)) for layer in labelled_layers(base, encoder, experts)]
@@ -60,9 +56,9 @@ def router_gates(mode: str, base: Source, encoder: PromptEncoder, experts: Seque
 
 
 def shared_gates(
-    mode: str, base: Source, encoder: PromptEncoder, experts: Sequence[ExpertConfig], shared: ExpertConfig
+    mode: str, base: ReadableModel, encoder: PromptEncoder, experts: Sequence[ExpertConfig], shared: ExpertConfig
 ) -> Tensor:
-    """gate_L1D before a sigmoid: the shared expert's prompts against all others; zeros (a half) without any."""
+    """Make gate_L1D before a sigmoid: the shared expert's prompts against all others; zeros (a half) without any."""
     if not shared.positive_prompts:
         return torch.zeros(len(base.config.layers), 1, base.config.width)
     others = ExpertConfig(
@@ -73,18 +69,15 @@ def shared_gates(
     return gate_L2D[:, :1] - gate_L2D[:, 1:]
 
 
-def labelled_layers(base: Source, encoder: PromptEncoder, experts: Sequence[ExpertConfig]) -> Iterator[Labelled]:
-    """What the router of each layer would read of all prompts in the base model, in fp32; padding left out."""
+def labelled_layers(base: ReadableModel, encoder: PromptEncoder, experts: Sequence[ExpertConfig]) -> Iterator[Labelled]:
+    """Compute what the router of each layer would read of all prompts in the base model, in fp32, without padding."""
     texts = [
         (text, index, against)
         for index, expert in enumerate(experts)
         for against, side in ((False, expert.positive_prompts), (True, expert.negative_prompts))
         for text in side
     ]
-    rows = [encoder.ids(text)[:MAX_PROMPT_TOKENS] for text, _, _ in texts]
-    order = sorted((index for index, row in enumerate(rows) if row), key=lambda index: len(rows[index]))
-    groups = list(grouped(order, rows))
-    batches = [left_padded([rows[index] for index in group], encoder.padding) for group in groups]
+    _, groups, batches = prompt_batches(encoder, [text for text, _, _ in texts], base.config.context)
     real_N = torch.cat([batch.real_BT.flatten() for batch in batches])
     place_N = torch.cat(
         [
@@ -94,26 +87,13 @@ def labelled_layers(base: Source, encoder: PromptEncoder, experts: Sequence[Expe
     )[real_N]
     label_N = torch.tensor([index for _, index, _ in texts])[place_N]
     against_N = torch.tensor([against for _, _, against in texts])[place_N]
-    dtype = torch.float32
-    for block in blocks(base.config, base, batches, dense_network(base.config, base, dtype), dtype):
-        x_ND = torch.cat([x_BTD.flatten(0, 1) for x_BTD in block.normed])[real_N]
+    for run in StreamedDecoder(base, torch.float32).run(batches):
+        x_ND = torch.cat([x_BTD.flatten(0, 1) for x_BTD in run.feed_forward_inputs])[real_N]
         yield Labelled(x_ND, label_N, against_N, place_N)
 
 
-def grouped(order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Rows of about one length together; `order` from short to long."""
-    group: list[int] = []
-    for index in order:
-        if group and (len(group) + 1) * len(rows[index]) > _BATCH_TOKENS:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
-
-
 def centroid_gate(tokens: Labelled, experts: int) -> Tensor:
-    """gate_ED: how an expert's tokens differ from the mean of all experts', times the temperature that fits best.
+    """Make gate_ED: how an expert's tokens differ from the mean of all experts', times the temperature that fits best.
 
     Every token is brought to length 1, every prompt is the mean of its tokens and brought to length 1. A difference
     that all experts share would move all logits alike. The direction of the mean is taken out, because logits along it
@@ -130,7 +110,7 @@ def centroid_gate(tokens: Labelled, experts: int) -> Tensor:
 
 
 def _centroid(unit_ND: Tensor, tokens: Labelled, expert: int) -> Tensor:
-    """The mean of an expert's prompts, less that of the prompts against it, (D)."""
+    """Compute the mean of an expert's prompts, less that of the prompts against it, (D)."""
     total_D = torch.zeros(unit_ND.shape[1])
     for against, sign in ((False, 1.0), (True, -1.0)):
         chosen_N = (tokens.label_N == expert) & (tokens.against_N == against)
@@ -142,7 +122,7 @@ def _centroid(unit_ND: Tensor, tokens: Labelled, expert: int) -> Tensor:
 
 
 def _temperature(gate_ED: Tensor, tokens: Labelled) -> float:
-    """The factor of the logits at which the prompts' tokens are likeliest."""
+    """Find the factor of the logits at which the prompts' tokens are likeliest."""
     length = max(float(tokens.x_ND.norm(dim=-1).mean()), 1e-12)
     logits_NE = tokens.x_ND @ gate_ED.t() / length
     losses = [float((_loss(factor * logits_NE, tokens) * tokens.share_N).sum()) for factor in _TEMPERATURES]
@@ -150,7 +130,7 @@ def _temperature(gate_ED: Tensor, tokens: Labelled) -> float:
 
 
 def fitted_gate(tokens: Labelled, experts: int) -> Tensor:
-    """gate_ED of a multinomial logistic regression without intercept, its squared weights penalised, by L-BFGS in fp64.
+    """Fit gate_ED: a multinomial logistic regression without intercept, its squared weights penalised, in fp64.
 
     A token of a prompt against an expert is one that goes to any other.
     """
@@ -175,7 +155,7 @@ def fitted_gate(tokens: Labelled, experts: int) -> Tensor:
 
 
 def _span(x_DN: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of the columns, (D, R), and the columns in it, (R, N); all of D where N is not smaller."""
+    """Give an orthonormal basis of the columns, (D, R), and the columns in it, (R, N); all of D where N >= D."""
     if x_DN.shape[1] >= x_DN.shape[0]:
         return torch.eye(x_DN.shape[0], dtype=x_DN.dtype), x_DN
     basis_DR, inner_RN = torch.linalg.qr(x_DN)
@@ -183,7 +163,7 @@ def _span(x_DN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _loss(logits_NE: Tensor, tokens: Labelled) -> Tensor:
-    """-log p of going where each token should, in nats, (N)."""
+    """Compute -log p of going where each token should, in nats, (N)."""
     log_p_N = logits_NE.log_softmax(-1).gather(1, tokens.label_N[:, None]).squeeze(1)
     away_N = torch.log1p(-log_p_N.exp().clamp(max=1 - 1e-12))
     return -torch.where(tokens.against_N, away_N, log_p_N)

@@ -1,30 +1,28 @@
-"""Training the routers of a merge, and nothing else; then proof that nothing else changed.
+"""Training the routers of a merge, and nothing else.
 
 B sequences, T tokens.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from moekit.checkpoint.read_weights import memory_of
-from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.checkpoint.views import pairs
 from moekit.config import never_learns
-from moekit.convert.merging.merge_plan import Merge, materialized
-from moekit.convert.merging.output_formats import merged_layout
+from moekit.convert.merging.merged_model import ROUTERS, MergedModel
+from moekit.convert.merging.prompts import prompt_encoder, right_padded
+from moekit.convert.storage.output_tensors import tensor_of
+from moekit.convert.stored_model import dense_of, row_count, row_width
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document
 from moekit.models import Decoder
 from moekit.models.folder import allocate, own_tensors
 from moekit.nn.meta import on_meta
-
-_ROUTERS = ("router.weight", "branch_gate.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +40,20 @@ class RouterTraining:
 
 @dataclass(frozen=True)
 class TrainedRouters:
-    """tensors: by name in the result. key: tells them from others. before, after: nats a token, first and last."""
+    """The merge with what its routers learnt. before, after: nats a token, of the first tenth of steps and the last."""
 
-    tensors: Mapping[str, Tensor]
-    key: str
+    merged: MergedModel
     before: float
     after: float
 
 
 def train_routers(
-    merge: Merge,
+    merged: MergedModel,
     documents: Sequence[Document],
     training: RouterTraining | None = None,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress = no_progress,
 ) -> TrainedRouters:
-    """Train the routers (and the gates of shared experts) of a merge on text, everything else frozen.
+    """Train the routers (and the gates of shared experts) of a merge whose gates are made, everything else frozen.
 
     The whole model is in memory (`training_memory_bytes`), in the types of the result (fp16, whose gradients would
     overflow, in fp32); the optimiser keeps the routers in fp32, where small steps are not lost, and what the model
@@ -66,37 +63,42 @@ def train_routers(
     else than a router changed.
     """
     training = training or RouterTraining()
-    if reason := never_learns(merge.model_config().feed_forwards):
+    if reason := never_learns(merged.config.feed_forwards):
         raise UsageError(f"--train-router: {reason}.")
-    rows = _rows(merge, documents, min(training.tokens, merge.base.config.context))
-    model = loaded(merge)
+    rows = _rows(merged, documents, min(training.tokens, merged.config.context))
+    model = loaded(merged)
     if any(parameter.dtype is torch.float16 for parameter in model.parameters()):
         model = model.float()
     frozen = _digest(_others(model))
-    routers = {name: parameter for name, parameter in model.named_parameters() if name.endswith(_ROUTERS)}
+    routers = {name: parameter for name, parameter in model.named_parameters() if name.endswith(ROUTERS)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in routers)
-    losses = list(_steps(model, routers, rows, training, merge.seed, on_step))
+    with Task(progress, "Training the routers", total=training.steps, unit="steps") as task:
+        losses = []
+        for loss in _steps(model, routers, rows, training, merged.seed):
+            losses.append(loss)
+            task.set(len(losses), note=f"loss {loss:.3f}")
     if _digest(_others(model)) != frozen:
         raise MoekitError("Training changed more than the routers; nothing was written.")
-    tensors = _stored(merge, model)
+    found = {name: router.detach().to(merged.dtype(name)).clone() for name, router in routers.items()}
     few = max(1, len(losses) // 10)
     before, after = sum(losses[:few]) / few, sum(losses[-few:]) / few
-    return TrainedRouters(tensors, _digest(tensors), before, after)
+    key = _digest({merged.router_names[name]: router for name, router in found.items()})
+    return TrainedRouters(merged.with_routers(found, key), before, after)
 
 
-def training_memory_bytes(merge: Merge, training: RouterTraining | None = None) -> int:
-    """What `train_routers` holds at its peak, about: all weights, and what a batch leaves for the way back.
+def training_memory_bytes(merged: MergedModel, training: RouterTraining | None = None) -> int:
+    """Estimate what `train_routers` holds at its peak: all weights, and what a batch leaves for the way back.
 
     A batch leaves in each layer some 16 vectors of the width a token, five of the experts' width for each of its
     experts, and after the last one three rows of logits in fp32.
     """
-    training, config = training or RouterTraining(), merge.model_config()
-    sizes = [math.prod(tensor.shape) * _trained_type(tensor.dtype).itemsize for tensor in merge.tensors]
-    itemsize = max(_trained_type(tensor.dtype).itemsize for tensor in merge.tensors)
+    training, config = training or RouterTraining(), merged.config
+    sizes = [math.prod(tensor.shape) * _trained_type(tensor.dtype).itemsize for tensor in merged.tensors]
+    itemsize = max(_trained_type(tensor.dtype).itemsize for tensor in merged.tensors)
     tokens = training.sequences * min(training.tokens, config.context)
-    networks = merge.config.experts_per_token + len(merge.shared)
-    layer = (16 * config.width + 5 * networks * merge.base.layer.width) * itemsize
+    networks = merged.recipe.experts_per_token + len(merged.recipe.shared_experts)
+    layer = (16 * config.width + 5 * networks * dense_of(merged.base.config, 0).width) * itemsize
     return sum(sizes) + 2 * max(sizes) + tokens * (len(config.layers) * layer + 12 * config.vocab_size)
 
 
@@ -104,29 +106,25 @@ def _trained_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype is torch.float16 else dtype
 
 
-def loaded(merge: Merge) -> Decoder:
-    """The merged model in memory, as the folder would be loaded."""
-    config = merge.model_config()
+def loaded(merged: MergedModel) -> Decoder:
+    """Make the merged model in memory, as the folder would be loaded, one piece of it at a time."""
     with on_meta():
-        model = Decoder(config)
-    layout = [entry for entry in merged_layout(merge.output, config) if not entry.optional]
-    plain = merge if not merge.fused else merge.unfused()
-    types = {part.ours: plain.by_name[entry.name].dtype for entry in layout for part in entry.parts}
-    allocate(model, types)
-    parameters = own_tensors(model)
-    for entry in layout:
-        tensor = plain.read(entry.name).contiguous()  # it may be a part of a larger one, as a layer's gate is
-        for pair in pairs(entry, parameters):
-            offset = tensor.storage_offset() + pair.stored.storage_offset()
-            pair.ours.copy_(tensor.as_strided(pair.stored.shape, pair.stored.stride(), offset))
+        model = Decoder(merged.config)
+    allocate(model, {name: merged.dtype(name) for name in merged.shapes})
+    for name, parameter in own_tensors(model).items():
+        rows, at = parameter.view(-1, row_width(parameter)), 0
+        for piece in merged.pieces(name, range(row_count(parameter))):
+            found = tensor_of(piece).reshape(-1, rows.shape[1])
+            rows[at : at + len(found)] = found
+            at += len(found)
     return model.eval()
 
 
-def _rows(merge: Merge, documents: Sequence[Document], tokens: int) -> list[list[int]]:
-    """All texts as rows of at most `tokens` + 1 tokens, each after the start token."""
-    rows = []
+def _rows(merged: MergedModel, documents: Sequence[Document], tokens: int) -> list[list[int]]:
+    """Cut all texts into rows of at most `tokens` + 1 tokens, after the start token."""
+    encoder, rows = prompt_encoder(merged.base), []
     for document in documents:
-        ids = merge.encoder.ids(document.text.decode("utf-8"))
+        ids = encoder.ids(document.text.decode("utf-8"))
         rows += [ids[begin : begin + tokens + 1] for begin in range(0, len(ids) - 1, tokens)]
     full = [row for row in rows if len(row) > 1]
     if not full:
@@ -140,9 +138,8 @@ def _steps(
     rows: Sequence[Sequence[int]],
     training: RouterTraining,
     seed: int,
-    on_step: Callable[[int, float], None],
 ) -> Iterator[float]:
-    """Nats per token of each step."""
+    """Take the steps; give the nats per token of each."""
     generator = torch.Generator().manual_seed(seed)
     masters = {name: router.detach().float().clone() for name, router in routers.items()}
     scale = max(sum(float(master.square().sum()) for master in masters.values()), 1e-12)
@@ -152,18 +149,18 @@ def _steps(
         for group in optimizer.param_groups:
             group["lr"] = training.rate * scale * (1 - 0.9 * step / training.steps)
         chosen = torch.randint(len(rows), (training.sequences,), generator=generator).tolist()
-        nats, count = model.loss(_batch([rows[index] for index in chosen]))
+        batch = right_padded([rows[index] for index in chosen])
+        nats, count = model.loss({"tokens": batch.tokens_BT, "real": batch.real_BT})
         loss = nats / count
         if not bool(loss.isfinite()):
             raise MoekitError(f"The routers' loss was no number any more at step {step + 1}.")
         loss.backward()  # type: ignore[no-untyped-call]
         _update(optimizer, routers, masters)
-        on_step(step + 1, loss.item())
         yield loss.item()
 
 
 def _update(optimizer: torch.optim.Optimizer, routers: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
-    """One step of the masters along the routers' gradients, which are used up."""
+    """Take one step of the masters along the routers' gradients, which are used up."""
     for name, master in masters.items():
         router = routers[name]
         master.grad = None if router.grad is None else router.grad.float()
@@ -174,29 +171,8 @@ def _update(optimizer: torch.optim.Optimizer, routers: Mapping[str, Tensor], mas
             router.copy_(masters[name])
 
 
-def _batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Rows padded at their end."""
-    length = max(map(len, rows))
-    tokens_BT = torch.zeros(len(rows), length, dtype=torch.int64)
-    real_BT = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        tokens_BT[index, : len(row)] = torch.tensor(row)
-        real_BT[index, : len(row)] = True
-    return {"tokens": tokens_BT, "real": real_BT}
-
-
 def _others(model: Decoder) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in own_tensors(model).items() if not name.endswith(_ROUTERS)}
-
-
-def _stored(merge: Merge, model: Decoder) -> dict[str, Tensor]:
-    """The routers by their names in the result, in its types."""
-    names: dict[str, Tensor] = {}
-    for layer, module in enumerate(model.moe_layers):
-        names[merge.output.of_router(layer, fused=merge.fused)] = module.router.weight
-        if module.branch_gate is not None:
-            names[f"model.layers.{layer}.{merge.output.shared_gate}"] = module.branch_gate.weight
-    return {name: weight.detach().to(merge.by_name[name].dtype).clone() for name, weight in names.items()}
+    return {name: tensor for name, tensor in own_tensors(model).items() if not name.endswith(ROUTERS)}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -205,20 +181,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(memory_of(tensors[name].contiguous()))
     return digest.hexdigest()
-
-
-def check_only_routers(merge: Merge, folder: Path) -> int:
-    """Compare every written tensor but routers with what the untrained merge holds; gives how many were equal.
-
-    Raises MoekitError naming the first that is not.
-    """
-    written = StoredTensors.open(folder)
-    others = [tensor for tensor in merge.tensors if tensor.name not in merge.router_names]
-    for tensor in others:
-        info = written[tensor.name]
-        found = torch.empty(info.shape, dtype=info.dtype)
-        written.read(tensor.name, 0, memory_of(found))
-        expected = materialized(tensor)
-        if found.dtype is not expected.dtype or bytes(memory_of(found)) != bytes(memory_of(expected.contiguous())):
-            raise MoekitError(f"{info.file}: {tensor.name!r} is not what it was before the routers were trained.")
-    return len(others)

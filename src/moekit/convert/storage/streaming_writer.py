@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.read_weights import memory_of
-from moekit.checkpoint.stored_tensors import INDEX, StoredTensors
+from moekit.checkpoint.stored_tensors import INDEX
 from moekit.convert.storage.direct_file import DirectFile
+from moekit.convert.storage.output_tensors import Copy, Made, OutputTensor, Piece
 from moekit.convert.storage.partial_folder import Partial, Reached, already_finished, opened, partial_folder
 from moekit.core import files
 from moekit.core.errors import MoekitError
@@ -36,62 +36,6 @@ _BUFFERS = 4
 _SYNC_BYTES = 256 << 20
 # The buffers, and what threads, torch's included, take when they first work.
 _BASE_BYTES = (_BUFFERS + 1) * _CHUNK_BYTES + (12 << 20)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Rows `begin_row` to `end_row` (None: the end) along the first dimension of a stored tensor, bytes as they are."""
-
-    tensors: StoredTensors
-    name: str
-    begin_row: int = 0
-    end_row: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what is copied."""
-        shape = self.tensors[self.name].shape
-        if not shape:
-            return shape
-        end = shape[0] if self.end_row is None else self.end_row
-        return (end - self.begin_row, *shape[1:])
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor that is computed when it is its turn, then forgotten.
-
-    make: gives a CPU tensor of `shape`, the same bits at every call. memory_bytes: what it needs at its peak, the
-    result included. key: tells it from others in the same place (seed, method), so that a run with other settings does
-    not go on with its bytes.
-    """
-
-    make: Callable[[], Tensor]
-    shape: tuple[int, ...]
-    memory_bytes: int
-    key: str = ""
-
-
-Piece = Copy | Made
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """A tensor to write: its pieces follow each other in row-major order and are together all of its elements.
-
-    A piece of another type is converted to `dtype`, as `Tensor.to` does.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-
-    def __post_init__(self) -> None:
-        """AssertionError where the pieces are not the whole of the tensor: a mistake in moekit."""
-        held = sum(math.prod(piece.shape) for piece in self.pieces)
-        if held != math.prod(self.shape):
-            raise AssertionError(f"the pieces of {self.name!r} hold {held} of its {math.prod(self.shape)} elements")
 
 
 def output_bytes(tensors: Sequence[OutputTensor], *, shard_bytes: int = 5_000_000_000) -> int:

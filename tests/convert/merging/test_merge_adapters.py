@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.addresses import OFFSETS, shift_file
-from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe
+from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe, write
 from tests.families.round_trips import stored_tensors
 
-from moekit.convert.merging.lora import open_adapter
-from moekit.convert.merging.write_merge import Options, write_merge
+from moekit.convert.lora import open_adapter
 from moekit.core.errors import MoekitError
 
 pytest.importorskip("transformers")
@@ -59,7 +58,7 @@ def test_experts_and_base_with_adapters(settings: dict[str, Any], scales: tuple[
     products = save_adapter(tmp_path / "lora", {DOWN: rank, QUERY: 4}, **settings)
     data = recipe(folder, base_model=f"{folder / 'base'}+{tmp_path / 'lora'}", gate_mode="random")
     data["experts"][1]["source_model"] = {"model": str(folder / "e1"), "lora": str(tmp_path / "lora")}
-    write_merge(planned(folder, data), tmp_path / "out", Options())
+    write(planned(folder, data), tmp_path / "out")
     out, base, e0, e1 = (stored_tensors(tmp_path / name) for name in ("out", "base", "e0", "e1"))
     query = base[f"{QUERY}.weight"] + scales[1] * products[f"{QUERY}.weight"]
     torch.testing.assert_close(out[f"{QUERY}.weight"], query)
@@ -67,8 +66,11 @@ def test_experts_and_base_with_adapters(settings: dict[str, Any], scales: tuple[
     torch.testing.assert_close(out["model.layers.1.block_sparse_moe.experts.1.w2.weight"], down)
     assert torch.equal(out["model.layers.1.block_sparse_moe.experts.0.w2.weight"], e0[f"{DOWN}.weight"])
     # Gates are made with the adapter, too: the base's forward pass reads through it.
-    plain = planned(folder, recipe(folder)).gates[0]
-    assert not torch.equal(planned(folder, data | {"gate_mode": "hidden"}).gates[0][1], plain[1])
+    routers = [planned(folder, one).routers for one in (recipe(folder), data | {"gate_mode": "hidden"})]
+    assert routers[0] is not None
+    assert routers[1] is not None
+    name = "layers.1.feed_forward.router.weight"
+    assert not torch.equal(routers[0][name], routers[1][name])
 
 
 def test_half_precision_is_summed_in_fp32(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_tensors_that_replace_others(tmp_path: Path) -> None:
     head = torch.randn(259, 32)
     change_tensors(tmp_path / "lora", lambda tensors: tensors.update({"base_model.model.lm_head.weight": head}))
     data = recipe(folder, 1, base_model=f"{folder / 'base'}+{tmp_path / 'lora'}", experts_per_token=1)
-    assert torch.equal(planned(folder, data).read("lm_head.weight"), head)
+    assert torch.equal(planned(folder, data).parameter("head.weight"), head)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], Any, str]] = {

@@ -1,0 +1,93 @@
+"""From the prompts of a merge to tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moekit.convert.stored_model import StoredModel
+from moekit.convert.streamed_decoder import TokenBatch
+from moekit.data.tokenizers import Tokenizer, tokenizer_of
+from moekit.models.special_tokens import read_object
+
+# Prompts of a batch hold about so many tokens together.
+_BATCH_TOKENS = 2048
+# Longer prompts are cut: what a text is about shows early, and attention over it grows with the square.
+_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """From prompts to tokens, each after the start token.
+
+    start_text: what stands for the start token in a text, as mergekit writes it before each prompt. Where there is none
+    (bytes), its id is put there. padding: any token; padding is masked.
+    """
+
+    tokenizer: Tokenizer
+    start_text: str
+    start: int | None
+    padding: int
+
+    def ids(self, prompt: str) -> list[int]:
+        """Give the tokens of one prompt."""
+        ids = self.tokenizer.encode(self.start_text + prompt)
+        return ids if self.start is None else [self.start, *ids]
+
+
+def prompt_encoder(base: StoredModel) -> PromptEncoder:
+    """Make the encoder of the base model's folder; raises UsageError where there is no tokenizer."""
+    tokenizer = tokenizer_of(base.folder, base.config.vocab_size)
+    text = special_text(base.folder, "bos_token")
+    end = special_text(base.folder, "eos_token")
+    from_bytes = not (base.folder / "tokenizer.json").is_file()
+    padding = [token for name in (text, end) if name for token in tokenizer.encode(name)[:1]]
+    start = tokenizer.start if from_bytes else None
+    return PromptEncoder(tokenizer, "" if from_bytes else text or "", start, padding[0] if padding else 0)
+
+
+def special_text(folder: Path, key: str) -> str | None:
+    """Give the text of a special token, from tokenizer_config.json or special_tokens_map.json, if either says it."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        value = read_object(folder / name).get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            return value
+    return None
+
+
+def prompt_batches(
+    encoder: PromptEncoder, texts: Sequence[str], context: int
+) -> tuple[list[list[int]], list[list[int]], list[TokenBatch]]:
+    """Cut texts to what is run of them, and put those of about one length together.
+
+    Gives the tokens of each text, and for each batch the texts that are its rows and the rows, padded at their end.
+    """
+    rows = [encoder.ids(text)[: min(_MAX_TOKENS, context)] for text in texts]
+    order = sorted((index for index, row in enumerate(rows) if row), key=lambda index: len(rows[index]))
+    groups = list(_grouped(order, rows))
+    return rows, groups, [right_padded([rows[index] for index in group]) for group in groups]
+
+
+def _grouped(order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Put rows of about one length together; `order` goes from short to long."""
+    group: list[int] = []
+    for index in order:
+        if group and (len(group) + 1) * len(rows[index]) > _BATCH_TOKENS:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> TokenBatch:
+    """Make a batch of rows of tokens, padded at their end."""
+    length = max(map(len, rows))
+    tokens_BT = torch.zeros(len(rows), length, dtype=torch.int64)
+    real_BT = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        tokens_BT[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        real_BT[index, : len(row)] = True
+    return TokenBatch(tokens_BT, real_BT)
