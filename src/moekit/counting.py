@@ -82,7 +82,7 @@ def training_flops_per_token(config: ModelConfig, context: int) -> int:
 
 
 def cached_values_per_token(config: ModelConfig) -> int:
-    """What the key-value caches of all layers hold for one token, in numbers; a window bounds the tokens, not this."""
+    """Count what the KV caches of all layers hold for one token, in numbers; a window bounds the tokens, not this."""
     return sum(layer.attention.cached_values_per_token for layer in config.layers)
 
 

@@ -8,8 +8,10 @@ from moekit.config.config_base import Config, Positive
 
 
 class Llama3Scaling(Config):
-    """Llama 3.1's longer context: wavelengths over `context` / `low` are multiplied by `factor`, those under
-    `context` / `high` stay, and between the two the frequencies are mixed (arXiv 2407.21783, section 3.4.3 and code).
+    """Rope for Llama 3.1's longer context (arXiv 2407.21783, section 3.4.3 and code).
+
+    Wavelengths over `context` / `low` are multiplied by `factor`, those under `context` / `high` stay, and between the
+    two the frequencies are mixed.
 
     context: that of the pretraining, in tokens.
     """
@@ -28,8 +30,10 @@ class Llama3Scaling(Config):
 
 
 class YarnScaling(Config):
-    """YaRN (Peng et al., arXiv 2309.00071, section 3.2 to 3.4): frequencies that turn fewer than `slow` times within
-    `context` are divided by `factor`, those that turn more than `fast` times stay; a ramp lies between.
+    """YaRN (Peng et al., arXiv 2309.00071, section 3.2 to 3.4).
+
+    Frequencies that turn fewer than `slow` times within `context` are divided by `factor`, those that turn more than
+    `fast` times stay; a ramp lies between.
 
     context: that of the pretraining. magnitude: what cos and sin are multiplied by; None: 0.1 ln(factor) + 1.
     """
@@ -97,8 +101,10 @@ class AttentionConfig(RotaryConfig):
 
 
 class LatentAttentionConfig(RotaryConfig):
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): keys and values come from a latent
-    vector of `kv_rank` numbers a token, which is what the cache holds, beside one key of `rotary_width` for all heads.
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    Keys and values come from a latent vector of `kv_rank` numbers a token, which is what the KV cache holds, beside one
+    key of `rotary_width` for all heads.
 
     query_rank: None projects queries directly. head_width: of the part of keys and queries without positions.
     scale: of the scores, None for 1 / sqrt(head_width + rotary_width).

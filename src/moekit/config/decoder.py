@@ -83,7 +83,7 @@ class ModelConfig(Config):
         return tuple(layer.feed_forward for layer in self.layers)
 
     def with_feed_forwards(self, feed_forwards: Sequence[FeedForwardConfig]) -> Self:
-        """The same model with other feed-forward parts, one for each layer."""
+        """Give the same model with other feed-forward parts, one for each layer."""
         layers = tuple(
             layer.model_copy(update={"feed_forward": part})
             for layer, part in zip(self.layers, feed_forwards, strict=True)
@@ -99,7 +99,7 @@ def decoder_layers(
     block: BlockName = "pre",
     norm: NormConfig | None = None,
 ) -> tuple[LayerConfig, ...]:
-    """The layers of a decoder that differ in their feed-forward parts and windows alone.
+    """Make the layers of a decoder that differ in their feed-forward parts and windows alone.
 
     windows: of grouped attention, repeated over the layers; none: that of `attention` for all.
     """

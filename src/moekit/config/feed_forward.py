@@ -13,8 +13,9 @@ ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 class DenseConfig(Config):
-    """A feed-forward network of hidden width `width`: down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202), or
-    down(act(up(x))) where it is not `gated`.
+    """A feed-forward network (ffn) of hidden width `width`.
+
+    It computes down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202), or down(act(up(x))) where it is not `gated`.
     """
 
     kind: Literal["dense"] = "dense"

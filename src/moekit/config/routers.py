@@ -20,12 +20,12 @@ class RouterConfig(Config):
 
     @property
     def experts_per_token(self) -> int:
-        """K: how many experts compute for one token, on average where tokens differ."""
+        """Give K, how many experts compute for one token, on average where tokens differ."""
         raise NotImplementedError
 
     @property
     def never_learns(self) -> str | None:
-        """Why a task can teach such a router nothing, in words for whoever wants to train it; None where it can.
+        """Tell why training would teach such a router nothing, in words; None where it can learn.
 
         To run one is fine: folders hold mixtures of one expert a token.
         """
@@ -39,6 +39,7 @@ class TopKConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
+        """Give K, the number of experts that compute for one token."""
         return self.top_k
 
 
@@ -49,6 +50,7 @@ class RenormalizingConfig(TopKConfig):
 
     @property
     def never_learns(self) -> str | None:
+        """Tell why training such a router would teach it nothing; None where it can learn."""
         if self.top_k > 1 or not self.renormalize:
             return None
         return "a renormalised top-1 router always weighs its expert 1.0 and so never learns; set renormalize: false"
@@ -74,6 +76,7 @@ class NoisyTopKConfig(TopKConfig):
 
     @property
     def never_learns(self) -> str | None:
+        """Tell why training such a router would teach it nothing; None where it can learn."""
         if self.top_k > 1:
             return None
         return "a noisy top-1 router weighs its expert 1.0 and so never learns; set top_k to 2 or more"
@@ -89,6 +92,7 @@ class SwitchConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
+        """Give K, the number of experts that compute for one token."""
         return 1
 
 
@@ -105,12 +109,15 @@ class GShardConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
+        """Give K, the number of experts that compute for one token."""
         return 2
 
 
 class ExpertChoiceConfig(RouterConfig):
-    """Each expert takes its best ceil(T · mean_experts / E) tokens (arXiv 2202.09368), so a token's experts depend on
-    the tokens after it. A causal decoder refuses that unless `leaky` says that it is meant.
+    """Each expert takes its best ceil(T · mean_experts / E) tokens (arXiv 2202.09368).
+
+    A token's experts thus depend on the tokens after it, which a causal decoder refuses unless `leaky` says that it is
+    meant.
     """
 
     kind: Literal["expert_choice"] = "expert_choice"
@@ -120,6 +127,7 @@ class ExpertChoiceConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
+        """Give K, the number of experts that compute for one token."""
         return self.mean_experts
 
 
@@ -164,12 +172,14 @@ class HashConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
+        """Give K, the number of experts that compute for one token."""
         return 1
 
 
 class SinkhornConfig(TopKConfig):
-    """Chosen, in training, from logits that Sinkhorn's iterations made even over experts (Clark et al., arXiv
-    2202.01169, section 3.2); in evaluation from the logits as they are.
+    """The K largest logits; in training after Sinkhorn's iterations made them even over experts.
+
+    Clark et al., arXiv 2202.01169, section 3.2. In evaluation the logits are taken as they are.
     """
 
     kind: Literal["sinkhorn"] = "sinkhorn"

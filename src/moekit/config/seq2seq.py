@@ -1,5 +1,6 @@
-"""Recurrent models that turn a source sequence into a target sequence: Sutskever's, of LSTM layers, and Bahdanau's, of
-gated units with attention.
+"""Recurrent models that turn a source sequence into a target sequence.
+
+Sutskever's has LSTM layers, Bahdanau's gated units with attention.
 """
 
 from typing import Annotated, Literal, Self

@@ -14,7 +14,7 @@ __all__ = ["FAMILIES", "Family", "Preset", "Settings", "describe", "family_of", 
 
 
 def __getattr__(name: str) -> Any:
-    """What is asked for, imported then: GGUF files need none of the families of folders, and wait for none."""
+    """Import what is asked for: GGUF files need none of the families of folders, and wait for none."""
     if name not in __all__:
         raise AttributeError(f"module 'moekit.families' has no attribute {name!r}")
     from moekit.families import catalogue

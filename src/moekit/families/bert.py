@@ -34,7 +34,7 @@ _TOKENS = {
 
 
 def read(settings: Settings) -> EncoderConfig:
-    """The configuration. Which heads there are, config.json says by its `architectures` alone."""
+    """Read the configuration. Which heads there are, config.json says by its `architectures` alone."""
     settings.require("position_embedding_type", "absolute")
     for key in ("is_decoder", "add_cross_attention"):
         settings.require(key, False)
@@ -64,7 +64,7 @@ def _architecture(settings: Settings) -> str:
 
 
 def write(config: EncoderConfig) -> dict[str, Any] | None:
-    """The settings; None where layers differ, have experts or a gate, or another activation than the head.
+    """Give the settings; None where layers differ, have experts or a gate, or another activation than the head.
 
     Dropout is not the model's, so it is left to transformers' defaults.
     """
@@ -91,12 +91,12 @@ def write(config: EncoderConfig) -> dict[str, Any] | None:
 
 
 def activation_name(activation: ActivationName) -> str:
-    """transformers' name of an activation."""
+    """Give transformers' name of an activation."""
     return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
 
 
 def layout(config: EncoderConfig) -> list[Stored]:
-    """The tensors of a folder; the decoder's copies of tied weights are in files of old versions only."""
+    """List the tensors of a folder; the decoder's copies of tied weights are in files of old versions only."""
     return list(_layout(config))
 
 
@@ -132,8 +132,10 @@ def _layout(config: EncoderConfig) -> Iterator[Stored]:
 
 
 def is_ignored(name: str) -> bool:
-    """Buffers that follow from the settings, and the next-sentence head, which files of a model may hold although its
-    config.json says BertForMaskedLM (bert-base-uncased does); where it says BertForPreTraining they are in the layout.
+    """Tell whether a tensor is left out: a buffer that follows from the settings, or the next-sentence head.
+
+    Files of a model may hold that head although its config.json says BertForMaskedLM (bert-base-uncased does); where it
+    says BertForPreTraining the head is in the layout.
     """
     buffers = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
     return name in buffers or name.startswith(("bert.pooler.", "cls.seq_relationship."))

@@ -68,14 +68,14 @@ FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
 
 
 def presets() -> dict[str, Preset]:
-    """Every published configuration, by its name."""
+    """Give every published configuration, by its name."""
     families = [family for of_config in FAMILIES.values() for family in of_config]
     found = {name: preset for family in families for name, preset in family.presets.items()}
     return found | gpt3.PRESETS | grok1.PRESETS
 
 
 def preset(name: str) -> Preset:
-    """The published configuration of that name; raises UsageError with the nearest name where there is none."""
+    """Find the published configuration of that name; raises UsageError with the nearest name where there is none."""
     known = presets()
     if name not in known:
         raise UsageError(f"There is no preset {name!r}: {did_you_mean(name, known)}")
@@ -83,7 +83,7 @@ def preset(name: str) -> Preset:
 
 
 def family_of(settings: Settings) -> Family:
-    """The family that a config.json names by its model_type; raises MoekitError where there is none."""
+    """Find the family that a config.json names by its model_type; raises MoekitError where there is none."""
     known = {family.model_type: family for of_config in FAMILIES.values() for family in of_config}
     model_type = settings.text("model_type")
     if model_type not in known:
@@ -94,7 +94,7 @@ def family_of(settings: Settings) -> Family:
 
 
 def describe(config: Config, preferred: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """The family to save a model of that configuration as, and its settings.
+    """Find the family to save a model of that configuration as, and its settings.
 
     That is the one with model_type `preferred`, if it can say the configuration, else the first that can.
     """

@@ -47,7 +47,7 @@ AUTO_MAP = {
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a DeepSeek-MoE's settings.
+    """Read our configuration of a DeepSeek-MoE's settings.
 
     A single expert a token weighs 1 where weights are renormalised, as in vLLM and as a merge means it; DeepSeek's
     own code then leaves it its probability.
@@ -83,7 +83,7 @@ def _is_sparse(layer: int, first: int, step: int) -> bool:
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A DeepSeek-MoE's settings. Without a shared expert it is a model that transformers can read as something else."""
+    """Give a DeepSeek-MoE's settings. Without a shared expert transformers can read the model as something else."""
     sparse, attention = only_moe(config), _write_attention(config)
     if sparse is None or attention is None or sparse.branch != "shared" or sparse.branch_width % sparse.expert_width:
         return None

@@ -38,7 +38,7 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a DeepSeek-V3's settings. Modules that predict further tokens are not part of it."""
+    """Read our configuration of a DeepSeek-V3's settings. Modules that predict further tokens are not part of it."""
     settings.require("rope_interleave", True)
     experts, shared = settings.integer("n_routed_experts"), settings.integer("n_shared_experts")
     width = settings.integer("moe_intermediate_size")
@@ -89,7 +89,7 @@ def _attention(settings: Settings) -> LatentAttentionConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A DeepSeek-V3's settings."""
+    """Give a DeepSeek-V3's settings."""
     attention, sparse = config.layers[0].attention, only_moe(config)
     if not isinstance(attention, LatentAttentionConfig) or sparse is None or sparse.branch != "shared":
         return None
@@ -135,7 +135,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def _scale_as_yarn(attention: LatentAttentionConfig) -> dict[str, float]:
-    """The scale of the scores in YaRN's settings, where transformers reads it from."""
+    """Give the scale of the scores in YaRN's settings, where transformers reads it from."""
     if attention.scale is None or not isinstance(attention.rope_scaling, YarnScaling):
         return {}
     magnitude = math.sqrt(attention.scale * math.sqrt(attention.head_width + attention.rotary_width))
@@ -164,45 +164,46 @@ def _layers(config: ModelConfig, experts: SparseLayout) -> Iterator[Stored]:
 
 
 def _attention_tensors(theirs: str, attention: LatentAttentionConfig, ours: str, width: int) -> Iterator[Stored]:
-    heads, plain, turned = attention.heads, attention.head_width, attention.rotary_width
+    heads, plain, rotated = attention.heads, attention.head_width, attention.rotary_width
     if attention.query_rank is None:
-        yield _interleaved(f"{theirs}.q_proj.weight", f"{ours}.query.weight", heads, plain, turned, width)
+        yield _interleaved(f"{theirs}.q_proj.weight", f"{ours}.query.weight", heads, plain, rotated, width)
     else:
         rank = attention.query_rank
         yield from both(f"{theirs}.q_a_proj", f"{ours}.query_down", bias=attention.bias)
         yield stored(f"{theirs}.q_a_layernorm.weight", f"{ours}.query_norm.weight")
-        yield _interleaved(f"{theirs}.q_b_proj.weight", f"{ours}.query_up.weight", heads, plain, turned, rank)
+        yield _interleaved(f"{theirs}.q_b_proj.weight", f"{ours}.query_up.weight", heads, plain, rotated, rank)
     names = f"{theirs}.kv_a_proj_with_mqa", f"{ours}.latent_down"
-    yield _interleaved(f"{names[0]}.weight", f"{names[1]}.weight", 1, attention.kv_rank, turned, width)
+    yield _interleaved(f"{names[0]}.weight", f"{names[1]}.weight", 1, attention.kv_rank, rotated, width)
     if attention.bias:
-        yield _interleaved(f"{names[0]}.bias", f"{names[1]}.bias", 1, attention.kv_rank, turned, None)
+        yield _interleaved(f"{names[0]}.bias", f"{names[1]}.bias", 1, attention.kv_rank, rotated, None)
     yield stored(f"{theirs}.kv_a_layernorm.weight", f"{ours}.latent_norm.weight")
     yield stored(f"{theirs}.kv_b_proj.weight", f"{ours}.latent_up.weight")
     yield from both(f"{theirs}.o_proj", f"{ours}.output", bias=attention.bias)
 
 
-def _interleaved(theirs: str, ours: str, heads: int, plain: int, turned: int, width: int | None) -> Stored:
-    """Of each head `plain` rows as they are, then `turned` rows whose pairs stand side by side in the file and half a
-    head apart with us (width None: a bias).
+def _interleaved(theirs: str, ours: str, heads: int, plain: int, rotated: int, width: int | None) -> Stored:
+    """Take of each head `plain` rows as they are, then `rotated` rows, those with rope.
+
+    Their pairs stand side by side in the file and half a head apart with us. width: None for a bias.
     """
     inner = () if width is None else (width,)
 
     def first(tensor: Tensor) -> Tensor:
-        return tensor.view(heads, plain + turned, *inner)[:, :plain]
+        return tensor.view(heads, plain + rotated, *inner)[:, :plain]
 
     def pairs(*shape: int, swap: bool) -> View:
         def view(tensor: Tensor) -> Tensor:
-            last = tensor.view(heads, plain + turned, *inner)[:, plain:].view(heads, *shape, *inner)
+            last = tensor.view(heads, plain + rotated, *inner)[:, plain:].view(heads, *shape, *inner)
             return last.transpose(1, 2) if swap else last
 
         return view
 
     return Stored(
         name=theirs,
-        shape=(heads * (plain + turned), *inner),
+        shape=(heads * (plain + rotated), *inner),
         parts=(
             Part(ours=ours, of_ours=first, of_stored=first),
-            Part(ours=ours, of_ours=pairs(2, turned // 2, swap=False), of_stored=pairs(turned // 2, 2, swap=True)),
+            Part(ours=ours, of_ours=pairs(2, rotated // 2, swap=False), of_stored=pairs(rotated // 2, 2, swap=True)),
         ),
     )
 

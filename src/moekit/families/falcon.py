@@ -17,7 +17,7 @@ Block = Literal["pre", "parallel", "parallel_shared"]
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a Falcon's settings."""
+    """Read our configuration of a Falcon's settings."""
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     if heads < 1 or width % heads:
         raise settings.problem("num_attention_heads", f"({heads}) must divide hidden_size ({width})")
@@ -67,7 +67,7 @@ def _read_block(settings: Settings, *, grouped: bool) -> Block:
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A Falcon's settings."""
+    """Give a Falcon's settings."""
     layer, attention, block = only_dense(config), shared_attention(config), config.layers[0].block
     if layer is None or attention is None:
         return None
@@ -121,7 +121,7 @@ def _layout(config: ModelConfig) -> Iterator[Stored]:
 
 
 def _projections(theirs: str, attention: AttentionConfig, ours: str, width: int) -> Iterator[Stored]:
-    """Queries, keys and values as one matrix: for each key-value head its queries, its key, its value.
+    """Take queries, keys and values as one matrix: for each key-value head its queries, its key, its value.
 
     That is one group of all queries for the form with one key-value head, and [q, k, v] a head for that with all.
     """

@@ -33,7 +33,7 @@ _PERIOD = 6
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a Gemma 3's settings; what they leave out is as in transformers' Gemma3TextConfig."""
+    """Read our configuration of a Gemma 3's settings; what they leave out is as in transformers' Gemma3TextConfig."""
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         settings.require(key, None)
     settings.require("use_bidirectional_attention", False)
@@ -69,7 +69,7 @@ def read(settings: Settings) -> ModelConfig:
 
 
 def _windows(settings: Settings) -> list[int | None]:
-    """The window of each layer, by `layer_types`; older files say which layers see everything by a period alone."""
+    """Read the window of each layer from `layer_types`; older files have a period instead."""
     layers, window = number_of_layers(settings), settings.integer("sliding_window", 4096)
     kinds = settings.values.get("layer_types")
     if kinds is None:
@@ -88,7 +88,7 @@ def _pattern(layers: int, window: int, period: int = _PERIOD) -> list[int | None
 
 
 def _rope(settings: Settings, kind: str, base: float) -> RotaryConfig:
-    """The rope of one kind of layer: an object of `rope_parameters`, or the keys of before transformers 5."""
+    """Read the rope of one kind of layer: an object of `rope_parameters`, or the keys of before transformers 5."""
     given = settings.inner("rope_parameters")
     if given is not None and (given.has("full_attention") or given.has("sliding_attention")):
         of_kind = given.inner(kind)
@@ -113,7 +113,7 @@ def _gemma(
     tie_embeddings: bool = True,
     **more: Any,
 ) -> ModelConfig:
-    """A decoder of Gemma 3's kind. ropes: of layers that see everything, and of those with a window."""
+    """Make a decoder of Gemma 3's kind. ropes: of layers that see everything, and of those with a window."""
     norm = NormConfig(eps=eps, zero_centered=True)
     everywhere, local = (attention.model_copy(update=dict(rope)) for rope in ropes)
     layers = tuple(
@@ -131,7 +131,7 @@ def _gemma(
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A Gemma 3's settings."""
+    """Give a Gemma 3's settings."""
     layer, windows = only_dense(config), windows_of(config)
     attention, sizes = config.layers[0].attention, {window for window in windows if window is not None}
     if layer is None or not isinstance(attention, AttentionConfig) or len(sizes) > 1:
@@ -175,7 +175,7 @@ def _scalar(attention: AttentionConfig) -> int:
 
 
 def _older_keys(ropes: Mapping[str, RotaryConfig], written: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The same for transformers before 5, which has no scaling for layers with a window."""
+    """Say the same for transformers before 5, which has no scaling for layers with a window."""
     keys: dict[str, Any] = {
         "rope_theta": ropes["full_attention"].rope_base,
         "rope_local_base_freq": ropes["sliding_attention"].rope_base,

@@ -12,7 +12,7 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a GPT-2's settings."""
+    """Read our configuration of a GPT-2's settings."""
     settings.require("scale_attn_weights", True)
     settings.require("scale_attn_by_inverse_layer_idx", False)
     settings.require("add_cross_attention", False)
@@ -49,7 +49,7 @@ def gpt2(
     tie_embeddings: bool = True,
     **more: Any,
 ) -> ModelConfig:
-    """A decoder of GPT-2's kind."""
+    """Make a decoder of GPT-2's kind."""
     attention = AttentionConfig(
         heads=heads,
         kv_heads=heads,
@@ -73,7 +73,7 @@ def gpt2(
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A GPT-2's settings."""
+    """Give a GPT-2's settings."""
     layer, attention = only_dense(config), shared_attention(config)
     if layer is None or attention is None:
         return None
@@ -92,7 +92,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def layout(config: ModelConfig) -> list[Stored]:
-    """GPT-2's tensors."""
+    """List GPT-2's tensors."""
     return list(_layout(config))
 
 
@@ -117,13 +117,13 @@ def _layout(config: ModelConfig) -> Iterator[Stored]:
 
 
 def norm(theirs: str, ours: str) -> Iterator[Stored]:
-    """A LayerNorm's two tensors."""
+    """List a LayerNorm's two tensors."""
     yield stored(f"{theirs}.weight", f"{ours}.weight")
     yield stored(f"{theirs}.bias", f"{ours}.bias")
 
 
 def head(config: ModelConfig) -> Iterator[Stored]:
-    """The output's matrix, which files of tied models may hold as a copy of the embedding."""
+    """Take the output's matrix, which files of tied models may hold as a copy of the embedding."""
     own = stored("lm_head.weight", "embedding.weight" if config.tie_embeddings else "head.weight")
     yield Stored(name=own.name, parts=own.parts, optional=config.tie_embeddings)
 

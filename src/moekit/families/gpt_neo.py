@@ -13,7 +13,7 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a GPT-Neo's settings."""
+    """Read our configuration of a GPT-Neo's settings."""
     width, heads, layers = (
         settings.integer("hidden_size"),
         settings.integer("num_heads"),
@@ -38,7 +38,7 @@ def read(settings: Settings) -> ModelConfig:
 
 
 def _kinds(settings: Settings, layers: int) -> list[str]:
-    """`global` or `local` for each layer; old files have only `attention_types`, [[kinds, how often], ...]."""
+    """Read `global` or `local` for each layer; old files have only `attention_types`, [[kinds, how often], ...]."""
     kinds = settings.values.get("attention_layers")
     try:
         if kinds is None:
@@ -81,7 +81,7 @@ def _neo(
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A GPT-Neo's settings."""
+    """Give a GPT-Neo's settings."""
     layer, attention = only_dense(config), shared_attention(config)
     if layer is None or attention is None:
         return None
@@ -108,7 +108,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def layout(config: ModelConfig) -> list[Stored]:
-    """GPT-Neo's tensors."""
+    """List GPT-Neo's tensors."""
     return list(_layout(config))
 
 

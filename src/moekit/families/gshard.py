@@ -10,9 +10,9 @@ from moekit.families.whole import whole_family
 
 
 def gshard(experts: int, layers: int) -> EncoderDecoderConfig:
-    """MoE(`experts` E, `layers` L) of arXiv 2006.16668, table 1: half of the layers are the encoder's, and every other
-    one of each stack is a mixture.
+    """Describe MoE(`experts` E, `layers` L) of arXiv 2006.16668, table 1.
 
+    Half of the layers are the encoder's, and every other one of each stack has experts.
     From the paper (appendix A.2): D 1024, F 8192, 16 heads of 128, vocabularies of 64,000 (source) and 32,000 (target),
     ReLU. It leaves out norms, positions and the output; these are as in tensorflow/lingvo, gshard_builder.py and
     SharedEmbeddingSoftmaxLayer: RMSNorm before each part and at the end, no scale of the scores, learned positions, an

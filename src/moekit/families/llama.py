@@ -19,7 +19,7 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a Llama's settings."""
+    """Read our configuration of a Llama's settings."""
     bias = settings.flag("attention_bias", False)
     attention = read_attention(settings, qkv_bias=bias, output_bias=bias)
     layer = dense_layer(settings, bias=settings.flag("mlp_bias", False))
@@ -27,7 +27,7 @@ def read(settings: Settings) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A Llama's settings."""
+    """Give a Llama's settings."""
     layer, attention = only_dense(config), shared_attention(config)
     if layer is None or attention is None or attention.qkv_bias != attention.output_bias:
         return None

@@ -42,7 +42,7 @@ def read_attention(
     output_bias: bool = False,
     query_key_norm: Literal["none", "head", "all"] = "none",
 ) -> AttentionConfig:
-    """Heads, rotary positions, and what the caller knows of the rest."""
+    """Read heads and rope; the caller knows the rest."""
     heads = settings.integer("num_attention_heads")
     rope = read_rope(settings)
     return AttentionConfig(
@@ -58,7 +58,7 @@ def read_attention(
 
 
 def read_windows(settings: Settings, *, default_on: bool) -> tuple[int | None, ...]:
-    """One window a layer from `layer_types`; without them `sliding_window` for all, where it is used at all.
+    """Read one window a layer from `layer_types`; without them `sliding_window` for all, where it is used at all.
 
     default_on: whether a `sliding_window` counts where `use_sliding_window` is missing.
     """
@@ -85,7 +85,7 @@ def read_decoder(
     windows: Sequence[int | None] = (None,),
     **more: Any,
 ) -> ModelConfig:
-    """The whole, from the attention of all layers, their feed-forward parts, and their windows, which are repeated."""
+    """Read the whole, given the attention of all layers, their feed-forward parts, and windows, which are repeated."""
     norm = NormConfig(eps=settings.number("rms_norm_eps", 1e-6))
     return ModelConfig(
         vocab_size=settings.integer("vocab_size"),
@@ -100,7 +100,7 @@ def read_decoder(
 
 
 def number_of_layers(settings: Settings) -> int:
-    """How many layers there are, bounded so that a hostile file cannot make us build for ever."""
+    """Read how many layers there are, bounded so that a hostile file cannot make us build for ever."""
     layers = settings.integer("num_hidden_layers")
     if not 0 < layers <= 10_000:
         raise settings.problem("num_hidden_layers", f"is {layers}, and must lie between 1 and 10,000")
@@ -108,7 +108,7 @@ def number_of_layers(settings: Settings) -> int:
 
 
 def dense_layer(settings: Settings, width_key: str = "intermediate_size", *, bias: bool = False) -> DenseConfig:
-    """A gated network."""
+    """Read a gated network."""
     return DenseConfig(
         width=settings.integer(width_key),
         activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
@@ -117,7 +117,7 @@ def dense_layer(settings: Settings, width_key: str = "intermediate_size", *, bia
 
 
 def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
-    """The settings that all of these families have; None where one of them cannot hold what the layers have.
+    """Give the settings that all of these families have; None where one of them cannot hold what the layers have.
 
     What else the family cannot say shows when what was written is read again (`catalogue.describe`).
     """
@@ -143,7 +143,7 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:
-    """`sliding_window` and `layer_types`; nothing where no layer has a window."""
+    """Give `sliding_window` and `layer_types`; nothing where no layer has a window."""
     windows = windows_of(config)
     sizes = {window for window in windows if window is not None}
     if not sizes:
@@ -169,19 +169,19 @@ def windows_of(config: ModelConfig) -> list[int | None]:
 
 
 def only_dense(config: ModelConfig) -> DenseConfig | None:
-    """The one dense network that every layer is; None where layers differ or are mixtures."""
+    """Give the one dense network that every layer is; None where layers differ or are mixtures."""
     first = config.feed_forwards[0]
     return first if isinstance(first, DenseConfig) and set(config.feed_forwards) == {first} else None
 
 
 def only_moe(config: ModelConfig) -> MoEConfig | None:
-    """The one mixture that every sparse layer is; None where they differ or there is none."""
+    """Give the one mixture that every sparse layer is; None where they differ or there is none."""
     kinds = {layer for layer in config.feed_forwards if isinstance(layer, MoEConfig)}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def dropless_softmax(config: MoEConfig) -> SoftmaxTopKConfig | None:
-    """The router, where it is a plain softmax over the top k without a capacity."""
+    """Give the router, where it is a plain softmax over the top k without a capacity."""
     router = config.router
     return router if isinstance(router, SoftmaxTopKConfig) and router.capacity_factor is None else None
 
@@ -199,7 +199,7 @@ _NORMS: dict[BlockName, dict[str, str]] = {
 
 
 def llama_layout(config: ModelConfig, moe: SparseLayout | None = None) -> list[Stored]:
-    """Llama's tensors, with those that `moe` gives for a sparse layer."""
+    """List Llama's tensors, with those that `moe` gives for a sparse layer."""
     return list(_llama_layout(config, moe))
 
 
@@ -219,7 +219,7 @@ def _llama_layout(config: ModelConfig, moe: SparseLayout | None) -> Iterator[Sto
 
 
 def embeddings_and_norm(config: ModelConfig) -> Iterator[Stored]:
-    """What stands before and after the layers. Files of tied models may hold the head as a copy, or not."""
+    """List what stands before and after the layers. Files of tied models may hold the head as a copy, or not."""
     yield stored("model.embed_tokens.weight", "embedding.weight")
     yield stored("model.norm.weight", "norm.weight")
     head = stored("lm_head.weight", "embedding.weight" if config.tie_embeddings else "head.weight")
@@ -227,14 +227,15 @@ def embeddings_and_norm(config: ModelConfig) -> Iterator[Stored]:
 
 
 def routed_experts(theirs: str, config: MoEConfig, ours: str) -> Iterator[Stored]:
-    """Router and experts as Qwen and OLMoE name them."""
+    """List router and experts as Qwen and OLMoE name them."""
     yield stored(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight")
     yield from expert_networks(f"{theirs}.mlp.experts", config, ours)
 
 
 def fused_experts(theirs: str, config: MoEConfig, ours: str) -> Iterator[Stored]:
-    """Router and experts as transformers 5 has them in memory, in all families the same: gate_up_proj (E, 2 F, D),
-    gates over ups, and down_proj (E, D, F).
+    """List router and experts as transformers 5 has them in memory, in all families the same.
+
+    gate_up_proj is (E, 2 F, D), gates over ups; down_proj is (E, D, F).
     """
     yield stored(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight")
     yield stored(f"{theirs}.mlp.experts.gate_up_proj", f"{ours}.experts.gate_up_EGD")

@@ -18,14 +18,14 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a Mistral's settings."""
+    """Read our configuration of a Mistral's settings."""
     window = settings.integer("sliding_window") if settings.has("sliding_window") else None
     layers = [dense_layer(settings)] * number_of_layers(settings)
     return read_decoder(settings, read_attention(settings), layers, windows=(window,))
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A Mistral's settings."""
+    """Give a Mistral's settings."""
     layer = only_dense(config)
     if layer is None:
         return None

@@ -24,7 +24,7 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of a Mixtral's settings."""
+    """Read our configuration of a Mixtral's settings."""
     window = settings.integer("sliding_window") if settings.has("sliding_window") else None
     settings.require("router_jitter_noise", 0.0)
     layer = MoEConfig(
@@ -39,7 +39,7 @@ def read(settings: Settings) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """A Mixtral's settings."""
+    """Give a Mixtral's settings."""
     layer = only_moe(config)
     if layer is None or layer.branch != "none":
         return None
@@ -57,7 +57,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def layout(config: ModelConfig) -> list[Stored]:
-    """Mixtral's tensors: Llama's, and w1 (gate), w3 (up), w2 (down) of each expert."""
+    """List Mixtral's tensors: Llama's, and w1 (gate), w3 (up), w2 (down) of each expert."""
     return llama_layout(config, _sparse)
 
 

@@ -24,7 +24,7 @@ from moekit.families.settings import Settings
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Our configuration of an OLMoE's settings."""
+    """Read our configuration of an OLMoE's settings."""
     if settings.has("clip_qkv"):
         raise settings.problem("clip_qkv", "is set, and moekit does not clip queries, keys and values")
     bias = settings.flag("attention_bias", False)
@@ -43,7 +43,7 @@ def read(settings: Settings) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
-    """An OLMoE's settings."""
+    """Give an OLMoE's settings."""
     layer, attention = only_moe(config), shared_attention(config)
     if layer is None or layer.branch != "none" or attention is None:
         return None
@@ -62,7 +62,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def layout(config: ModelConfig) -> list[Stored]:
-    """OLMoE's tensors."""
+    """List OLMoE's tensors."""
     return llama_layout(config, routed_experts)
 
 

@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 def rows(begin: int, end: int) -> View:
-    """The view of rows begin to end."""
+    """Make the view of rows begin to end."""
     return lambda tensor: tensor[begin:end]
 
 
 def of_expert(expert: int, begin: int | None = None, end: int | None = None) -> View:
-    """The view of one expert's matrix, or of some of its rows."""
+    """Make the view of one expert's matrix, or of some of its rows."""
     return lambda tensor: tensor[expert, begin:end]
 
 
 def transposed(tensor: "Tensor") -> "Tensor":
-    """The view of a matrix that is stored the other way round."""
+    """View a matrix that is stored the other way round."""
     return tensor.t()
 
 
 def both(theirs: str, ours: str, *, bias: bool, of_ours: View = whole) -> Iterator[Stored]:
-    """A weight, and its bias where there is one; `theirs` and `ours` without the last part of the name."""
+    """List a weight, and its bias where there is one; `theirs` and `ours` without the last part of the name."""
     yield stored(f"{theirs}.weight", f"{ours}.weight", of_ours)
     if bias:
         yield stored(f"{theirs}.bias", f"{ours}.bias", of_ours)
@@ -49,7 +49,7 @@ def both(theirs: str, ours: str, *, bias: bool, of_ours: View = whole) -> Iterat
 def separate_projections(
     theirs: str, attention: AttentionConfig, ours: str, output: str = "o_proj"
 ) -> Iterator[Stored]:
-    """Queries, keys and values as a tensor each (q_proj, k_proj, v_proj), and the output's matrix."""
+    """List queries, keys and values as a tensor each (q_proj, k_proj, v_proj), and the output's matrix."""
     queries = attention.heads * attention.head_width
     keys = attention.kv_heads * attention.head_width
     places = {
@@ -68,7 +68,7 @@ def separate_projections(
 
 
 def gated_network(theirs: str, config: DenseConfig, ours: str) -> Iterator[Stored]:
-    """gate_proj, up_proj, down_proj."""
+    """List gate_proj, up_proj and down_proj."""
     yield from both(f"{theirs}.gate_proj", f"{ours}.gate_up", bias=config.bias, of_ours=rows(0, config.width))
     yield from both(
         f"{theirs}.up_proj", f"{ours}.gate_up", bias=config.bias, of_ours=rows(config.width, 2 * config.width)
@@ -79,7 +79,7 @@ def gated_network(theirs: str, config: DenseConfig, ours: str) -> Iterator[Store
 def expert_networks(
     theirs: str, config: MoEConfig, ours: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
 ) -> Iterator[Stored]:
-    """A tensor for each expert's gate, up and down."""
+    """List a tensor for each expert's gate, up and down."""
     width = config.expert_width
     gate, up, down = names
     for expert in range(config.experts):
@@ -90,7 +90,7 @@ def expert_networks(
 
 
 def read_rope(settings: Settings) -> RotaryConfig:
-    """Rotary positions from `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
+    """Read rope from `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
     given = settings.inner("rope_parameters") or settings.inner("rope_scaling") or Settings({}, settings.file)
     base = settings.number("rope_theta", 10_000.0) if not given.has("rope_theta") else given.number("rope_theta")
     given.require("partial_rotary_factor", 1.0)

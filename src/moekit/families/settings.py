@@ -15,42 +15,42 @@ class Settings:
         self.values, self.file = values, file
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """The integer at `key`, or the default where it is missing or null."""
+        """Read the integer at `key`, or the default where it is missing or null."""
         value = self._given(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.problem(key, f"must be an integer, not {_shown(value)}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """The number at `key`, or the default where it is missing or null."""
+        """Read the number at `key`, or the default where it is missing or null."""
         value = self._given(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.problem(key, f"must be a number, not {_shown(value)}")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """True or false."""
+        """Read true or false at `key`, or the default where it is missing or null."""
         value = self._given(key, default)
         if not isinstance(value, bool):
             raise self.problem(key, f"must be true or false, not {_shown(value)}")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """The text at `key`."""
+        """Read the text at `key`, or the default where it is missing or null."""
         value = self._given(key, default)
         if not isinstance(value, str):
             raise self.problem(key, f"must be text, not {_shown(value)}")
         return value
 
     def choice(self, key: str, of: dict[str, T], default: str | None = None) -> T:
-        """What the text at `key` stands for; a text that stands for nothing is not supported."""
+        """Give what the text at `key` stands for; a text that stands for nothing is not supported."""
         value = self.text(key, default)
         if value not in of:
             raise self.problem(key, f"is {_shown(value)}, and moekit has {', '.join(sorted(of))}")
         return of[value]
 
     def inner(self, key: str) -> "Settings | None":
-        """The object at `key`; None where it is missing or null."""
+        """Read the object at `key`; None where it is missing or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -59,7 +59,7 @@ class Settings:
         return Settings(value, self.file)
 
     def has(self, key: str) -> bool:
-        """Whether something other than null stands there."""
+        """Tell whether something other than null stands there."""
         return self.values.get(key) is not None
 
     def require(self, key: str, value: object) -> None:
@@ -68,7 +68,7 @@ class Settings:
             raise self.problem(key, f"is {_shown(self.values[key])}, and moekit has {_shown(value)} alone")
 
     def problem(self, key: str, text: str) -> MoekitError:
-        """The error that says so."""
+        """Make the error that names the file and the key."""
         return MoekitError(f"{self.file}: {key} {text}.")
 
     def _given(self, key: str, default: Any) -> Any:

@@ -27,7 +27,7 @@ _NO_CAPACITY = 2**31 - 1
 
 
 def read(settings: Settings) -> EncoderDecoderConfig:
-    """The configuration of a folder; without a capacity, whatever the folder says (see above)."""
+    """Read the configuration of a folder; without a capacity, whatever the folder says (see above)."""
     settings.require("router_bias", False)
     settings.require("router_dtype", "float32")
     # Without ties transformers unties all three tables, the encoder's, the decoder's and the output's, and keeps a
@@ -62,12 +62,12 @@ def read(settings: Settings) -> EncoderDecoderConfig:
 
 
 def plan(layers: int, step: int, dense: FeedForwardConfig, sparse: FeedForwardConfig) -> tuple[FeedForwardConfig, ...]:
-    """transformers' rule: layer i is sparse where i % step is 1, each where step is 1, none where it is 0."""
+    """Follow transformers' rule: layer i is sparse where i % step is 1, each where step is 1, none where it is 0."""
     return tuple(sparse if step == 1 or (step > 0 and index % step == 1) else dense for index in range(layers))
 
 
 def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
-    """The settings of config.json; None where transformers has no such model, as with a capacity factor."""
+    """Give the settings of config.json; None where transformers has no such model, as with a capacity factor."""
     kinds = {*config.encoder_layers, *config.decoder_layers}
     sparse = next((layer for layer in kinds if isinstance(layer, MoEConfig)), None)
     if not has_shape(config) or not (config.tie_embeddings and config.scaled_logits) or sparse is None:
@@ -104,7 +104,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
 
 
 def layout(config: EncoderDecoderConfig) -> list[Stored]:
-    """The tensors of a folder."""
+    """List the tensors of a folder."""
     return list(stored_model(config, "mlp"))
 
 
@@ -122,7 +122,7 @@ def _read_step(settings: Settings, stack: str, layers: int) -> int:
 
 
 def _step_of(layers: tuple[FeedForwardConfig, ...], dense: FeedForwardConfig, sparse: FeedForwardConfig) -> int | None:
-    """The step that gives that plan, 0 for one without experts; None where there is none."""
+    """Find the step that gives those layers, 0 for one without experts; None where there is none."""
     return next((step for step in range(len(layers) + 1) if plan(len(layers), step, dense, sparse) == layers), None)
 
 

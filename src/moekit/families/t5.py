@@ -32,7 +32,7 @@ _LEFTOVER = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.wei
 
 
 def read(settings: Settings) -> EncoderDecoderConfig:
-    """The configuration of a folder.
+    """Read the configuration of a folder.
 
     Without ties, a folder of transformers before 5 says `tie_word_embeddings: false`. Since 5 that is always true, and
     `scale_decoder_outputs: false` is what remains of it: such a folder has to hold `lm_head.weight`, too.
@@ -57,7 +57,7 @@ def read_shape(
     decoder_layers: Sequence[FeedForwardConfig],
     **more: Any,
 ) -> EncoderDecoderConfig:
-    """The whole, from its layers' feed-forward parts and what differs between T5 and Switch."""
+    """Make the whole from its layers' feed-forward parts and what differs between T5 and Switch."""
     settings.require("is_encoder_decoder", True)
     pad = settings.integer("pad_token_id", 0)
     no_end = "eos_token_id" in settings.values and not settings.has("eos_token_id")
@@ -86,7 +86,7 @@ def read_count(settings: Settings, key: str, default: int) -> int:
 
 
 def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
-    """The settings of config.json; None where T5 is not of that shape."""
+    """Give the settings of config.json; None where T5 is not of that shape."""
     plan = {*config.encoder_layers, *config.decoder_layers}
     layer = next(iter(plan))
     if len(plan) > 1 or not isinstance(layer, DenseConfig) or layer.bias or not has_shape(config):
@@ -113,7 +113,7 @@ def has_shape(config: EncoderDecoderConfig) -> bool:
 
 
 def write_shape(config: EncoderDecoderConfig) -> dict[str, Any]:
-    """The settings that `read_shape` reads."""
+    """Give the settings that `read_shape` reads."""
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.width,
@@ -134,7 +134,7 @@ def write_shape(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def layout(config: EncoderDecoderConfig) -> list[Stored]:
-    """The tensors of a folder."""
+    """List the tensors of a folder."""
     return list(stored_model(config, "DenseReluDense"))
 
 
@@ -196,7 +196,7 @@ def _stored_feed_forward(theirs: str, layer: FeedForwardConfig, ours: str) -> It
 
 
 def _stored_inputs(width: int, gated: bool) -> dict[str, tuple[int, int]]:
-    """The rows of gate and up, by the names of the tensors that hold them."""
+    """Give the rows of gate and up, by the names of the tensors that hold them."""
     return {"wi_0": (0, width), "wi_1": (width, 2 * width)} if gated else {"wi": (0, width)}
 
 
@@ -224,7 +224,7 @@ def _preset(
     head_width: int = 64,
     new: bool = False,
 ) -> Preset:
-    """new: version 1.1, with gates and an output matrix of its own."""
+    """Make a preset. new: version 1.1, with gates and an output matrix of its own."""
     layer = DenseConfig(width=inner, activation="gelu_tanh" if new else "relu", gated=new)
     config = EncoderDecoderConfig(
         vocab_size=32_128,

@@ -17,7 +17,7 @@ C = TypeVar("C", bound=Config)
 def whole_family(
     config_class: type[C], model_type: str, architecture: str, presets: Mapping[str, Preset] | None = None
 ) -> Family:
-    """The family of every model that such a configuration describes."""
+    """Make the family of every model that such a configuration describes."""
 
     def read(settings: Settings) -> C:
         inner = settings.inner("moekit")

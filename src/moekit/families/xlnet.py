@@ -20,7 +20,7 @@ _USUAL_MEMORY = 512
 
 
 def read(settings: Settings) -> XLNetConfig:
-    """The configuration. `untie_r` says nothing about a folder, which holds each layer's biases either way."""
+    """Read the configuration. `untie_r` says nothing about a folder, which holds each layer's biases either way."""
     settings.require("architectures", ["XLNetLMHeadModel"])
     settings.require("bi_data", False)
     settings.require("same_length", False)
@@ -46,13 +46,13 @@ def read(settings: Settings) -> XLNetConfig:
 
 
 def _positive(settings: Settings, key: str, default: int) -> int | None:
-    """The integer, None where it is 0 or less: then transformers has no such limit."""
+    """Read the integer, None where it is 0 or less: then transformers has no such limit."""
     value = settings.integer(key, default)
     return value if value > 0 else None
 
 
 def write(config: XLNetConfig) -> dict[str, Any] | None:
-    """The settings; None where layers differ or have experts, a gate, or no biases. Dropout is left to the defaults."""
+    """Give the settings, dropout at its defaults; None where layers differ or have experts, a gate, or no biases."""
     network = config.layers[0]
     if not isinstance(network, DenseConfig) or set(config.layers) != {network}:
         return None
@@ -80,7 +80,7 @@ def write(config: XLNetConfig) -> dict[str, Any] | None:
 
 
 def layout(config: XLNetConfig) -> list[Stored]:
-    """The tensors of a folder, the head's copy of the embedding where it has one."""
+    """List the tensors of a folder, the head's copy of the embedding where it has one."""
     return list(_layout(config))
 
 
@@ -109,7 +109,7 @@ def _layout(config: XLNetConfig) -> Iterator[Stored]:
 
 
 def _by_head(config: XLNetConfig, block: int = 0) -> View:
-    """The D rows of our matrix that are block `block`, as transformers' (D, H, C)."""
+    """View the D rows of our matrix that are block `block` as transformers' (D, H, C)."""
 
     def view(matrix: Tensor) -> Tensor:
         rows = matrix[block * config.width : (block + 1) * config.width]

@@ -89,12 +89,12 @@ class Decoder(LanguageModel):
 
     @property
     def moe_layers(self) -> list[MoELayer]:
-        """Those that have experts, in the order in which their Routings come."""
+        """Give the layers that have experts, in the order in which their Routings come."""
         return [layer.feed_forward for layer in self.layers if isinstance(layer.feed_forward, MoELayer)]
 
     @property
     def moe_places(self) -> list[int]:
-        """Their indices in the model."""
+        """Give the indices of the layers that have experts."""
         return [index for index, layer in enumerate(self.layers) if isinstance(layer.feed_forward, MoELayer)]
 
     def forward(
@@ -108,7 +108,7 @@ class Decoder(LanguageModel):
         recompute: bool = False,
         last_only: bool = False,
     ) -> Tensor:
-        """logits_BTV of the token after each of tokens_BT (int64).
+        """Compute logits_BTV of the token after each of tokens_BT (int64).
 
         caches: one a layer, from `new_caches`; tokens_BT then follow those seen before, and the caches are extended.
         routings: a list that gets the Routing of each MoE layer appended, in the order of the layers.
@@ -144,7 +144,7 @@ class Decoder(LanguageModel):
         return logits_BTV if self.config.logit_scale == 1 else logits_BTV * self.config.logit_scale
 
     def new_caches(self, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValueCache]:
-        """Empty key-value caches for `batch` sequences of up to the context's length."""
+        """Make empty KV caches for `batch` sequences of up to the context's length."""
         attentions = [cast(DecoderLayer, layer).attention for layer in self.layers]
         return [attention.new_cache(batch, self.config.context, dtype) for attention in attentions]
 
@@ -157,7 +157,7 @@ class Decoder(LanguageModel):
         decisions: list[Decision] | None = None,
         recompute: bool = False,
     ) -> Tensor:
-        """log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32.
+        """Compute log p in nats of each token but the first given those before it: shape (B, T - 1), at least fp32.
 
         The options are those of `forward`; real_BT has the shape of tokens_BT.
         """
@@ -171,7 +171,7 @@ class Decoder(LanguageModel):
     def loss(
         self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None, **passes: Any
     ) -> tuple[Tensor, int]:
-        """The sum of -log p in nats over all tokens but the first of each row, and their number.
+        """Sum -log p in nats over all tokens but the first of each row; give the sum and their number.
 
         batch: `tokens` (B, T + 1), int64, and where some are padding, which has to stand at the end, `real`, bool.
         passes: `decisions` and `recompute`, as `forward` takes them.

@@ -80,12 +80,12 @@ class Attention(nn.Module):
         return self.output(mixed_BHTC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int, context: int, dtype: torch.dtype) -> KeyValueCache:
-        """An empty cache for `batch` sequences."""
+        """Make an empty KV cache for `batch` sequences."""
         width = self.config.head_width
         return KeyValueCache(batch, self.config.kv_heads, (width, width), context, dtype)
 
     def _normed(self, projected_BTN: Tensor) -> Tensor:
-        """Queries and keys through their norms, where there are any."""
+        """Norm queries and keys, where there are norms."""
         if self.query_norm is None or self.key_norm is None:
             return projected_BTN
         query_rows, key_rows = self.config.heads * self.config.head_width, self.config.kv_heads * self.config.head_width

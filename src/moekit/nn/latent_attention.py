@@ -58,7 +58,7 @@ class LatentAttention(nn.Module):
         return self.output(mixed_BHTW.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int, context: int, dtype: torch.dtype) -> KeyValueCache:
-        """An empty cache for `batch` sequences: the latent, and the key with positions."""
+        """Make an empty KV cache for `batch` sequences: the latent, and the key with positions."""
         return KeyValueCache(batch, 1, (self.config.kv_rank, self.config.rotary_width), context, dtype)
 
     def _query(self, x_BTD: Tensor) -> Tensor:

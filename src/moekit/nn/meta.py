@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """What is built in the block lies on the meta device, and nothing is drawn for it.
+    """Put what is built in the block on the meta device, and draw nothing for it.
 
     Drawing there fills nothing, but the first normal_ makes torch load its compiler, which takes longer than torch.
     """

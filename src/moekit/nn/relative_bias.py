@@ -29,7 +29,7 @@ class RelativeBias(nn.Module):
 
 
 def bucket(distance: Tensor, buckets: int, max_distance: int, *, both_ways: bool) -> Tensor:
-    """The bucket of each distance p - t (int64), as mesh-tensorflow's `_relative_position_bucket` has them.
+    """Give the bucket of each distance p - t (int64), as mesh-tensorflow's `_relative_position_bucket` has them.
 
     Going back: half of the buckets hold one distance each, the others grow by a constant factor up to max_distance,
     and the last holds all that are further. Distances ahead have as many buckets behind those where `both_ways`, else

@@ -49,7 +49,7 @@ class Scores:
         )
 
     def _mask(self, query_BHTC: Tensor, positions: int) -> Tensor | None:
-        """What is added to scores, or bool where that is all; None for a whole sequence, or a token that sees all."""
+        """Make the mask to add to scores, or bool where that is all; None where tokens see all that they may."""
         tokens, device = query_BHTC.shape[2], query_BHTC.device
         windowed = self.window is not None and self.window < positions
         if self.alibi_heads:
@@ -83,7 +83,7 @@ def visible(tokens: int, positions: int, window: int | None, device: torch.devic
 
 
 def alibi(heads: int, positions: int, device: torch.device) -> Tensor:
-    """What scores get before they are scaled, (H, P): slope · position (Press et al., arXiv 2108.12409, section 3).
+    """Give what scores get before scaling, (H, P): slope · position (Press et al., arXiv 2108.12409, section 3).
 
     Rounded to bfloat16 as in Falcon's implementation: its models were trained so, and positions beyond 256 show it.
     Slopes are 2^(-8/n · i) for the largest power of two n within H, those between for the heads that remain.
@@ -98,7 +98,7 @@ def alibi(heads: int, positions: int, device: torch.device) -> Tensor:
 def plain_attention(
     query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, scale: float, window: int | None = None
 ) -> Tensor:
-    """The same for whole sequences as two batched products with a softmax between; keeps T² scores for the gradient."""
+    """Attend in whole sequences by two batched products with a softmax between; T² scores are kept for the gradient."""
     batch, heads, tokens, width = query_BHTC.shape
     groups = batch * key_BGTC.shape[1]
     rows = heads // key_BGTC.shape[1] * tokens

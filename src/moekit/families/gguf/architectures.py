@@ -98,7 +98,7 @@ class Contents:
 
 
 def architecture_of(metadata: Metadata) -> Architecture:
-    """The architecture that the file names; MoekitError where moekit has not that one."""
+    """Find the architecture that the file names; raises MoekitError where moekit has not that one."""
     name = metadata.get_as(str, "general.architecture")
     if name not in ARCHITECTURES:
         known = did_you_mean(name, ARCHITECTURES).rstrip(".?")
@@ -119,7 +119,7 @@ _NOT_COMPUTED = (
 
 
 def read_config(metadata: Metadata, contents: Contents) -> ModelConfig:
-    """Our configuration of a file; MoekitError where it is not supported or contradicts itself."""
+    """Read our configuration of a file; raises MoekitError where it is not supported or contradicts itself."""
     architecture = architecture_of(metadata)
     prefix = architecture.name
     for key in _NOT_COMPUTED:
@@ -162,7 +162,7 @@ def _eps(metadata: Metadata, prefix: str) -> float:
 def _attentions(
     metadata: Metadata, architecture: Architecture, contents: Contents, layers: int
 ) -> list[AttentionConfig]:
-    """Of each layer: those with a window may have another rope than those that see everything."""
+    """Read the attention of each layer: those with a window may have another rope than those that see everything."""
     prefix = architecture.name
     heads, width = (metadata.get_as(int, f"{prefix}.{key}") for key in ("attention.head_count", "embedding_length"))
     head_width = metadata.get_as(int, f"{prefix}.attention.key_length", width // max(heads, 1))
@@ -215,7 +215,7 @@ def _feed_forward(metadata: Metadata, architecture: Architecture, contents: Cont
 
 
 def _expert_width(metadata: Metadata, architecture: Architecture, contents: Contents) -> int:
-    """From the tensor, where files of before the key was there have it only there."""
+    """Read the width from the tensor, where files of before the key was there have it only there."""
     stacked = contents.shapes.get("blk.0.ffn_gate_exps.weight")
     width = stacked[1] if stacked is not None and len(stacked) == 3 else None
     return metadata.get_as(int, f"{architecture.name}.{architecture.expert_width_key}", width)

@@ -55,8 +55,10 @@ class GGUFModel:
         return found
 
     def weights(self) -> DecoderWeights:
-        """All weights. Matrices are views of the file, but for those of `converted` types, which become copies in bf16,
-        and single experts, which are put on end. Raises MoekitError where a shape is not what the metadata says.
+        """Give all weights; raises MoekitError where a shape is not what the metadata says.
+
+        Matrices are views of the file, but for those of `converted` types, which become copies in bf16, and single
+        experts, which are put on end.
         """
         width, vocab = self.config.width, self.config.vocab_size
         embedding = self._matrix("token_embd.weight", vocab, width)
@@ -130,7 +132,7 @@ class GGUFModel:
         )
 
     def _experts(self, name: str, experts: int, rows: int, columns: int) -> PackedMatrix:
-        """The experts' matrices with their rows on end."""
+        """Give the experts' matrices with their rows on end."""
         if f"{name}_exps.weight" in self.file:
             return self._packed(f"{name}_exps.weight", (experts, rows, columns))
         return _on_end([self._matrix(f"{name}.{expert}.weight", rows, columns) for expert in range(experts)])
@@ -164,14 +166,14 @@ class GGUFModel:
 
 
 def wrong_shape(file: GGUFFile, name: str, shape: Sequence[int]) -> MoekitError:
-    """The error for a tensor that is not of the shape that the metadata asks for."""
+    """Make the error for a tensor that is not of the shape that the metadata asks for."""
     return MoekitError(
         f"Tensor {name!r} in {file.path} has the shape {list(file[name].shape)}, the model needs {list(shape)}."
     )
 
 
 def _on_end(parts: Sequence[PackedMatrix]) -> PackedMatrix:
-    """A copy of matrices of one width, one under the other; of several types, as bf16."""
+    """Copy matrices of one width one under the other; those of several types become bf16."""
     first = parts[0]
     if any(part.type is not first.type for part in parts):
         parts = [_as_bf16(dequantize(part)) for part in parts]
@@ -179,7 +181,7 @@ def _on_end(parts: Sequence[PackedMatrix]) -> PackedMatrix:
 
 
 def _as_bf16(numbers_RC: Numbers) -> PackedMatrix:
-    """Rounded. By torch, which files of nothing but types that are computed with never wait for."""
+    """Round to bf16, by torch, which files of nothing but types that are computed with never wait for."""
     import torch
 
     from moekit.kernels.packed.quantize_blocks import quantize
@@ -188,6 +190,6 @@ def _as_bf16(numbers_RC: Numbers) -> PackedMatrix:
 
 
 def _check_number_of_layers(file: GGUFFile, layers: int) -> None:
-    """A layer's tensors are looked for by name, so a count without layers behind it is found at once."""
+    """Find at once a count without layers behind it: a layer's tensors are looked for by name."""
     if f"blk.{layers - 1}.attn_norm.weight" not in file:
         raise MoekitError(f"{file.path} lacks the tensor 'blk.{layers - 1}.attn_norm.weight'; it is incomplete.")

@@ -18,7 +18,7 @@ _TOLERANCE = 1e-4
 def read_rope(
     metadata: Metadata, prefix: str, head_width: int, context: int, factors: Sequence[float] | None
 ) -> RotaryConfig:
-    """Base and scaling. factors: those of the tensor, where there is one."""
+    """Read base and scaling. factors: those of the tensor, where there is one."""
     if metadata.get_as(int, f"{prefix}.rope.dimension_count", head_width) != head_width:
         raise metadata.problem(f"{prefix}.rope.dimension_count", f"is not the width of a head ({head_width})")
     base = metadata.get_as(float, f"{prefix}.rope.freq_base", 10_000.0)
@@ -33,8 +33,10 @@ def read_rope(
 
 
 def write_rope(config: RotaryConfig, prefix: str, head_width: int) -> dict[str, Written]:
-    """The keys that `read_rope` reads. Llama 3.1's scaling stands in the factors, as other programs know it; the keys
-    for it are ours, where few pairs leave it open, and its factor is none of them: llama.cpp would divide by it.
+    """Give the keys that `read_rope` reads.
+
+    Llama 3.1's scaling stands in the factors, as other programs know it; the keys for it are ours, where few pairs
+    leave it open, and its factor is none of them: llama.cpp would divide by it.
     """
     keys: dict[str, Written] = {
         f"{prefix}.rope.dimension_count": head_width,
@@ -64,7 +66,7 @@ def write_rope(config: RotaryConfig, prefix: str, head_width: int) -> dict[str, 
 
 
 def rope_factors(config: RotaryConfig, head_width: int) -> list[float] | None:
-    """What each frequency is divided by in Llama 3.1's scaling; None for any other."""
+    """Give what each frequency is divided by in Llama 3.1's scaling; None for any other."""
     if not isinstance(config.rope_scaling, Llama3Scaling):
         return None
     return _llama3_factors(config.rope_scaling, config.rope_base, head_width // 2)
@@ -100,7 +102,7 @@ def _llama3_factors(scaling: Llama3Scaling, base: float, pairs: int) -> list[flo
 
 
 def _of_factors(factors: Sequence[float], base: float, metadata: Metadata, prefix: str) -> Llama3Scaling:
-    """The scaling that gives these factors: what our own keys or published models say, or what mixed frequencies tell.
+    """Find the scaling that gives these factors: by our own keys, by published models, or from the mixed frequencies.
 
     Between the two ends a frequency keeps a share that is linear in it, which fixes low / high and context / high.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def layout(
     architecture: Architecture, config: ModelConfig, has: Callable[[str], bool] = lambda name: True
 ) -> list[Stored]:
-    """The tensors of a model of that configuration, but for the rotary factors, which follow from it.
+    """List the tensors of a model of that configuration, but for the rotary factors, which follow from it.
 
     has: whether the file has a tensor of that name; where stacked experts are missing, an old file's single ones are
     meant.
@@ -52,7 +52,7 @@ def norm_names(block: BlockName) -> dict[str, str]:
 
 
 def _norm(theirs: str, ours: str, norm: NormConfig) -> Stored:
-    """A norm's weight; files hold 1 + w where ours holds w."""
+    """Take a norm's weight; files hold 1 + w where ours holds w."""
     entry = stored(f"{theirs}.weight", f"{ours}.weight")
     return replace(entry, plus=1.0) if norm.zero_centered else entry
 
@@ -81,7 +81,7 @@ def _attention(theirs: str, layer: LayerConfig, width: int, ours: str, interleav
 
 
 def _interleaved(theirs: str, ours: str, begin: int, shape: tuple[int, ...], heads: int) -> Stored:
-    """Rows i and i + C/2 of a head, which a rotary pair is made of, stand in the file as rows 2i and 2i + 1."""
+    """Take rows i and i + C/2 of a head, a rope pair, which stand in the file as rows 2i and 2i + 1."""
     count, *rest = shape
     pairs = count // heads // 2
 
@@ -119,7 +119,7 @@ def _mixture(theirs: str, layer: MoEConfig, ours: str, has: Callable[[str], bool
 
 
 def _of_all(begin: int, end: int) -> View:
-    """The view of some rows of every expert's matrix."""
+    """Make the view of some rows of every expert's matrix."""
     return lambda tensor: tensor[:, begin:end]
 
 
