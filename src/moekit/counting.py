@@ -22,7 +22,13 @@ from moekit.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """total: all of them. active: those that take part in one token's forward pass, embedding tables included."""
+    """The number of a model's parameters.
+
+    Attributes:
+        total: all of them.
+        active: those that take part in one token's forward pass, embedding tables included.
+        by_part: the numbers by the part of the model.
+    """
 
     total: int
     active: int
@@ -30,7 +36,7 @@ class ParameterCount:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Count by part: embedding, attention, norm, dense, router, experts, branch, head (0 where tied)."""
+    """Count parameters by part: embedding, attention, norm, dense, router, experts, branch, head (0 where tied)."""
     width = config.width
     parts: Counter[str] = Counter(
         embedding=(config.vocab_size + (config.context if config.learned_positions else 0)) * width,
@@ -58,7 +64,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 
 def inference_flops_per_token(config: ModelConfig, context: int) -> int:
-    """FLOPs of the forward pass for one token that attends to `context` keys, its prediction included."""
+    """Count FLOPs of the forward pass for one token that attends to `context` keys, its prediction included."""
     layers = sum(
         2 * _attention_weights(config.width, layer.attention)
         + _scores(layer.attention) * min(context, layer.attention.window or context)
@@ -69,7 +75,7 @@ def inference_flops_per_token(config: ModelConfig, context: int) -> int:
 
 
 def training_flops_per_token(config: ModelConfig, context: int) -> int:
-    """FLOPs of the forward and backward pass for one token in sequences of `context` tokens.
+    """Count FLOPs of the forward and backward pass for one token in sequences of `context` tokens.
 
     Where a capacity drops assignments, it is what they would have cost: a bound from above.
     """
@@ -82,12 +88,12 @@ def training_flops_per_token(config: ModelConfig, context: int) -> int:
 
 
 def cached_values_per_token(config: ModelConfig) -> int:
-    """Count what the KV caches of all layers hold for one token, in numbers; a window bounds the tokens, not this."""
+    """Count the numbers that the KV caches of all layers hold for one token; a window bounds the tokens, not this."""
     return sum(layer.attention.cached_values_per_token for layer in config.layers)
 
 
 def count_lstm_parameters(config: LSTMConfig) -> ParameterCount:
-    """Count by part: embedding, layers, head (its bias alone where the matrices are tied)."""
+    """Count parameters by part: embedding, layers, head (its bias alone where the matrices are tied)."""
     layers = sum(4 * width * (inputs + width) + 8 * width for inputs, width in config.layer_shapes)
     matrix = 0 if config.tie_embeddings else config.vocab_size * config.widths[-1]
     parts = {
@@ -99,7 +105,7 @@ def count_lstm_parameters(config: LSTMConfig) -> ParameterCount:
 
 
 def lstm_forward_flops_per_token(config: LSTMConfig) -> int:
-    """FLOPs of the forward pass for one token, its prediction included; training costs three times that.
+    """Count FLOPs of the forward pass for one token, its prediction included; training costs three times that.
 
     The gates' own arithmetic, some operations a unit, is not counted.
     """
@@ -108,7 +114,7 @@ def lstm_forward_flops_per_token(config: LSTMConfig) -> int:
 
 
 def _attention_weights(width: int, attention: AnyAttentionConfig) -> int:
-    """Of the matrices that every token passes."""
+    """Count the weights of the matrices that every token passes."""
     heads = attention.heads
     if isinstance(attention, AttentionConfig):
         return width * attention.head_width * (2 * heads + 2 * attention.kv_heads)
@@ -120,7 +126,7 @@ def _attention_weights(width: int, attention: AnyAttentionConfig) -> int:
 
 
 def _attention(width: int, attention: AnyAttentionConfig) -> int:
-    """All of a layer's, biases and norms of queries, keys and latents included."""
+    """Count all of a layer's parameters, biases and norms of queries, keys and latents included."""
     count = _attention_weights(width, attention)
     if isinstance(attention, AttentionConfig):
         heads, kv_heads, head_width = attention.heads, attention.kv_heads, attention.head_width
@@ -133,7 +139,7 @@ def _attention(width: int, attention: AnyAttentionConfig) -> int:
 
 
 def _scores(attention: AnyAttentionConfig) -> int:
-    """FLOPs of one token's scores with one key and of mixing in its value."""
+    """Count FLOPs of one token's scores with one key and of mixing in its value."""
     if isinstance(attention, AttentionConfig):
         return 4 * attention.heads * attention.head_width
     return 2 * attention.heads * (attention.head_width + attention.rotary_width + attention.value_width)
@@ -157,17 +163,17 @@ def _feed_forward_flops(width: int, layer: FeedForwardConfig) -> int:
 
 
 def _expert(layer: MoEConfig) -> DenseConfig:
-    """One of the experts, as the network that it is."""
+    """Describe one of the experts as a dense network."""
     return DenseConfig(width=layer.expert_width, activation=layer.activation, gated=layer.gated, bias=layer.bias)
 
 
 def _network(width: int, layer: DenseConfig) -> int:
-    """Weights of its matrices."""
+    """Count the weights of its matrices."""
     return (3 if layer.gated else 2) * width * layer.width
 
 
 def _parameters(width: int, layer: DenseConfig) -> int:
-    """All of a network's, biases included."""
+    """Count all of a network's parameters, biases included."""
     biases = ((2 if layer.gated else 1) * layer.width + width) if layer.bias else 0
     return _network(width, layer) + biases
 
@@ -180,10 +186,10 @@ def _branch(width: int, layer: MoEConfig) -> int:
 
 
 def _projections(layer: MoEConfig) -> int:
-    """Matrices of the router's that a forward pass multiplies with: a hash needs none."""
+    """Count the router's matrices that a forward pass multiplies with: a hash needs none."""
     return 0 if layer.router.kind == "hash" else 1
 
 
 def _noise_projections(layer: MoEConfig) -> int:
-    """Those that only training needs."""
+    """Count the router's matrices that only training needs."""
     return 1 if layer.router.kind == "noisy_top_k" else 0

@@ -1,4 +1,4 @@
-"""Attention: grouped queries or latent, and how it knows positions."""
+"""Attention: grouped queries or latent, and its positions."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,12 +8,13 @@ from moekit.config.config_base import Config, Positive
 
 
 class Llama3Scaling(Config):
-    """Rope for Llama 3.1's longer context (arXiv 2407.21783, section 3.4.3 and code).
+    """Llama 3.1's longer context.
 
     Wavelengths over `context` / `low` are multiplied by `factor`, those under `context` / `high` stay, and between the
-    two the frequencies are mixed.
+    two the frequencies are mixed (arXiv 2407.21783, section 3.4.3 and code).
 
-    context: that of the pretraining, in tokens.
+    Attributes:
+        context: the context of the pretraining, in tokens.
     """
 
     kind: Literal["llama3"] = "llama3"
@@ -35,7 +36,9 @@ class YarnScaling(Config):
     Frequencies that turn fewer than `slow` times within `context` are divided by `factor`, those that turn more than
     `fast` times stay; a ramp lies between.
 
-    context: that of the pretraining. magnitude: what cos and sin are multiplied by; None: 0.1 ln(factor) + 1.
+    Attributes:
+        context: the context of the pretraining, in tokens.
+        magnitude: the factor of cos and sin; None for 0.1 ln(factor) + 1.
     """
 
     kind: Literal["yarn"] = "yarn"
@@ -68,10 +71,13 @@ class RotaryConfig(Config):
 class AttentionConfig(RotaryConfig):
     """Grouped-query causal attention (arXiv 2305.13245).
 
-    positions: `rotary`; `alibi`, a penalty on distance (arXiv 2108.12409); or `none`, where the model has learned ones.
-    window: how far back a token looks, in tokens, itself included; None is everything.
-    scale: of the scores, None for 1 / sqrt(head_width). soft_cap: scores become cap · tanh(score / cap) (Grok-1).
-    query_key_norm: RMSNorm of queries and keys before they are turned, `head` by head or over `all` heads at once.
+    Attributes:
+        positions: `rotary`; `alibi`, a penalty on distance (arXiv 2108.12409); or `none`, where the model has learned
+            ones.
+        window: how far back a token looks, in tokens, itself included; None is everything.
+        scale: the factor of the scores, None for 1 / sqrt(head_width).
+        soft_cap: scores become cap · tanh(score / cap) (Grok-1).
+        query_key_norm: RMSNorm of queries and keys before they are rotated, `head` by head or over `all` heads at once.
     """
 
     kind: Literal["grouped"] = "grouped"
@@ -96,18 +102,20 @@ class AttentionConfig(RotaryConfig):
 
     @property
     def cached_values_per_token(self) -> int:
-        """What a layer's key-value cache holds for one token, in numbers."""
+        """The numbers that a layer's KV cache holds for one token."""
         return 2 * self.kv_heads * self.head_width
 
 
 class LatentAttentionConfig(RotaryConfig):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    Keys and values come from a latent vector of `kv_rank` numbers a token, which is what the KV cache holds, beside one
+    Keys and values come from a latent vector of `kv_rank` numbers a token, which is what the cache holds, beside one
     key of `rotary_width` for all heads.
 
-    query_rank: None projects queries directly. head_width: of the part of keys and queries without positions.
-    scale: of the scores, None for 1 / sqrt(head_width + rotary_width).
+    Attributes:
+        query_rank: the rank of the queries' latent; None projects queries directly.
+        head_width: the width of the part of keys and queries without positions.
+        scale: the factor of the scores, None for 1 / sqrt(head_width + rotary_width).
     """
 
     kind: Literal["latent"] = "latent"
@@ -128,12 +136,12 @@ class LatentAttentionConfig(RotaryConfig):
 
     @property
     def window(self) -> None:
-        """Tell that a token sees all that came before it."""
+        """None: a token sees all that came before it."""
         return None
 
     @property
     def cached_values_per_token(self) -> int:
-        """What a layer's cache holds for one token, in numbers."""
+        """The numbers that a layer's cache holds for one token."""
         return self.kv_rank + self.rotary_width
 
 

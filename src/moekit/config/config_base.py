@@ -1,4 +1,4 @@
-"""What all configuration classes share."""
+"""The base of all configuration classes, and the bounds that they share."""
 
 from typing import Annotated
 

@@ -14,11 +14,13 @@ BlockName = Literal["pre", "sandwich", "parallel", "parallel_shared"]
 
 
 class LayerConfig(Config):
-    """One layer of a decoder: what attention, what feed-forward part, and how they stand around the residual stream.
+    """One layer of a decoder: its attention, its feed-forward part, and their places around the residual stream.
 
-    block: `pre` is h += attention(norm(h)), h += feed_forward(norm(h)); `sandwich` norms what is added, too (Grok-1,
-    Gemma 3); `parallel` adds both at once, each with its norm, `parallel_shared` with one norm for both (Falcon).
-    norm: of the layer's norms, those of queries and keys included.
+    Attributes:
+        block: `pre` is h += attention(norm(h)), h += feed_forward(norm(h)); `sandwich` norms what is added, too
+            (Grok-1, Gemma 3); `parallel` adds both at once, each with its norm, `parallel_shared` with one norm for
+            both (Falcon).
+        norm: the layer's norms, those of queries and keys included.
     """
 
     attention: AnyAttentionConfig
@@ -38,15 +40,19 @@ class LayerConfig(Config):
 class ModelConfig(Config):
     """A causal decoder: its layers, and what is of the whole model.
 
-    width: of the residual stream (D). layers: the plan, a LayerConfig a layer. norm: the last one, before the head.
-    context: the longest sequence in tokens. learned_positions: a table of `context` positions is added to embeddings.
-    embedding_scale, logit_scale: factors of the embeddings and of the logits.
-    init_std: of the normal initialisation; matrices that write to the residual stream get
-    init_std / sqrt(2 * layers) (GPT-2).
-
     Data (YAML, JSON) may say once what all layers share: `attention` (its `windows` repeated over the layers), `block`,
     `norm` and `norm_eps` then stand beside `layers`, which lists feed-forward parts alone. Files from before layers had
     an attention of their own are written so. In Python, `decoder_layers` does the same.
+
+    Attributes:
+        width: the width of the residual stream (D).
+        context: the longest sequence in tokens.
+        layers: the plan, a LayerConfig a layer.
+        norm: the last norm, before the head.
+        learned_positions: whether a table of `context` positions is added to embeddings.
+        embedding_scale, logit_scale: the factors of the embeddings and of the logits.
+        init_std: the deviation of the normal initialisation; matrices that write to the residual stream get init_std /
+            sqrt(2 * layers) (GPT-2).
     """
 
     kind: Literal["decoder"] = "decoder"
@@ -83,7 +89,7 @@ class ModelConfig(Config):
         return tuple(layer.feed_forward for layer in self.layers)
 
     def with_feed_forwards(self, feed_forwards: Sequence[FeedForwardConfig]) -> Self:
-        """Give the same model with other feed-forward parts, one for each layer."""
+        """Describe the same model with other feed-forward parts, one for each layer."""
         layers = tuple(
             layer.model_copy(update={"feed_forward": part})
             for layer, part in zip(self.layers, feed_forwards, strict=True)
@@ -101,7 +107,13 @@ def decoder_layers(
 ) -> tuple[LayerConfig, ...]:
     """Make the layers of a decoder that differ in their feed-forward parts and windows alone.
 
-    windows: of grouped attention, repeated over the layers; none: that of `attention` for all.
+    Args:
+        attention: the attention of all layers.
+        feed_forwards: the feed-forward part of each layer.
+        windows: the windows of grouped attention, repeated over the layers; where there are none, all have that of
+            `attention`.
+        block: the form of all layers.
+        norm: the norms of all layers; None for the default.
     """
     layers = []
     for index, part in enumerate(feed_forwards):

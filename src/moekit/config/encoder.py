@@ -15,14 +15,18 @@ class EncoderConfig(Config):
 
     Norms are LayerNorms that follow what is added, h = norm(h + f(h)); all matrices of attention have biases.
 
-    width: of the residual stream (D), a multiple of heads. context: the learned positions, in tokens. types: of tokens,
-    as which sentence they belong to. layers: one feed-forward configuration a layer.
-    head_activation: of the masked-language-model head. BERT's own code has the tanh approximation of GELU
-    (google-research/bert `modeling.py`), and the published config.json say "gelu", which others read as the exact one.
-    next_sentence: whether there is a head that tells whether the second sentence follows the first.
-    init_std: of the normal initialisation of all matrices.
-    pad_token, start_token, separator_token, mask_token: ids of [PAD], [CLS], [SEP] and [MASK] where the model has them:
-    what makes batches and pseudo-log-likelihoods needs them, the forward pass does not.
+    Attributes:
+        width: the width of the residual stream (D), a multiple of heads.
+        context: the number of learned positions.
+        types: the types of tokens, as which sentence they belong to.
+        layers: one feed-forward configuration a layer.
+        head_activation: the activation of the masked-language-model head. BERT's own code has the tanh approximation of
+            GELU (google-research/bert `modeling.py`), and the published config.json say "gelu", which others read as
+            the exact one.
+        next_sentence: whether there is a head that tells whether the second sentence follows the first.
+        init_std: the deviation of the normal initialisation of all matrices.
+        pad_token, start_token, separator_token, mask_token: ids of [PAD], [CLS], [SEP] and [MASK] where the model has
+            them: making batches and pseudo-log-likelihoods needs them, the forward pass does not.
     """
 
     kind: Literal["encoder"] = "encoder"

@@ -15,21 +15,29 @@ _Token = Annotated[int, Field(ge=0)]
 class EncoderDecoderConfig(Config):
     """An encoder that reads a source, and a decoder that writes a target token by token (T5, arXiv 1910.10683).
 
-    Every layer is h += attention(norm(h)), then in the decoder h += attention(norm(h), source), then
-    h += feed_forward(norm(h)); each stack ends in a norm. Scores are not divided by sqrt(head_width), and nothing in
+    Every layer is h += attention(norm(h)), then in the decoder h += attention(norm(h), source), then h +=
+    feed_forward(norm(h)); each stack ends in a norm. Scores are not divided by sqrt(head_width), and nothing in
     attention has a bias, in T5 as in GShard's published layers (tensorflow/lingvo, gshard_builder.py).
 
-    vocab_size: of the source, and of the target where `target_vocab_size` is None: then both share one table.
-    width: of the residual stream (D). head_width: attention's inner width, heads · head_width, may differ from D.
-    encoder_layers, decoder_layers: the plan, one feed-forward configuration a layer.
-    positions: `relative`, a learned bias per head and bucket of distances, one table a stack, used in all of its layers
-    (arXiv 1910.10683, section 2.1); or `learned`, a table of `context` positions added to each stack's embedding.
-    buckets, max_distance: of relative positions, in tokens; half of the buckets are for single distances, the others
-    grow up to max_distance; an encoder needs half of them for either direction.
-    tie_embeddings: the output matrix is the target's table. scaled_logits: logits are multiplied by D^-1/2.
-    start_token: what the decoder reads first. pad_token: fills up rows. end_token: ends source and target, or None.
-    init_factor: of the standard deviations, which are 1 / sqrt(fan in); the square root of the Switch Transformer's
-    "initialization scale" (arXiv 2101.03961, section 2.4), which is a factor of the variance.
+    Attributes:
+        vocab_size: the vocabulary of the source, and of the target where `target_vocab_size` is None: then both share
+            one table.
+        width: the width of the residual stream (D).
+        head_width: the width of a head; attention's inner width, heads · head_width, may differ from D.
+        encoder_layers, decoder_layers: the plan, one feed-forward configuration a layer.
+        positions: `relative`, a learned bias per head and bucket of distances, one table a stack, used in all of its
+            layers (arXiv 1910.10683, section 2.1); or `learned`, a table of `context` positions added to each stack's
+            embedding.
+        buckets, max_distance: of relative positions, in tokens; half of the buckets are for single distances, the
+            others grow up to max_distance; an encoder needs half of them for either direction.
+        tie_embeddings: whether the output matrix is the target's table.
+        scaled_logits: whether logits are multiplied by D^-1/2.
+        start_token: the token that the decoder reads first.
+        pad_token: the token that fills up rows.
+        end_token: the token that ends source and target, or None.
+        init_factor: the factor of the standard deviations, which are 1 / sqrt(fan in); it is the square root of the
+            Switch Transformer's "initialization scale" (arXiv 2101.03961, section 2.4), which is a factor of the
+            variance.
     """
 
     kind: Literal["encoder_decoder"] = "encoder_decoder"
@@ -82,5 +90,5 @@ class EncoderDecoderConfig(Config):
 
     @property
     def target_vocabulary(self) -> int:
-        """How many tokens the decoder chooses from."""
+        """The number of tokens that the decoder chooses from."""
         return self.target_vocab_size or self.vocab_size

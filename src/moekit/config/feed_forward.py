@@ -13,7 +13,7 @@ ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 class DenseConfig(Config):
-    """A feed-forward network (ffn) of hidden width `width`.
+    """A feed-forward network of hidden width `width`.
 
     It computes down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202), or down(act(up(x))) where it is not `gated`.
     """
@@ -28,11 +28,12 @@ class DenseConfig(Config):
 class MoEConfig(Config):
     """A mixture of `experts` feed-forward networks of hidden width `expert_width` each.
 
-    branch: what stands beside the routed experts, a dense network of hidden width `branch_width`:
-    `shared` adds its output (DeepSeekMoE, arXiv 2401.06066); `gated_shared` adds it times the sigmoid of a learned
-    value per token (Qwen1.5-MoE); `residual` mixes it with the experts' output by two learned, softmax-normalised
-    coefficients per token (Residual-MoE, arXiv 2201.05596, section 4.1.1).
-    activation, gated, bias: of the experts and of the branch, as in DenseConfig.
+    Attributes:
+        branch: what stands beside the routed experts, a dense network of hidden width `branch_width`: `shared` adds its
+            output (a shared expert; DeepSeekMoE, arXiv 2401.06066); `gated_shared` adds it times the sigmoid of a
+            learned value per token (Qwen1.5-MoE); `residual` mixes it with the experts' output by two learned,
+            softmax-normalised coefficients per token (Residual-MoE, arXiv 2201.05596, section 4.1.1).
+        activation, gated, bias: of the experts and of the branch, as in DenseConfig.
     """
 
     kind: Literal["moe"] = "moe"
@@ -48,7 +49,7 @@ class MoEConfig(Config):
     @field_validator("router", mode="before")
     @classmethod
     def _usual_router(cls, router: Any) -> Any:
-        """Without a kind, a softmax over the top k."""
+        """Take a router without a kind for a softmax over the top k."""
         return {"kind": "softmax_top_k"} | router if isinstance(router, dict) else router
 
     @model_validator(mode="after")
@@ -69,7 +70,7 @@ class MoEConfig(Config):
 
 
 def never_learns(layers: Iterable[DenseConfig | MoEConfig]) -> str | None:
-    """Why a router of these layers would never learn, in words; None where all can."""
+    """Say in words why a router of these layers would never learn; None where all can."""
     reasons = (layer.router.never_learns for layer in layers if isinstance(layer, MoEConfig))
     return next(filter(None, reasons), None)
 

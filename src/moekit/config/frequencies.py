@@ -7,14 +7,19 @@ from moekit.config.attention import LinearScaling, Llama3Scaling, RopeScaling, R
 
 
 class Frequencies(NamedTuple):
-    """Of the C/2 pairs of a head: radians a position. magnitude: what cosines and sines are multiplied by."""
+    """The rotary frequencies of a head.
+
+    Attributes:
+        values: radians a position, for each of its C/2 pairs.
+        magnitude: the factor of cosines and sines.
+    """
 
     values: list[float]
     magnitude: float
 
 
 def rotary_frequencies(head_width: int, config: RotaryConfig) -> Frequencies:
-    """base^(-2i/C) for pair i (Su et al., arXiv 2104.09864, eq. 15), scaled as the configuration says."""
+    """Compute base^(-2i/C) for pair i (Su et al., arXiv 2104.09864, eq. 15), scaled as the configuration says."""
     plain = [config.rope_base ** (-2 * index / head_width) for index in range(head_width // 2)]
     return _scaled(plain, config.rope_base, config.rope_scaling)
 
@@ -42,7 +47,7 @@ def _yarn(plain: list[float], base: float, scaling: YarnScaling) -> list[float]:
     width = 2 * len(plain)
 
     def dimension_of(turns: float) -> float:
-        """Where, among the dimensions, frequencies turn so often in the context of the pretraining."""
+        """Find where, among the dimensions, frequencies turn so often in the context of the pretraining."""
         return width * math.log(scaling.context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first, last = dimension_of(scaling.fast), dimension_of(scaling.slow)

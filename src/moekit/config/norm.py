@@ -10,8 +10,9 @@ from moekit.config.config_base import Config, Positive
 class NormConfig(Config):
     """RMSNorm (Zhang & Sennrich, arXiv 1910.07467), or LayerNorm with a bias.
 
-    eps: added to the mean square, or to the variance.
-    zero_centered: an RMSNorm multiplies by 1 + weight, whose weights start at 0 (Gemma).
+    Attributes:
+        eps: the number added to the mean square, or to the variance.
+        zero_centered: whether an RMSNorm multiplies by 1 + weight, whose weights start at 0 (Gemma).
     """
 
     kind: Literal["rms", "layer"] = "rms"

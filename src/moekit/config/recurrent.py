@@ -13,21 +13,24 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class LSTMConfig(Config):
     """A language model of LSTM layers (Merity, Keskar & Socher, AWD-LSTM, arXiv 1708.02182; salesforce/awd-lstm-lm).
 
-    widths: of the layers, bottom first. tie_embeddings: the output matrix is the embedding, so the last layer has to be
-    as wide as it is.
+    The dropouts and penalties act in training only. The published recipe: SGD at 30 with gradients clipped at 0.25,
+    over chunks of about 70 tokens that carry the state on, a chunk's learning rate in proportion to its length; then
+    averaged weights (`moekit.training.nt_asgd`).
 
-    All that follows, but the initialisation, acts in training only. word_dropout: of whole words of the vocabulary
-    (section 4.3). input_dropout: of embeddings; layer_dropout: between layers; output_dropout: after the last. locked:
-    these three keep one mask for all tokens of a sequence (variational dropout, section 4.2), otherwise there is a mask
-    a token (Zaremba et al., arXiv 1409.2329). weight_dropout: of the recurrent matrices, one mask a pass (DropConnect,
-    section 2). activation_penalty, temporal_penalty: alpha and beta of section 4.6, on the last layer's mean square
-    (after dropout) and on the mean square of its change from token to token (before dropout).
-
-    init_range: embedding and output matrix are drawn from U(-init_range, init_range); the output's bias is 0.
-    recurrent_init_range: the same for the layers, None for 1 / sqrt(width of the layer).
-
-    The published recipe: SGD at 30 with gradients clipped at 0.25, over chunks of about 70 tokens that carry the state
-    on, a chunk's learning rate in proportion to its length; then averaged weights (`moekit.training.nt_asgd`).
+    Attributes:
+        widths: the widths of the layers, bottom first.
+        tie_embeddings: whether the output matrix is the embedding; the last layer then has to be as wide as it is.
+        word_dropout: the dropout of whole words of the vocabulary (section 4.3).
+        input_dropout: the dropout of embeddings.
+        layer_dropout: the dropout between layers.
+        output_dropout: the dropout after the last layer.
+        locked: whether these three keep one mask for all tokens of a sequence (variational dropout, section 4.2);
+            otherwise there is a mask a token (Zaremba et al., arXiv 1409.2329).
+        weight_dropout: the dropout of the recurrent matrices, one mask a pass (DropConnect, section 2).
+        activation_penalty, temporal_penalty: alpha and beta of section 4.6, on the last layer's mean square (after
+            dropout) and on the mean square of its change from token to token (before dropout).
+        init_range: embedding and output matrix are drawn from U(-init_range, init_range); the output's bias is 0.
+        recurrent_init_range: the same for the layers, None for 1 / sqrt(width of the layer).
     """
 
     kind: Literal["lstm"] = "lstm"
@@ -57,5 +60,5 @@ class LSTMConfig(Config):
 
     @property
     def layer_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Input and output width of each layer."""
+        """The input and output width of each layer."""
         return tuple(zip((self.embedding_width, *self.widths), self.widths, strict=False))

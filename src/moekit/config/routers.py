@@ -1,4 +1,4 @@
-"""The routers' configurations: what each chooses by, its capacity, and the coefficients of its losses."""
+"""The routers' configurations: the rule of the choice, the capacity, and the coefficients of the losses."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,9 +10,10 @@ from moekit.config.config_base import Config, NonNegative
 class RouterConfig(Config):
     """What routers have in common.
 
-    capacity_factor: an expert takes at most ceil(K · T / E · capacity_factor) of T tokens, first come, first served
-    (Megatron's convention; K counts, unlike in mesh-tensorflow's); None: as many as choose it (dropless).
-    z_loss: the coefficient of the router z-loss.
+    Attributes:
+        capacity_factor: an expert takes at most ceil(K · T / E · capacity_factor) of T tokens, first come, first served
+            (Megatron's convention; K counts, unlike in mesh-tensorflow's). None means as many as choose it (dropless).
+        z_loss: the coefficient of the router z-loss.
     """
 
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
@@ -39,7 +40,7 @@ class TopKConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
-        """Give K, the number of experts that compute for one token."""
+        """K: how many experts compute for one token."""
         return self.top_k
 
 
@@ -50,7 +51,7 @@ class RenormalizingConfig(TopKConfig):
 
     @property
     def never_learns(self) -> str | None:
-        """Tell why training such a router would teach it nothing; None where it can learn."""
+        """Why a task can teach such a router nothing, in words; None where it can."""
         if self.top_k > 1 or not self.renormalize:
             return None
         return "a renormalised top-1 router always weighs its expert 1.0 and so never learns; set renormalize: false"
@@ -66,7 +67,8 @@ class SoftmaxTopKConfig(RenormalizingConfig):
 class NoisyTopKConfig(TopKConfig):
     """Noise with a learned scale before the choice, in training (Shazeer et al., arXiv 1701.06538).
 
-    importance_loss, load_loss: the coefficients of the squared coefficients of variation (eq. 7 and 11).
+    Attributes:
+        importance_loss, load_loss: the coefficients of the squared coefficients of variation (eq. 7 and 11).
     """
 
     kind: Literal["noisy_top_k"] = "noisy_top_k"
@@ -76,7 +78,7 @@ class NoisyTopKConfig(TopKConfig):
 
     @property
     def never_learns(self) -> str | None:
-        """Tell why training such a router would teach it nothing; None where it can learn."""
+        """Why a task can teach such a router nothing, in words; None where it can."""
         if self.top_k > 1:
             return None
         return "a noisy top-1 router weighs its expert 1.0 and so never learns; set top_k to 2 or more"
@@ -92,14 +94,15 @@ class SwitchConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
-        """Give K, the number of experts that compute for one token."""
+        """K: how many experts compute for one token."""
         return 1
 
 
 class GShardConfig(RouterConfig):
     """Two experts a token; in training the second is kept only if u < weight / `second_threshold`, u uniform.
 
-    second_threshold: 0.5 is the paper's "2 · g2 > u" (arXiv 2006.16668, algorithm 1); 0 keeps every second expert.
+    Attributes:
+        second_threshold: 0.5 is the paper's "2 · g2 > u" (arXiv 2006.16668, algorithm 1); 0 keeps every second expert.
     """
 
     kind: Literal["gshard"] = "gshard"
@@ -109,14 +112,14 @@ class GShardConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
-        """Give K, the number of experts that compute for one token."""
+        """K: how many experts compute for one token."""
         return 2
 
 
 class ExpertChoiceConfig(RouterConfig):
     """Each expert takes its best ceil(T · mean_experts / E) tokens (arXiv 2202.09368).
 
-    A token's experts thus depend on the tokens after it, which a causal decoder refuses unless `leaky` says that it is
+    So a token's experts depend on the tokens after it. A causal decoder refuses that unless `leaky` says that it is
     meant.
     """
 
@@ -127,15 +130,18 @@ class ExpertChoiceConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
-        """Give K, the number of experts that compute for one token."""
+        """K: how many experts compute for one token, on average."""
         return self.mean_experts
 
 
 class SigmoidBiasConfig(RenormalizingConfig):
     """Sigmoid scores, chosen with a bias per expert that balances the load (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
 
-    bias_step: what the bias moves by after each optimiser step. groups, top_groups: experts are chosen inside the
-    `top_groups` of `groups` equal groups whose two best are highest. scale: of the renormalised weights.
+    Attributes:
+        bias_step: how far the bias moves after each optimiser step.
+        groups, top_groups: experts are chosen inside the `top_groups` of `groups` equal groups whose two best are
+            highest.
+        scale: the factor of the renormalised weights.
     """
 
     kind: Literal["sigmoid_bias"] = "sigmoid_bias"
@@ -172,14 +178,14 @@ class HashConfig(RouterConfig):
 
     @property
     def experts_per_token(self) -> int:
-        """Give K, the number of experts that compute for one token."""
+        """K: how many experts compute for one token."""
         return 1
 
 
 class SinkhornConfig(TopKConfig):
-    """The K largest logits; in training after Sinkhorn's iterations made them even over experts.
+    """Experts chosen, in training, from logits that Sinkhorn's iterations made even over experts.
 
-    Clark et al., arXiv 2202.01169, section 3.2. In evaluation the logits are taken as they are.
+    Clark et al., arXiv 2202.01169, section 3.2. In evaluation they are chosen from the logits as they are.
     """
 
     kind: Literal["sinkhorn"] = "sinkhorn"

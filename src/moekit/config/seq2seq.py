@@ -11,9 +11,11 @@ from moekit.config.config_base import Config, Count, Layers, Positive
 
 
 class Seq2SeqConfig(Config):
-    """What both kinds have. source_vocab_size, target_vocab_size: in tokens.
+    """What both kinds have in common.
 
-    end_token: of both vocabularies. It ends a target, and it is what the decoder reads first.
+    Attributes:
+        source_vocab_size, target_vocab_size: the numbers of tokens.
+        end_token: a token of both vocabularies. It ends a target, and it is what the decoder reads first.
     """
 
     source_vocab_size: Count
@@ -32,11 +34,13 @@ class Seq2SeqConfig(Config):
 class LSTMSeq2SeqConfig(Seq2SeqConfig):
     """Deep LSTMs, the decoder starting from the encoder's last state (Sutskever et al., arXiv 1409.3215).
 
-    width, layers: of the encoder and of the decoder, each. reverse_source: read it from its end, section 3.3.
-    init_range: all parameters are drawn from U(-init_range, init_range).
-
     The published recipe (section 3.4): SGD without momentum at 0.7, after 5 epochs halved every half epoch, 7.5 epochs
     in all; batches of 128 sentences of about the same length; the gradient, divided by 128, clipped at a norm of 5.
+
+    Attributes:
+        width, layers: of the encoder and of the decoder, each.
+        reverse_source: whether the source is read from its end (section 3.3).
+        init_range: all parameters are drawn from U(-init_range, init_range).
     """
 
     kind: Literal["lstm_seq2seq"] = "lstm_seq2seq"
@@ -48,15 +52,17 @@ class LSTMSeq2SeqConfig(Seq2SeqConfig):
 class GRUSeq2SeqConfig(Seq2SeqConfig):
     """Gated recurrent units, with attention over the source (RNNsearch; Bahdanau et al., arXiv 1409.0473, appendix A).
 
-    embedding_width, width, alignment_width, maxout_width: m, n, n' and l of the paper.
-    attention: if not, the encoder reads forwards alone and its last state is the context of every step (RNNencdec).
-
     The paper leaves biases out of its equations; here the gates' inputs, the initial state, the maxout layer and the
-    output have one, the alignment has none. Drawn as in appendix B.1: recurrent matrices orthogonal, alignment matrices
-    N(0, 0.001²), its vector and biases 0, all others N(0, 0.01²).
+    output have one, the alignment has none. Weights are drawn as in appendix B.1: recurrent matrices orthogonal,
+    alignment matrices N(0, 0.001²), its vector and biases 0, all others N(0, 0.01²).
 
     The published recipe (appendix B.2): Adadelta with rho 0.95 and eps 1e-6, batches of 80 sentences, the gradient
     clipped at a norm of 1.
+
+    Attributes:
+        embedding_width, width, alignment_width, maxout_width: m, n, n' and l of the paper.
+        attention: if False, the encoder reads forwards alone and its last state is the context of every step
+            (RNNencdec).
     """
 
     kind: Literal["gru_seq2seq"] = "gru_seq2seq"
@@ -66,7 +72,7 @@ class GRUSeq2SeqConfig(Seq2SeqConfig):
 
     @property
     def context_width(self) -> int:
-        """Of what the decoder is given of the source: both directions, or the forward one."""
+        """The width of what the decoder is given of the source: both directions, or the forward one."""
         return 2 * self.width if self.attention else self.width
 
 

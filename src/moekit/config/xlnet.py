@@ -14,13 +14,16 @@ class XLNetConfig(Config):
     Norms are LayerNorms that follow what is added. Embedding and head share their matrix. Each layer has biases of
     queries of its own (`untie_r` in XLNet's code: all published models).
 
-    width: of the residual stream (D), even, a multiple of heads.
-    layers: one feed-forward configuration a layer. A router with a capacity, expert choice or hashing goes by other
-    tokens or by the token's id, from which the query stream would learn what it has to predict: these are refused.
-    attention: `both` ways, the order of factorisation being what masks; or `causal`, as in Transformer-XL.
-    memory: how many positions of each layer's input are remembered for the next segment, None for all; reuse: only the
-    first that many of a segment are, None for all. clamp: distances beyond it, in tokens, count as it; None: none do.
-    init_std: of the normal initialisation.
+    Attributes:
+        width: the width of the residual stream (D), even, a multiple of heads.
+        layers: one feed-forward configuration a layer. A router with a capacity, expert choice or hashing goes by other
+            tokens or by the token's id, from which the query stream would learn what it has to predict: these are
+            refused.
+        attention: `both` ways, the order of factorisation being what masks; or `causal`, as in Transformer-XL.
+        memory: how many positions of each layer's input are remembered for the next segment, None for all.
+        reuse: only the first that many positions of a segment are remembered, None for all.
+        clamp: distances beyond it, in tokens, count as it; None means that none do.
+        init_std: the deviation of the normal initialisation.
     """
 
     kind: Literal["xlnet"] = "xlnet"

@@ -106,7 +106,7 @@ def describe(config: Config, preferred: str | None = None) -> tuple[Family, dict
 
 
 def _says(family: Family, settings: dict[str, Any], config: Config) -> bool:
-    """Whether the family reads the same function out of the settings."""
+    """Tell whether the family reads the same function out of the settings."""
     try:
         again = family.read(Settings(settings, Path("config.json")))
     except (MoekitError, ValueError):

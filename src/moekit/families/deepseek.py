@@ -127,7 +127,7 @@ def _write_attention(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def _places(config: ModelConfig) -> tuple[int, int] | None:
-    """first_k_dense_replace and moe_layer_freq; None where the sparse layers do not stand like that."""
+    """Find first_k_dense_replace and moe_layer_freq; None where the sparse layers do not stand like that."""
     sparse = [isinstance(layer, MoEConfig) for layer in config.feed_forwards]
     first, count = sparse.index(True), len(sparse)
     for step in range(1, count + 1):

@@ -182,9 +182,9 @@ def _attention_tensors(theirs: str, attention: LatentAttentionConfig, ours: str,
 
 
 def _interleaved(theirs: str, ours: str, heads: int, plain: int, rotated: int, width: int | None) -> Stored:
-    """Take of each head `plain` rows as they are, then `rotated` rows, those with rope.
+    """Map a matrix of queries or keys whose rotary pairs stand side by side in the file and half a head apart with us.
 
-    Their pairs stand side by side in the file and half a head apart with us. width: None for a bias.
+    Of each head `plain` rows are as they are, then come `turned` rows in pairs. width: None for a bias.
     """
     inner = () if width is None else (width,)
 

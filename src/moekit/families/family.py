@@ -1,4 +1,4 @@
-"""What a family of models is: published configurations, and how Hugging Face's folders name settings and tensors."""
+"""A family of models: published configurations, and how Hugging Face's folders name settings and tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,11 @@ from moekit.families.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A published configuration. source: where it is published.
+    """A published configuration.
 
-    parameters, active: totals as published, where they are, for the table that holds ours against them.
+    Attributes:
+        source: where it is published.
+        parameters, active: totals as published, where they are, for the table that holds ours against them.
     """
 
     config: Config
@@ -26,13 +28,17 @@ class Preset:
 class Family:
     """A kind of folder.
 
-    model_type, architecture: of config.json. read: our configuration of its settings; raises what Settings raises.
-    write: the settings of config.json for a configuration of ours, or None where the family cannot say it: `read` of
-    what it gives has to be the configuration again. layout: the stored tensors of a model of that configuration;
-    None where each of the model's own tensors is stored under its own name. other_layouts: the same model under the
-    names that some folders have instead; what is written has those of `layout`, unless it comes from such a folder.
-    ignored: whether a tensor of that name is a leftover that carries nothing (old files hold buffers).
-    renamed: the name in the layout of a stored tensor, where old files have another.
+    Attributes:
+        model_type, architecture: the values in config.json.
+        read: reads our configuration from its settings; it raises what Settings raises.
+        write: writes the settings of config.json for a configuration of ours, or gives None where the family cannot say
+            it: `read` of what it gives has to be the configuration again.
+        layout: the stored tensors of a model of that configuration; None where each of the model's own tensors is
+            stored under its own name.
+        other_layouts: the same model under the names that some folders have instead; what is written has those of
+            `layout`, unless it comes from such a folder.
+        ignored: tells whether a tensor of that name is a leftover that carries nothing (old files hold buffers).
+        renamed: gives the name in the layout of a stored tensor, where old files have another.
     """
 
     model_type: str

@@ -122,7 +122,7 @@ def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | No
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
-    """0.1 · mscale · ln(factor) + 1 (arXiv 2309.00071, eq. 22), 1 where nothing is scaled."""
+    """Compute 0.1 · mscale · ln(factor) + 1 (arXiv 2309.00071, eq. 22), 1 where nothing is scaled."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -136,7 +136,7 @@ def _yarn_magnitude(given: Settings, factor: float) -> float | None:
 
 
 def write_rope(config: RotaryConfig) -> dict[str, Any]:
-    """`rope_parameters` as transformers 5 reads them, and `rope_theta` for what is older."""
+    """Write `rope_parameters` as transformers 5 reads them, and `rope_theta` for what is older."""
     parameters: dict[str, Any] = {"rope_theta": config.rope_base, "rope_type": "default"}
     match config.rope_scaling:
         case LinearScaling() as scaling:

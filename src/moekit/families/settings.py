@@ -1,4 +1,4 @@
-"""The settings of a config.json, read one by one: what is missing, of the wrong kind or not supported is named."""
+"""The settings of a config.json, read one by one; errors name what is missing, of the wrong kind or not supported."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,14 +29,14 @@ class Settings:
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """Read true or false at `key`, or the default where it is missing or null."""
+        """Give the true or false at `key`, or the default where it is missing or null."""
         value = self._given(key, default)
         if not isinstance(value, bool):
             raise self.problem(key, f"must be true or false, not {_shown(value)}")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Read the text at `key`, or the default where it is missing or null."""
+        """Give the text at `key`, or the default where it is missing or null."""
         value = self._given(key, default)
         if not isinstance(value, str):
             raise self.problem(key, f"must be text, not {_shown(value)}")

@@ -116,7 +116,7 @@ def _read_count(settings: Settings, stack: str) -> int:
 
 
 def _read_step(settings: Settings, stack: str, layers: int) -> int:
-    """Given, or worked out from the number of sparse layers."""
+    """Read the step, or work it out from the number of sparse layers."""
     sparse = settings.integer(f"num_sparse_{stack}_layers", 3)
     return settings.integer(f"{stack}_sparse_step", layers // sparse if sparse > 0 else layers)
 
@@ -140,7 +140,7 @@ def _preset(
     tied: bool = True,
     capacity_factor: float = 1.25,
 ) -> Preset:
-    """As trained: with jitter, a capacity factor, and a tenth of the usual variance at the start."""
+    """Describe a model as trained: with jitter, a capacity factor, and a tenth of the usual variance at the start."""
     activation: Any = "gelu_tanh" if gated else "relu"
     dense = DenseConfig(width=inner, activation=activation, gated=gated)
     router = SwitchConfig(capacity_factor=capacity_factor, z_loss=0.0)

@@ -78,7 +78,7 @@ def read_shape(
 
 
 def read_count(settings: Settings, key: str, default: int) -> int:
-    """How many layers there are, bounded so that a hostile file cannot make us build for ever."""
+    """Read how many layers there are, bounded so that a hostile file cannot make us build for ever."""
     layers = settings.integer(key, default)
     if not 0 < layers <= MAX_LAYERS:
         raise settings.problem(key, f"is {layers}, and must lie between 1 and {MAX_LAYERS:,}")
@@ -108,7 +108,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
 
 
 def has_shape(config: EncoderDecoderConfig) -> bool:
-    """Whether the model but for its feed-forward parts is T5's."""
+    """Tell whether the model but for its feed-forward parts is T5's."""
     return config.norm == "rms" and config.positions == "relative" and config.target_vocab_size is None
 
 
@@ -139,7 +139,7 @@ def layout(config: EncoderDecoderConfig) -> list[Stored]:
 
 
 def stored_model(config: EncoderDecoderConfig, feed_forward: str) -> Iterator[Stored]:
-    """All tensors. feed_forward: what the folder calls that part of a layer."""
+    """List all tensors. feed_forward: what the folder calls that part of a layer."""
     yield stored("shared.weight", "embedding.weight")
     for copy in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         yield _copy_of(stored(copy, "embedding.weight"))
@@ -224,7 +224,7 @@ def _preset(
     head_width: int = 64,
     new: bool = False,
 ) -> Preset:
-    """Make a preset. new: version 1.1, with gates and an output matrix of its own."""
+    """Describe a published model. new: version 1.1, with gates and an output matrix of its own."""
     layer = DenseConfig(width=inner, activation="gelu_tanh" if new else "relu", gated=new)
     config = EncoderDecoderConfig(
         vocab_size=32_128,

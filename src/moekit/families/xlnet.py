@@ -46,7 +46,7 @@ def read(settings: Settings) -> XLNetConfig:
 
 
 def _positive(settings: Settings, key: str, default: int) -> int | None:
-    """Read the integer, None where it is 0 or less: then transformers has no such limit."""
+    """Read the integer; None where it is 0 or less: then transformers has no such limit."""
     value = settings.integer(key, default)
     return value if value > 0 else None
 
@@ -119,7 +119,7 @@ def _by_head(config: XLNetConfig, block: int = 0) -> View:
 
 
 def _by_head_of_rows(config: XLNetConfig) -> View:
-    """Our matrix, whose columns are the heads', as transformers' (D, H, C)."""
+    """View our matrix, whose columns are the heads', as transformers' (D, H, C)."""
     return lambda matrix: matrix.view(config.width, config.heads, -1)
 
 

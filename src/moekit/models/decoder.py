@@ -42,7 +42,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, h_BTD: Tensor, angles: RopeAngles | None, cache: KeyValueCache | None, given: RouterInput
     ) -> tuple[Tensor, Routing | None]:
-        """Give h_BTD after this layer, and its Routing where it has experts."""
+        """Compute h_BTD after this layer, and its Routing where it has experts."""
         normed_BTD = self.attention_norm(h_BTD)
         y_BTD = self.attention(normed_BTD, angles, cache)
         match self.block:
@@ -69,7 +69,9 @@ class DecoderLayer(nn.Module):
 class Decoder(LanguageModel):
     """A decoder built from `config`, its weights drawn from torch's current seed.
 
-    backend: the kernels that compute the experts.
+    Args:
+        config: the configuration.
+        backend: the kernels that compute the experts.
     """
 
     config: ModelConfig
@@ -89,12 +91,12 @@ class Decoder(LanguageModel):
 
     @property
     def moe_layers(self) -> list[MoELayer]:
-        """Give the layers that have experts, in the order in which their Routings come."""
+        """The layers that have experts, in the order in which their Routings come."""
         return [layer.feed_forward for layer in self.layers if isinstance(layer.feed_forward, MoELayer)]
 
     @property
     def moe_places(self) -> list[int]:
-        """Give the indices of the layers that have experts."""
+        """The indices in the model of the layers that have experts."""
         return [index for index, layer in enumerate(self.layers) if isinstance(layer.feed_forward, MoELayer)]
 
     def forward(
@@ -108,15 +110,21 @@ class Decoder(LanguageModel):
         recompute: bool = False,
         last_only: bool = False,
     ) -> Tensor:
-        """Compute logits_BTV of the token after each of tokens_BT (int64).
+        """Compute logits_BTV of the token after each of tokens_BT.
 
-        caches: one a layer, from `new_caches`; tokens_BT then follow those seen before, and the caches are extended.
-        routings: a list that gets the Routing of each MoE layer appended, in the order of the layers.
-        real_BT: bool, False for padding, which has to stand at the end: no expert computes it, no loss counts it.
-        decisions: one per MoE layer, filled at the first pass with what the routers chose, obeyed by later ones.
-        recompute: keep no activations inside layers and compute them again in the backward pass, with the same choices.
-        last_only: give the logits after the last token alone, (B, 1, V): of a prompt nobody needs the others.
-        Raises ValueError where the sequence is longer than the context.
+        Args:
+            tokens_BT: int64 ids.
+            caches: one a layer, from `new_caches`; tokens_BT then follow those seen before, and the caches are
+                extended.
+            routings: a list that gets the Routing of each MoE layer appended, in the order of the layers.
+            real_BT: bool, False for padding, which has to stand at the end: no expert computes it, no loss counts it.
+            decisions: one per MoE layer, filled at the first pass with what the routers chose, obeyed by later ones.
+            recompute: keep no activations inside layers and compute them again in the backward pass, with the same
+                choices.
+            last_only: give the logits after the last token alone, (B, 1, V): of a prompt nobody needs the others.
+
+        Raises:
+            ValueError: where the sequence is longer than the context.
         """
         start = caches[0].length if caches else 0
         if start + tokens_BT.shape[1] > self.config.context:
@@ -171,10 +179,12 @@ class Decoder(LanguageModel):
     def loss(
         self, batch: Mapping[str, Tensor], routings: list[Routing] | None = None, **passes: Any
     ) -> tuple[Tensor, int]:
-        """Sum -log p in nats over all tokens but the first of each row; give the sum and their number.
+        """Compute the sum of -log p in nats over all tokens but the first of each row, and their number.
 
-        batch: `tokens` (B, T + 1), int64, and where some are padding, which has to stand at the end, `real`, bool.
-        passes: `decisions` and `recompute`, as `forward` takes them.
+        Args:
+            batch: `tokens` (B, T + 1), int64, and where some are padding, which has to stand at the end, `real`, bool.
+            routings: a list that gets the Routing of each MoE layer appended.
+            passes: `decisions` and `recompute`, as `forward` takes them.
         """
         real_BT = batch.get("real")
         log_prob_BT = self.log_prob(batch["tokens"], routings, real_BT=real_BT, **passes)
@@ -209,7 +219,7 @@ class Decoder(LanguageModel):
 
 
 def _distinct(ropes: list[Rope | None]) -> tuple[list[Rope], list[int | None]]:
-    """Keep one of several equal ropes. The second list says which of those kept each layer has."""
+    """Keep one of several equal ropes, and tell which of those kept each layer has."""
     kept: dict[tuple[tuple[float, ...], float], tuple[int, Rope]] = {}
     places: list[int | None] = []
     for rope in ropes:

@@ -11,10 +11,17 @@ from moekit.nn import FeedForward
 
 
 class MoELayer(nn.Module):
-    """y = routed(x), plus shared(x), that times sigmoid(w x), or mixed with a residual branch, as configured.
+    """A layer with experts: y = routed(x), or that with a dense branch beside it, as configured.
 
-    residual: c = softmax(W x + b) in two values, y = c_0 · routed(x) + c_1 · branch(x) (Residual-MoE, arXiv 2201.05596,
-    section 4.1.1, as DeepSpeed computes it). vocab_size: of the model, for a router that hashes token ids.
+    `shared` adds shared(x); `gated_shared` adds that times sigmoid(w x); `residual` mixes: c = softmax(W x + b) in two
+    values, y = c_0 · routed(x) + c_1 · branch(x) (Residual-MoE, arXiv 2201.05596, section 4.1.1, as DeepSpeed computes
+    it).
+
+    Args:
+        width: the width of the model, D.
+        config: the configuration.
+        vocab_size: the model's vocabulary, for a router that hashes token ids.
+        backend: the kernels that compute the experts.
     """
 
     def __init__(self, width: int, config: MoEConfig, vocab_size: int, backend: Backend = "torch") -> None:
@@ -27,7 +34,7 @@ class MoELayer(nn.Module):
         self.branch_gate = nn.Linear(width, 1, bias=False) if config.branch == "gated_shared" else None
 
     def forward(self, x_BTD: Tensor, given: RouterInput | None = None) -> tuple[Tensor, Routing]:
-        """y of the shape of x, and what the router decided for its tokens in row-major order.
+        """Compute y of the shape of x, and what the router decided for its tokens in row-major order.
 
         given: what some routers need beside x, for the tokens in the same order.
         """

@@ -15,9 +15,14 @@ from moekit.nn.scores import Scores
 
 
 class KeyValueCache:
-    """What a layer remembers of each position, here keys and values, written in place: room for `context` positions.
+    """The KV cache of a layer: keys and values of each position, written in place, with room for `context` positions.
 
-    heads, widths: the shapes of the two things that are kept.
+    Args:
+        batch: the number of sequences.
+        heads: the number of key-value heads.
+        widths: the widths of a key and of a value.
+        context: the number of positions that there is room for.
+        dtype: the type of the numbers.
     """
 
     def __init__(self, batch: int, heads: int, widths: tuple[int, int], context: int, dtype: torch.dtype) -> None:
@@ -26,7 +31,7 @@ class KeyValueCache:
         self.length = 0
 
     def append(self, key_BGTC: Tensor, value_BGTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T positions; give all that are held now. Raises ValueError where the context is full."""
+        """Add T positions, and give all that are held now; raise ValueError where the context is full."""
         end = self.length + key_BGTC.shape[2]
         if end > self.key_BGPC.shape[2]:
             raise ValueError(f"{end} positions do not fit a context of {self.key_BGPC.shape[2]}")
@@ -39,8 +44,12 @@ class KeyValueCache:
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key-value heads (Ainslie et al., arXiv 2305.13245).
 
-    query_key_value: one matrix of (H + 2 G) C rows, queries first, then keys, then values.
-    norm: of queries and keys, where the configuration asks for one: an RMSNorm in any case.
+    query_key_value is one matrix of (H + 2 G) C rows, queries first, then keys, then values.
+
+    Args:
+        width: the width of the model, D.
+        config: the configuration.
+        norm: the norm of queries and keys, where the configuration asks for one: an RMSNorm in any case.
     """
 
     def __init__(self, width: int, config: AttentionConfig, norm: NormConfig) -> None:
@@ -64,7 +73,13 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, angles: RopeAngles | None, cache: KeyValueCache | None = None) -> Tensor:
-        """Give y_BTD. angles: of the positions of x, where they are rotary. With a cache, x follows its tokens."""
+        """Compute y_BTD.
+
+        Args:
+            x_BTD: the input; with a cache, it follows the tokens in it.
+            angles: the angles of the positions of x, where they are rotary.
+            cache: the layer's KV cache, which is extended.
+        """
         heads, kv_heads = self.config.heads, self.config.kv_heads
         batch, tokens, _ = x_BTD.shape
         projected = self._normed(self.query_key_value(x_BTD))
@@ -80,12 +95,12 @@ class Attention(nn.Module):
         return self.output(mixed_BHTC.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int, context: int, dtype: torch.dtype) -> KeyValueCache:
-        """Make an empty KV cache for `batch` sequences."""
+        """Make an empty cache for `batch` sequences."""
         width = self.config.head_width
         return KeyValueCache(batch, self.config.kv_heads, (width, width), context, dtype)
 
     def _normed(self, projected_BTN: Tensor) -> Tensor:
-        """Norm queries and keys, where there are norms."""
+        """Apply the norms of queries and keys, where there are any."""
         if self.query_norm is None or self.key_norm is None:
             return projected_BTN
         query_rows, key_rows = self.config.heads * self.config.head_width, self.config.kv_heads * self.config.head_width

@@ -1,4 +1,4 @@
-"""The dense feed-forward network."""
+"""The dense feed-forward network (FFN)."""
 
 from torch import Tensor, nn
 
@@ -19,5 +19,5 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.width, width, bias=config.bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """y_TD for any leading shape."""
+        """Compute y_TD for any leading shape."""
         return self.down(self.activation(self.gate_up(x_TD)))  # type: ignore[no-any-return]

@@ -40,7 +40,7 @@ class LatentAttention(nn.Module):
         self.scores = Scores(scale=config.scale or 1 / math.sqrt(config.head_width + config.rotary_width))
 
     def forward(self, x_BTD: Tensor, angles: RopeAngles, cache: KeyValueCache | None = None) -> Tensor:
-        """Give y_BTD. angles: of the positions of x. With a cache, x follows the tokens in it."""
+        """Compute y_BTD. angles: of the positions of x. With a cache, x follows the tokens in it."""
         config = self.config
         batch, tokens, _ = x_BTD.shape
         query_BHTQ = self._query(x_BTD).view(batch, tokens, config.heads, -1).transpose(1, 2)
@@ -58,7 +58,7 @@ class LatentAttention(nn.Module):
         return self.output(mixed_BHTW.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int, context: int, dtype: torch.dtype) -> KeyValueCache:
-        """Make an empty KV cache for `batch` sequences: the latent, and the key with positions."""
+        """Make an empty cache for `batch` sequences: the latent, and the key with positions."""
         return KeyValueCache(batch, 1, (self.config.kv_rank, self.config.rotary_width), context, dtype)
 
     def _query(self, x_BTD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Modules whose parameters have shapes and types and no numbers."""
+"""Modules on the meta device: their parameters have shapes and types and no numbers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -26,13 +26,13 @@ class RMSNorm(nn.Module):
 
     @property
     def factor_D(self) -> Tensor:
-        """What the normed vector is multiplied by."""
+        """The vector that the normed vector is multiplied by."""
         if not self.zero_centered:
             return self.weight
         return 1 + self.weight.to(torch.promote_types(torch.float32, self.weight.dtype))
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """y_TD for any leading shape; differentiable once."""
+        """Compute y_TD for any leading shape; the result can be differentiated once."""
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
         y_TD: Tensor = _RMSNorm.apply(x_TD, self.factor_D, self.eps, dtype)  # type: ignore[no-untyped-call]
@@ -40,7 +40,10 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Half the passes over memory that the composition of torch's own operations takes, which shows on a CPU."""
+    """The norm as one node of autograd's graph.
+
+    It takes half the passes over memory of the composition of torch's own operations, which shows on a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class RelativeBias(nn.Module):
-    """bias[h, t, p] = weight[bucket(p - t), h] (arXiv 1910.10683, section 2.1).
+    """The bias[h, t, p] = weight[bucket(p - t), h] (arXiv 1910.10683, section 2.1).
 
     both_ways: whether positions after the query are seen; half of the buckets are theirs.
     """
@@ -21,7 +21,7 @@ class RelativeBias(nn.Module):
         self.max_distance, self.both_ways = max_distance, both_ways
 
     def forward(self, tokens: int, positions: int) -> Tensor:
-        """bias_HTP of the last `tokens` of `positions`, for all of these."""
+        """Compute bias_HTP of the last `tokens` of `positions`, for all of these."""
         place_P = torch.arange(positions, device=self.weight.device)
         distance_TP = place_P - place_P[positions - tokens :, None]
         bucket_TP = bucket(distance_TP, len(self.weight), self.max_distance, both_ways=self.both_ways)
@@ -29,11 +29,11 @@ class RelativeBias(nn.Module):
 
 
 def bucket(distance: Tensor, buckets: int, max_distance: int, *, both_ways: bool) -> Tensor:
-    """Give the bucket of each distance p - t (int64), as mesh-tensorflow's `_relative_position_bucket` has them.
+    """Find the bucket of each distance p - t (int64), as mesh-tensorflow's `_relative_position_bucket` does.
 
-    Going back: half of the buckets hold one distance each, the others grow by a constant factor up to max_distance,
-    and the last holds all that are further. Distances ahead have as many buckets behind those where `both_ways`, else
-    they fall into bucket 0.
+    Going back: half of the buckets hold one distance each, the others grow by a constant factor up to max_distance, and
+    the last holds all that are further. Distances ahead have as many buckets behind those where `both_ways`, else they
+    fall into bucket 0.
     """
     first = torch.zeros_like(distance)
     if both_ways:

@@ -1,4 +1,4 @@
-"""Softmax attention over keys and values: which positions a token sees, and how scores are shaped before the softmax.
+"""Softmax attention over keys and values: the mask, and the shape of scores before the softmax.
 
 B batch, T tokens, H query heads, G key-value heads, R = H / G, C head width, P positions that can be seen.
 """
@@ -19,8 +19,11 @@ _PLAIN_UP_TO = 256
 class Scores:
     """softmax(shape(q k · scale)) v, causal: the last T of P positions, each seeing itself and those before it.
 
-    window: how many positions each sees at most, itself included. soft_cap: scores become cap · tanh(score / cap).
-    alibi_heads: heads with a penalty on distance; 0 for none.
+    Attributes:
+        scale: the factor of the scores.
+        window: how many positions each sees at most, itself included.
+        soft_cap: scores become cap · tanh(score / cap).
+        alibi_heads: the number of heads with a penalty on distance; 0 for none.
     """
 
     scale: float
@@ -29,7 +32,7 @@ class Scores:
     alibi_heads: int = 0
 
     def mix(self, query_BHTC: Tensor, key_BGPC: Tensor, value_BGPC: Tensor) -> Tensor:
-        """y_BHTC, C that of the values."""
+        """Compute y_BHTC, with the head width of the values."""
         tokens, positions = query_BHTC.shape[2], key_BGPC.shape[2]
         if self.soft_cap is not None:
             return self._capped(query_BHTC, key_BGPC, value_BGPC)
@@ -49,7 +52,10 @@ class Scores:
         )
 
     def _mask(self, query_BHTC: Tensor, positions: int) -> Tensor | None:
-        """Make the mask to add to scores, or bool where that is all; None where tokens see all that they may."""
+        """Compute what is added to scores, or bool where that is all.
+
+        It is None for a whole sequence, or a token that sees all.
+        """
         tokens, device = query_BHTC.shape[2], query_BHTC.device
         windowed = self.window is not None and self.window < positions
         if self.alibi_heads:
@@ -62,7 +68,7 @@ class Scores:
         return visible(tokens, positions, self.window, device)
 
     def _capped(self, query_BHTC: Tensor, key_BGPC: Tensor, value_BGPC: Tensor) -> Tensor:
-        """In fp32 up to the softmax, as Grok-1 has it: the mask comes after the cap."""
+        """Compute y_BHTC in fp32 up to the softmax, as Grok-1 does: the mask comes after the cap."""
         assert self.soft_cap is not None
         batch, heads, tokens, _ = query_BHTC.shape
         at_least = torch.promote_types(torch.float32, query_BHTC.dtype)
@@ -77,16 +83,17 @@ class Scores:
 
 
 def visible(tokens: int, positions: int, window: int | None, device: torch.device) -> Tensor:
-    """seen_TP: bool, which of P positions each of the last T sees."""
+    """Compute seen_TP, the causal mask as bool: which of P positions each of the last T sees."""
     seen_TP = torch.ones(tokens, positions, dtype=torch.bool, device=device).tril(positions - tokens)
     return seen_TP if window is None else seen_TP.triu(positions - tokens - window + 1)
 
 
 def alibi(heads: int, positions: int, device: torch.device) -> Tensor:
-    """Give what scores get before scaling, (H, P): slope · position (Press et al., arXiv 2108.12409, section 3).
+    """Compute the penalty of scores before they are scaled, (H, P): slope · position (Press et al., arXiv 2108.12409).
 
-    Rounded to bfloat16 as in Falcon's implementation: its models were trained so, and positions beyond 256 show it.
-    Slopes are 2^(-8/n · i) for the largest power of two n within H, those between for the heads that remain.
+    It is rounded to bfloat16 as in Falcon's implementation: its models were trained so, and positions beyond 256 show
+    it. Slopes (section 3) are 2^(-8/n · i) for the largest power of two n within H, those between for the heads that
+    remain.
     """
     whole = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 / whole * (index + 1)) for index in range(whole)]
@@ -98,7 +105,10 @@ def alibi(heads: int, positions: int, device: torch.device) -> Tensor:
 def plain_attention(
     query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, scale: float, window: int | None = None
 ) -> Tensor:
-    """Attend in whole sequences by two batched products with a softmax between; T² scores are kept for the gradient."""
+    """Compute causal attention of whole sequences as two batched products with a softmax between.
+
+    It keeps T² scores for the gradient.
+    """
     batch, heads, tokens, width = query_BHTC.shape
     groups = batch * key_BGTC.shape[1]
     rows = heads // key_BGTC.shape[1] * tokens

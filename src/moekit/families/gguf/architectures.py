@@ -29,16 +29,20 @@ from moekit.families.gguf.rope_metadata import read_rope
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What an architecture leaves unsaid.
+    """What an architecture leaves unsaid in its files.
 
-    interleaved: rotary positions turn the pairs (2i, 2i + 1) of a head's rows, and queries and keys are stored so.
-    experts: whether its layers may be, have to be, or cannot be mixtures. renormalize: the chosen experts' weights.
-    biases: of attention's matrices; `any` where files may have them or not.
-    expert_width_key: the key of the experts' hidden width.
-    scaled_embedding: embeddings are multiplied by the square root of the model's width.
-    window_period: every layer of that number, the sixth say, sees everything, where files do not say another; rope of
-    the others has a base of its own, `window_rope_base`. None: all layers have the window.
-    wide_scale_layers: with that many layers scores are scaled by 1 / sqrt(width / heads), not by the heads' own width.
+    Attributes:
+        interleaved: rotary positions rotate the pairs (2i, 2i + 1) of a head's rows, and queries and keys are stored
+            so.
+        experts: whether its layers may have, must have, or cannot have experts.
+        renormalize: whether the chosen experts' weights are renormalised.
+        biases: whether attention's matrices have biases; `any` where files may have them or not.
+        expert_width_key: the key of the experts' hidden width.
+        scaled_embedding: whether embeddings are multiplied by the square root of the model's width.
+        window_period: every layer of that number, the sixth say, sees everything, where files do not say another; the
+            rope of the others has a base of its own, `window_rope_base`. None means that all layers have the window.
+        wide_scale_layers: with that many layers scores are scaled by 1 / sqrt(width / heads), not by the heads' own
+            width.
     """
 
     name: str
@@ -91,7 +95,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a file says by its tensors. shapes: by name. rope_factors: numbers of that tensor, where there is one."""
+    """What a file says by its tensors.
+
+    Attributes:
+        shapes: their shapes by name.
+        rope_factors: the numbers of that tensor, where there is one.
+    """
 
     shapes: Mapping[str, Sequence[int]]
     rope_factors: Sequence[float] | None = None

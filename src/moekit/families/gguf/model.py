@@ -29,10 +29,14 @@ _IGNORED = (FACTORS, ".rope_freqs.weight", ".attn_rot_embd.weight")
 
 
 class GGUFModel:
-    """What a file holds: `config`, and `layout`, its tensors as views of our parameters.
+    """A model in a GGUF file; no weight is read.
 
-    Raises MoekitError where its architecture is not known or its tensors are not those that its metadata describes;
-    no weight is read.
+    Attributes:
+        config: our configuration of it.
+        layout: its tensors as views of our parameters.
+
+    Raises:
+        MoekitError: where its architecture is not known or its tensors are not those that its metadata describes.
     """
 
     def __init__(self, path: Path) -> None:

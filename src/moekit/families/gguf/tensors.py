@@ -52,7 +52,7 @@ def norm_names(block: BlockName) -> dict[str, str]:
 
 
 def _norm(theirs: str, ours: str, norm: NormConfig) -> Stored:
-    """Take a norm's weight; files hold 1 + w where ours holds w."""
+    """Map a norm's weight; files hold 1 + w where ours holds w."""
     entry = stored(f"{theirs}.weight", f"{ours}.weight")
     return replace(entry, plus=1.0) if norm.zero_centered else entry
 
@@ -81,7 +81,7 @@ def _attention(theirs: str, layer: LayerConfig, width: int, ours: str, interleav
 
 
 def _interleaved(theirs: str, ours: str, begin: int, shape: tuple[int, ...], heads: int) -> Stored:
-    """Take rows i and i + C/2 of a head, a rope pair, which stand in the file as rows 2i and 2i + 1."""
+    """Map a matrix whose rotary pairs, our rows i and i + C/2 of a head, are rows 2i and 2i + 1 in the file."""
     count, *rest = shape
     pairs = count // heads // 2
 
