@@ -1,24 +1,60 @@
 """moekit: dense, or mixture of experts? Builds, trains, converts, runs and measures both, and shows what each buys.
 
-import moekit
+Each verb of the command line is a function here: one call, typed arguments, a typed result.
 
-model = moekit.load("./my-model")     # a Hugging Face folder, a hub id, or an n-gram model's .arpa file
-logits = model(tokens)
-model.save("./again")
+    import moekit
+
+    result = moekit.train("mine.yaml", "runs/mine")
+    print(moekit.evaluate(result.model).bits_per_byte)
+
+A function is imported when it is asked for, since torch takes seconds. What is under way is told to a callback, see
+`moekit.core.progress`; messages go to the standard `logging`, under the name of the module that says them.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moekit.models import load as load
+    from moekit.agents import ask
+    from moekit.comparison import compare
+    from moekit.evaluation import evaluate
+    from moekit.inference import generate, load_runner
+    from moekit.models import load
+    from moekit.planning import plan
+    from moekit.training import train
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "ask",
+    "compare",
+    "evaluate",
+    "generate",
+    "load",
+    "load_runner",
+    "plan",
+    "train",
+]
+
+_ROOMS = {
+    "ask": "agents",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "generate": "inference",
+    "load": "models",
+    "load_runner": "inference",
+    "plan": "planning",
+    "train": "training",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`load` imports torch, which takes seconds, so only when it is asked for."""
-    if name == "load":
-        from moekit.models import load
+    """Import one of `__all__` from its room when it is asked for."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'moekit' has no attribute {name!r}")
+    return getattr(import_module(f"moekit.{_ROOMS[name]}"), name)
 
-        return load
-    raise AttributeError(f"module 'moekit' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """List the functions, whether or not they were asked for yet."""
+    return sorted({*globals(), *__all__})

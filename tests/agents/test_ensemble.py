@@ -23,7 +23,7 @@ from moekit.agents.members.load_local import ensemble_member, load_local_members
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer
-from moekit.inference import GenerationOptions, LoadedModel, SamplingOptions, generate
+from moekit.inference import GenerationOptions, LoadedModel, SamplingOptions, complete
 from moekit.inference.generation import PrefixCache
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels.packed import Numbers
@@ -153,7 +153,7 @@ def test_generate_works_unchanged_and_tells_of_the_prompt_once() -> None:
     runner = EnsembleRunner([TorchRunner(part) for part in parts], [1.0, 2.0, 3.0])
     counted: list[int] = []
     options = GenerationOptions(max_tokens=6)
-    (found,) = generate(runner, tokenizer, [[5, 6, 7]], options, on_tokens=counted.append)
+    (found,) = complete(runner, tokenizer, [[5, 6, 7]], options, on_tokens=counted.append)
     ids = [5, 6, 7]
     for _ in range(6):
         row = reference(parts, [1.0, 2.0, 3.0], ids)[-1]
@@ -162,7 +162,7 @@ def test_generate_works_unchanged_and_tells_of_the_prompt_once() -> None:
     assert counted == [0, 0, 3], "a chunk of each of three models, which all have it after the last"
     alone, same = TorchRunner(parts[0]), EnsembleRunner([TorchRunner(parts[0])] * 2)
     drawn = GenerationOptions(max_tokens=12, sampling=SamplingOptions(temperature=1.0, seed=3))
-    assert generate(alone, tokenizer, ["abc"], drawn)[0].text == generate(same, tokenizer, ["abc"], drawn)[0].text
+    assert complete(alone, tokenizer, ["abc"], drawn)[0].text == complete(same, tokenizer, ["abc"], drawn)[0].text
 
 
 def test_a_prompt_that_was_broken_off_is_forgotten_by_all_models() -> None:
@@ -179,11 +179,11 @@ def test_a_prompt_that_was_broken_off_is_forgotten_by_all_models() -> None:
 
     options = GenerationOptions(max_tokens=5)
     with pytest.raises(KeyboardInterrupt):
-        generate(runner, ByteTokenizer(), [[1, 2, 3, 4]], options, prefix_caches=[prefix_cache], on_tokens=interrupt)
+        complete(runner, ByteTokenizer(), [[1, 2, 3, 4]], options, prefix_caches=[prefix_cache], on_tokens=interrupt)
     assert prefix_cache.tokens == []
     assert prefix_cache.cache.length == 0, "the third has seen nothing yet"
-    (after,) = generate(runner, ByteTokenizer(), [[1, 2, 9]], options, prefix_caches=[prefix_cache])
-    (fresh,) = generate(runner, ByteTokenizer(), [[1, 2, 9]], options)
+    (after,) = complete(runner, ByteTokenizer(), [[1, 2, 9]], options, prefix_caches=[prefix_cache])
+    (fresh,) = complete(runner, ByteTokenizer(), [[1, 2, 9]], options)
     assert after.text == fresh.text
 
 

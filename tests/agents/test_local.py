@@ -23,7 +23,7 @@ from moekit.agents.members.member import Embedder, Member, MemberError, Scorer
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message, Usage
 from moekit.data.tokenizers import ByteTokenizer
-from moekit.inference import GenerationOptions, LoadedModel, generate
+from moekit.inference import GenerationOptions, LoadedModel, complete
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
 
@@ -133,7 +133,7 @@ def test_answers_are_what_generate_writes_after_the_chat_template(
     said = [{"role": message.role, "content": message.content} for message in conversation]
     ids = member.model.chat_template.encode(said, member.model.tokenizer)  # type: ignore[union-attr]
     options = GenerationOptions(max_tokens=12, end_tokens=member.model.end_tokens)
-    (expected,) = generate(member.model.runner, member.model.tokenizer, [ids], options)
+    (expected,) = complete(member.model.runner, member.model.tokenizer, [ids], options)
     reply = run(member.complete(conversation, GREEDY))
     assert reply.text == expected.text
     assert reply.finish_reason == expected.finish_reason
@@ -151,7 +151,7 @@ def test_a_model_without_a_template_continues_the_contents(member: LocalMember) 
         end_tokens=member.model.end_tokens,
     )
     base = LocalMember("base", plain, identity="", defaults=ChatOptions())
-    (expected,) = generate(plain.runner, plain.tokenizer, ["Be brief.\n\nThe quick"], GenerationOptions(max_tokens=12))
+    (expected,) = complete(plain.runner, plain.tokenizer, ["Be brief.\n\nThe quick"], GenerationOptions(max_tokens=12))
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="The quick"))
     reply = run(base.complete(messages, GREEDY))
     assert reply.text == expected.text

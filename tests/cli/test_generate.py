@@ -16,8 +16,7 @@ from tests.inference.tiny_models import byte_level, llama, save_tokenizer
 from moekit.cli.chat import chat
 from moekit.cli.generate import generate
 from moekit.core.errors import MoekitError, UsageError
-from moekit.inference import GenerationOptions, load_runner
-from moekit.inference import generate as complete
+from moekit.inference import GenerationOptions, complete, load_runner
 from moekit.kernels.native import available
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ from moekit.config import EncoderConfig, LSTMConfig, XLNetConfig
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data import Document
 from moekit.data.tokenizers import FileTokenizer, tokenizer_of
-from moekit.evaluation import evaluate, scorer_of
+from moekit.evaluation import score_documents, scorer_of
 from moekit.models import Decoder, LanguageModel, NGram, build, load
 
 TEXT = "The cat sat on the mat; the dog, naïve as ever, did not. " * 2
@@ -29,7 +29,7 @@ def saved(model: LanguageModel, folder: Path) -> LanguageModel:
 @pytest.mark.parametrize("context", [None, 1, 7])
 def test_bytes(tmp_path: Path, context: int | None) -> None:
     model = saved(Decoder(model_config((DENSE, MOE))), tmp_path / "model")
-    result = evaluate(scorer_of(model, context), DOCUMENTS)
+    result = score_documents(scorer_of(model, context), DOCUMENTS)
     step = context or 24
     nats = 0.0
     for document in DOCUMENTS:
@@ -66,7 +66,7 @@ def test_a_tokenizers_file(tmp_path: Path) -> None:
     ids = tokenizer.encode(TEXT)
     assert len(ids) < len(TEXT.encode())
     assert tokenizer.decode(ids) == TEXT
-    result = evaluate(scorer_of(model), DOCUMENTS[:1])
+    result = score_documents(scorer_of(model), DOCUMENTS[:1])
     assert result.tokens == len(ids) - 1
     assert result.bytes == len(TEXT.encode()) - len(tokenizer.decode(ids[:1]).encode())
     model.save(tmp_path / "again")
@@ -91,7 +91,7 @@ def test_words(tmp_path: Path) -> None:
     model = load(tmp_path / "words.arpa")
     assert isinstance(model, NGram)
     text = "the cat ran\nthe bird sat"
-    result = evaluate(scorer_of(model), [Document("a", "one", text.encode())])
+    result = score_documents(scorer_of(model), [Document("a", "one", text.encode())])
     nats = -math.log(10) * sum(float(scores.sum()) for scores in model.score_sentences(text.split("\n")))
     assert result.tokens == 8  # six words and two ends
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text), rel=1e-9)
@@ -99,7 +99,7 @@ def test_words(tmp_path: Path) -> None:
 
 def test_bytes_of_an_ngram_model() -> None:
     model = NGram.train_bytes([TEXT.encode()], order=4)
-    result = evaluate(scorer_of(model), DOCUMENTS)
+    result = score_documents(scorer_of(model), DOCUMENTS)
     assert 0 < result.bits_per_byte < 8
     assert result.tokens == result.bytes
 
@@ -112,7 +112,7 @@ def test_bytes_of_an_ngram_model() -> None:
     ],
 )
 def test_every_kind_scores_each_byte(config: LSTMConfig | XLNetConfig) -> None:
-    result = evaluate(scorer_of(build(config).eval(), 32), DOCUMENTS)
+    result = score_documents(scorer_of(build(config).eval(), 32), DOCUMENTS)
     assert result.tokens == result.bytes == sum(len(document.text) for document in DOCUMENTS)
     assert result.bits_per_byte == pytest.approx(8, abs=1.5)  # knows nothing yet
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_scored() -> None:
     with pytest.raises(UsageError, match="context is 24"):
         scorer_of(model, 25)
     with pytest.raises(UsageError, match="no token to score"):
-        evaluate(scorer_of(model), [])
+        score_documents(scorer_of(model), [])
     encoder = build(EncoderConfig(vocab_size=256, width=8, context=12, heads=2, layers=(DENSE,)))
     with pytest.raises(MoekitError, match="mask_token"):
-        evaluate(scorer_of(encoder), DOCUMENTS)
+        score_documents(scorer_of(encoder), DOCUMENTS)

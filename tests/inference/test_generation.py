@@ -14,7 +14,7 @@ from tests.inference.runner_logits import decode, prefill
 from moekit.config import ExpertChoiceConfig, MoEConfig
 from moekit.core.errors import UsageError
 from moekit.data.tokenizers import ByteTokenizer
-from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, generate
+from moekit.inference import Completion, GenerationOptions, LoadedModel, SamplingOptions, complete
 from moekit.inference import load_runner as load
 from moekit.inference.generation import PrefixCache
 from moekit.inference.prompt_tokens import prompt_ids
@@ -72,7 +72,7 @@ class Scripted:
 
 def say(said: str, context: int = 500, **options: Any) -> tuple[Completion, list[str]]:
     pieces: list[str] = []
-    (completion,) = generate(
+    (completion,) = complete(
         Scripted(said.encode() + b"\0" * 50, context),
         ByteTokenizer(),
         ["p"],
@@ -87,7 +87,7 @@ def test_greedy_text_is_that_of_transformers(both: tuple[Any, Any, Path]) -> Non
     model, tokenizer, folder = both
     ours = load(folder)
     prompts = [PROMPT, "Zwölf 😀 dogs"]
-    completions = generate(ours.runner, ours.tokenizer, prompts, GenerationOptions(max_tokens=24))
+    completions = complete(ours.runner, ours.tokenizer, prompts, GenerationOptions(max_tokens=24))
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         assert ids[0].tolist() == prompt_ids(prompt, ours.tokenizer)
@@ -147,12 +147,12 @@ def test_bf16_weights_have_a_bf16_cache(folder: Path) -> None:
 def test_a_batch_is_each_alone(loaded: LoadedModel) -> None:
     prompts = [PROMPT, "dogs", "def main(): return", "dogs"]
     options = GenerationOptions(max_tokens=20, stop=("e",), sampling=DRAWN)
-    together = generate(loaded.runner, loaded.tokenizer, prompts, options)
-    alone = [generate(loaded.runner, loaded.tokenizer, [prompt], options)[0] for prompt in prompts]
+    together = complete(loaded.runner, loaded.tokenizer, prompts, options)
+    alone = [complete(loaded.runner, loaded.tokenizer, [prompt], options)[0] for prompt in prompts]
     assert [one.text for one in together] == [one.text for one in alone]
     assert [one.finish_reason for one in together] == [one.finish_reason for one in alone]
     assert together[1].text == together[3].text
-    other = generate(loaded.runner, loaded.tokenizer, prompts, replace(options, sampling=replace(DRAWN, seed=6)))
+    other = complete(loaded.runner, loaded.tokenizer, prompts, replace(options, sampling=replace(DRAWN, seed=6)))
     assert [one.text for one in other] != [one.text for one in together]
 
 
@@ -191,12 +191,12 @@ def test_a_memory_saves_computing_what_it_holds() -> None:
     prefix_cache = PrefixCache(runner.new_cache())
     options = GenerationOptions(end_tokens=frozenset({0}))
     ids = list(b"question")
-    generate(runner, ByteTokenizer(), [ids], options, prefix_caches=[prefix_cache])
+    complete(runner, ByteTokenizer(), [ids], options, prefix_caches=[prefix_cache])
     assert bytes(prefix_cache.tokens) == b"questionanswer"  # what ended it was never computed
     assert prefix_cache.cache.length == len(prefix_cache.tokens)
-    generate(runner, ByteTokenizer(), [list(b"questionanswer, more")], options, prefix_caches=[prefix_cache])
-    generate(runner, ByteTokenizer(), [list(b"quest")], options, prefix_caches=[prefix_cache])
-    generate(runner, ByteTokenizer(), [list(b"quest")], options, prefix_caches=[prefix_cache])
+    complete(runner, ByteTokenizer(), [list(b"questionanswer, more")], options, prefix_caches=[prefix_cache])
+    complete(runner, ByteTokenizer(), [list(b"quest")], options, prefix_caches=[prefix_cache])
+    complete(runner, ByteTokenizer(), [list(b"quest")], options, prefix_caches=[prefix_cache])
     assert runner.prefilled == [8, 6, 1, 1]
 
 
@@ -205,7 +205,7 @@ def test_an_interrupted_answer_leaves_a_memory_that_can_be_used(loaded: LoadedMo
     runner.fail_after = 3
     prefix_cache = PrefixCache(runner.new_cache())
     with pytest.raises(KeyboardInterrupt):
-        generate(runner, ByteTokenizer(), [list(b"question")], prefix_caches=[prefix_cache])
+        complete(runner, ByteTokenizer(), [list(b"question")], prefix_caches=[prefix_cache])
     assert bytes(prefix_cache.tokens) == b"questionans"
     assert prefix_cache.cache.length == 12  # one more than is known to be whole
 
@@ -215,9 +215,9 @@ def test_an_interrupted_answer_leaves_a_memory_that_can_be_used(loaded: LoadedMo
     options = GenerationOptions(max_tokens=8)
     prefix_cache = PrefixCache(loaded.runner.new_cache())
     with pytest.raises(KeyboardInterrupt):
-        generate(loaded.runner, loaded.tokenizer, [PROMPT], options, fail, prefix_caches=[prefix_cache])
-    after = generate(loaded.runner, loaded.tokenizer, [PROMPT], options, prefix_caches=[prefix_cache])
-    assert after[0].text == generate(loaded.runner, loaded.tokenizer, [PROMPT], options)[0].text
+        complete(loaded.runner, loaded.tokenizer, [PROMPT], options, fail, prefix_caches=[prefix_cache])
+    after = complete(loaded.runner, loaded.tokenizer, [PROMPT], options, prefix_caches=[prefix_cache])
+    assert after[0].text == complete(loaded.runner, loaded.tokenizer, [PROMPT], options)[0].text
 
 
 @pytest.mark.parametrize(
@@ -234,12 +234,12 @@ def test_an_interrupted_answer_leaves_a_memory_that_can_be_used(loaded: LoadedMo
 )
 def test_prompts_that_cannot_be(loaded: LoadedModel, prompts: list[Any], said: str) -> None:
     with pytest.raises(UsageError, match=f"^{said}"):
-        generate(loaded.runner, loaded.tokenizer, prompts)
+        complete(loaded.runner, loaded.tokenizer, prompts)
 
 
 def test_no_tokens_asked_for(loaded: LoadedModel) -> None:
     with pytest.raises(UsageError, match="max_tokens must be 1 or more, not 0"):
-        generate(loaded.runner, loaded.tokenizer, ["a"], GenerationOptions(max_tokens=0))
+        complete(loaded.runner, loaded.tokenizer, ["a"], GenerationOptions(max_tokens=0))
 
 
 def test_experts_that_see_what_comes_cannot_generate() -> None:

@@ -12,7 +12,7 @@ from moekit.config import EncoderConfig
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizers import ByteTokenizer
-from moekit.inference import GenerationOptions, generate, load_runner
+from moekit.inference import GenerationOptions, complete, load_runner
 from moekit.kernels.packed import F32
 from moekit.models import Decoder, build
 
@@ -27,7 +27,7 @@ def test_bytes_end_at_a_separator(tmp_path: Path) -> None:
     loaded = load_runner(tmp_path / "bytes", context=9)
     assert isinstance(loaded.tokenizer, ByteTokenizer)
     assert (loaded.end_tokens, loaded.chat_template, loaded.runner.context) == (frozenset({0}), None, 9)
-    (completion,) = generate(loaded.runner, loaded.tokenizer, ["ab"], GenerationOptions(max_tokens=3))
+    (completion,) = complete(loaded.runner, loaded.tokenizer, ["ab"], GenerationOptions(max_tokens=3))
     assert completion.prompt_tokens == 3
 
 
@@ -89,7 +89,7 @@ def test_a_gguf_file_is_the_folder_it_came_from(tmp_path: Path, make: str) -> No
     for loaded in (theirs, ours):
         assert loaded.chat_template is not None
         prompts = ["The quick 敏捷", loaded.chat_template.encode(messages, loaded.tokenizer)]
-        texts.append([one.text for one in generate(loaded.runner, loaded.tokenizer, prompts, options)])
+        texts.append([one.text for one in complete(loaded.runner, loaded.tokenizer, prompts, options)])
     assert texts[0] == texts[1]
     with pytest.raises(UsageError, match="--context 97 is more"):
         load_runner(file, context=97)

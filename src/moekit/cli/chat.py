@@ -8,8 +8,8 @@ import click
 from moekit.cli.generate_and_chat import (
     figures,
     garbage_collection_paused,
-    generation_options,
     load_to_generate,
+    read_sampling,
     sampling_options,
 )
 from moekit.core.errors import UsageError
@@ -47,16 +47,16 @@ def chat(
     again.
     """
     import signal
-    from dataclasses import replace
 
     # Ctrl-C is part of the conversation; a scheduler's stop is not.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with garbage_collection_paused():
-        options = generation_options(frozenset(), stop, max_tokens, sampling)
+        drawn = read_sampling(sampling)  # what is wrong, before any work
         loaded = load_to_generate(model, context, quantize)
-    from moekit.inference import Conversation
+    from moekit.inference import Conversation, GenerationOptions
 
-    conversation = Conversation(loaded, replace(options, end_tokens=loaded.end_tokens), system)
+    options = GenerationOptions(max_tokens=max_tokens, stop=stop, end_tokens=loaded.end_tokens, sampling=drawn)
+    conversation = Conversation(loaded, options, system)
     while (line := _read()) is not None:
         match line.strip():
             case "":

@@ -5,11 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from moekit.data import Document
     from moekit.evaluation import Evaluation
-    from moekit.models import LanguageModel, NGram
 
 
 @click.command(
@@ -52,37 +48,21 @@ def evaluate(
     MODEL is a folder, a hub id (owner/name), or an n-gram model's .arpa file. For a masked model they are those of the
     pseudo-log-likelihood, which is no probability of the text.
     """
-    from moekit.cli.model_argument import check_there, load_with_progress
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.evaluation import evaluate as evaluate_model
 
-    check_there(model)
-    documents = _documents(data, text_column, domain_column, lambda text: click.echo(text, err=True))
-    loaded = load_with_progress(model)
-    result = _score(loaded, documents, context)
+    result = evaluate_model(
+        model,
+        data,
+        text_column=text_column,
+        domain_column=domain_column,
+        context=context,
+        progress=ProgressDisplay(),
+    )
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
         _print(result)
-
-
-def _documents(
-    data: tuple[str, ...], text_column: str, domain_column: str | None, say: "Callable[[str], None]"
-) -> "list[Document]":
-    from moekit.data import embedded_documents, read_sources, split_documents
-
-    if not data:
-        return list(split_documents(embedded_documents(), seed=0).held_out)
-    return read_sources(data, text_column=text_column, domain_column=domain_column, say=say)
-
-
-def _score(loaded: "LanguageModel | NGram", documents: "list[Document]", context: int | None) -> "Evaluation":
-    from moekit.cli.progress_display import ProgressDisplay
-    from moekit.core.progress import Task
-    from moekit.evaluation import evaluate as evaluate_documents
-    from moekit.evaluation import scorer_of
-
-    score = scorer_of(loaded, context)
-    with Task(ProgressDisplay(), "Documents", total=len(documents), unit="documents") as task:
-        return evaluate_documents(score, documents, task.set)
 
 
 def _print(result: "Evaluation") -> None:

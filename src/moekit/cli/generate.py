@@ -9,14 +9,14 @@ import click
 from moekit.cli.generate_and_chat import (
     figures,
     garbage_collection_paused,
-    generation_options,
     load_to_generate,
+    read_sampling,
     sampling_options,
 )
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from moekit.inference import Completion, GenerationOptions, LoadedModel
+    from moekit.inference import Completion, LoadedModel, SamplingOptions
 
 
 @click.command(
@@ -51,9 +51,9 @@ def generate(
     """
     given = _prompts(prompts, prompt_file)
     with garbage_collection_paused():
-        options = generation_options(frozenset(), stop, max_tokens, sampling)  # what is wrong, before any work
+        drawn = read_sampling(sampling)  # what is wrong, before any work
         loaded = load_to_generate(model, context, quantize)
-    completions, before = _run(loaded, given, options, stream=not as_json and len(given) == 1)
+    completions, before = _run(loaded, given, drawn, max_tokens, stop, stream=not as_json and len(given) == 1)
     if as_json:
         _print_json(completions, before)
     else:
@@ -76,30 +76,37 @@ def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
 
 
 def _run(
-    loaded: "LoadedModel", prompts: list[str], options: "GenerationOptions", *, stream: bool
+    loaded: "LoadedModel",
+    prompts: list[str],
+    sampling: "SamplingOptions",
+    max_tokens: int | None,
+    stop: tuple[str, ...],
+    *,
+    stream: bool,
 ) -> "tuple[list[Completion], float]":
     """Generate the completions, and measure the seconds that had passed before generation began."""
     import time
-    from dataclasses import replace
+    from dataclasses import asdict
 
     from moekit.cli.progress_display import ProgressDisplay
     from moekit.core.hardware import process_started
-    from moekit.core.progress import Task
-    from moekit.inference import generate as complete
-    from moekit.inference.prompt_tokens import prompt_ids
+    from moekit.inference import generate as generate_text
 
-    ids = [prompt_ids(prompt, loaded.tokenizer) for prompt in prompts]
+    def show(_: int, piece: str) -> None:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+
     before = time.perf_counter() - process_started()
-    with Task(ProgressDisplay(), "Prompt", total=sum(map(len, ids)), unit="tokens") as task:
-
-        def say(_: int, piece: str) -> None:
-            task.finish()
-            if stream:
-                click.echo(piece, nl=False)
-                sys.stdout.flush()
-
-        options = replace(options, end_tokens=loaded.end_tokens)
-        return complete(loaded.runner, loaded.tokenizer, ids, options, say, on_tokens=task.advance), before
+    completions = generate_text(
+        loaded,
+        prompts,
+        max_tokens=max_tokens,
+        stop=stop,
+        **asdict(sampling),
+        on_text=show if stream else None,
+        progress=ProgressDisplay(),
+    )
+    return completions, before
 
 
 def _print_json(completions: "list[Completion]", before: float) -> None:

@@ -11,7 +11,7 @@ from moekit.core.errors import UsageError
 from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
 if TYPE_CHECKING:
-    from moekit.inference import Completion, GenerationOptions, LoadedModel
+    from moekit.inference import Completion, LoadedModel, SamplingOptions
 
 
 def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -70,30 +70,19 @@ def garbage_collection_paused() -> Iterator[None]:
 
 
 def load_to_generate(model: str, context: int | None, quantize: str | None) -> "LoadedModel":
-    """Load the model as moekit.inference.load_runner does, with a progress bar."""
-    from moekit.cli.model_argument import check_there
+    """Load the model as moekit.load_runner does, with a progress bar."""
     from moekit.cli.progress_display import ProgressDisplay
-    from moekit.core.progress import Task
     from moekit.inference import load_runner
 
-    check_there(model)
-    with Task(ProgressDisplay(), "Loading", unit="bytes") as task:
-        return load_runner(model, context=context, quantize=quantize, on_bytes=task.set)
+    return load_runner(model, context=context, quantize=quantize, progress=ProgressDisplay())
 
 
-def generation_options(
-    loaded_end_tokens: frozenset[int], stop: tuple[str, ...], max_tokens: int | None, sampling: dict[str, Any]
-) -> "GenerationOptions":
-    """Make generation options from the command line's; raise UsageError where one is out of bounds."""
-    from moekit.inference import GenerationOptions, SamplingOptions
+def read_sampling(sampling: dict[str, Any]) -> "SamplingOptions":
+    """Read the command line's options of sampling. Raise UsageError where one is out of bounds."""
+    from moekit.inference import SamplingOptions
 
-    bias = dict(_bias(text) for text in sampling.pop("logit_bias"))
-    return GenerationOptions(
-        max_tokens=max_tokens,
-        stop=stop,
-        end_tokens=loaded_end_tokens,
-        sampling=SamplingOptions(**sampling, logit_bias=bias),
-    )
+    bias = dict(_bias(text) for text in sampling["logit_bias"])
+    return SamplingOptions(**sampling | {"logit_bias": bias})
 
 
 def figures(completion: "Completion", waited: float) -> str:

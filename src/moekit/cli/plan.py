@@ -1,6 +1,5 @@
 """`moekit plan`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -31,24 +30,13 @@ def plan(model: str | None, list_presets: bool, as_json: bool, debug: bool) -> N
         _list(as_json)
         return
     assert model is not None
-    described = _plan(model)
+    from moekit.planning import plan as plan_model
+
+    described = plan_model(model)
     if as_json:
         click.echo(described.model_dump_json(indent=2))
     else:
         _print(described)
-
-
-def _plan(model: str) -> "ModelPlan":
-    from moekit.families import preset
-    from moekit.models.folder import CONFIG, read_config
-    from moekit.planning import plan_model
-
-    folder = Path(model)
-    if (folder / CONFIG).is_file():
-        _, config = read_config(folder)
-        return plan_model(model, config, str(folder / CONFIG))
-    found = preset(model)
-    return plan_model(model, found.config, found.source)
 
 
 def _list(as_json: bool) -> None:

@@ -2,12 +2,8 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
-
-if TYPE_CHECKING:
-    from moekit.training import StepReport
 
 
 @click.command(
@@ -31,47 +27,20 @@ def train(config: Path, out: Path | None, as_json: bool, debug: bool) -> None:
     Decoders and LSTMs predict the next token, encoders masked tokens, XLNet tokens in random order, encoder-decoders
     spans cut out of the text; an n-gram model is counted. The model is saved in OUT/model, for `moekit evaluate`.
     """
-    from moekit.training.job import read_job
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.formatting import duration_text
+    from moekit.training import Interrupted, read_job
+    from moekit.training import train as train_model
 
     job = read_job(config)
     folder = out or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
-    result = _run(job, folder)
+    try:
+        result = train_model(job, folder, progress=ProgressDisplay())
+    except Interrupted:
+        click.echo(f"What was done is kept; the same command with --out {folder} goes on.", err=True)
+        raise
     if as_json:
         click.echo(result.model_dump_json(indent=2))
         return
-    from moekit.core.formatting import duration_text
-
     measured = "" if result.held_out_bits is None else f", {result.held_out_bits:.4f} bits per prediction held out"
     click.echo(f"{result.model}: trained for {duration_text(result.seconds)}{measured}")
-
-
-def _run(job: Any, folder: Path) -> Any:
-    from moekit.cli.progress_display import ProgressDisplay
-    from moekit.core.progress import Task
-    from moekit.training import Interrupted
-    from moekit.training.job import run_job
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
-    with Task(ProgressDisplay(), "Training", unit="steps") as task:
-        total, measured = 0, ""
-
-        def on_start(steps: int) -> None:
-            nonlocal total
-            total = steps
-
-        def on_step(report: "StepReport") -> None:
-            nonlocal measured
-            if report.bits_per_byte is not None:
-                measured = f" · held out {report.bits_per_byte:.3f}"
-                say(f"  step {report.step}: loss {report.loss:.3f}{measured}")
-            for warning in report.warnings:
-                say(f"  {warning}")
-            task.set(report.step, total, f"loss {report.loss:.3f}{measured}")
-
-        try:
-            return run_job(job, folder, on_start, on_step, say)
-        except Interrupted:
-            say(f"What was done is kept; the same command with --out {folder} goes on.")
-            raise

@@ -93,7 +93,7 @@ class LineScorer:
         return nats, tokens, len(text.encode("utf-8"))
 
 
-def evaluate(
+def score_documents(
     score: Callable[[str], Score],
     documents: Sequence[Document],
     on_document: Callable[[int], None] = lambda done: None,

@@ -2,7 +2,8 @@
 
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.conversation import Conversation
-from moekit.inference.generation import Completion, GenerationOptions, PrefixCache, generate
+from moekit.inference.generate_text import generate
+from moekit.inference.generation import Completion, GenerationOptions, PrefixCache, complete
 from moekit.inference.load import load_runner
 from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import Cache, Runner
@@ -18,6 +19,7 @@ __all__ = [
     "PrefixCache",
     "Runner",
     "SamplingOptions",
+    "complete",
     "generate",
     "load_runner",
 ]

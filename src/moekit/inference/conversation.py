@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moekit.core.errors import UsageError
-from moekit.inference.generation import Completion, GenerationOptions, PrefixCache, generate
+from moekit.inference.generation import Completion, GenerationOptions, PrefixCache, complete
 from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import OnTokens
 
@@ -53,7 +53,7 @@ class Conversation:
             on_text(piece)
 
         try:
-            (completion,) = generate(
+            (completion,) = complete(
                 self._model.runner,
                 self._model.tokenizer,
                 [self._template.encode(asked, self._model.tokenizer)],

@@ -83,7 +83,7 @@ class PrefixCache:
         return shared
 
 
-def generate(
+def complete(
     runner: Runner,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],

@@ -3,40 +3,51 @@
 from pathlib import Path
 
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.progress import Progress, no_progress
 from moekit.inference.load_gguf import load_gguf
-from moekit.inference.loaded_model import LoadedModel, OnBytes
+from moekit.inference.loaded_model import LoadedModel
 
 _GGUF_MAGIC = b"GGUF"
 
 
 def load_runner(
-    model: str | Path, *, context: int | None = None, quantize: str | None = None, on_bytes: OnBytes | None = None
+    model: str | Path, *, context: int | None = None, quantize: str | None = None, progress: Progress = no_progress
 ) -> LoadedModel:
-    """Load a model, ready to generate, with the fastest runner that serves it.
+    """Load a model for generating, with the fastest runner that serves it here.
 
-    Everything but the weights is read and checked first.
+    Everything but the weights is read and checked first. `moekit.load` loads for training and scoring.
 
     Args:
-        model: a folder, a GGUF file, or a hub id (owner/name).
-        context: the tokens of a sequence; by default the model's.
-        quantize: the type (q8_0, q4_k, …) that a folder's matrices are packed into, as `moekit quantize` would write
+        model: a folder, a hub id (owner/name) or a GGUF file.
+        context: the most tokens of a sequence; None for the model's.
+        quantize: the type (q8_0, q4_k, …) that a folder's matrices are packed into, as `moekit.quantize` would write
             them; until then all of them are in memory as they are stored.
-        on_bytes: called with the bytes of weights read so far and those there are.
+        progress: gets how many bytes of the weights are read.
+
+    Returns:
+        The model's runner, tokenizer, chat template and end tokens: what `moekit.generate` and
+        `moekit.inference.Conversation` take.
 
     Raises:
         UsageError: where there is no such model, it cannot generate or be quantised, its tokenizer is missing or the
             context is more than its own.
         MoekitError: where a file cannot be read.
+
+    Example:
+        >>> import moekit
+        >>> model = moekit.load_runner("./my-model", context=64)
+        >>> model.runner.context, moekit.generate(model, "Once", max_tokens=4).completion_tokens
+        (64, 4)
     """
     if is_gguf(Path(model)):
         if quantize is not None:
             raise UsageError(f"{model} is a GGUF file, whose weights run in the types they have; leave --quantize out.")
-        return load_gguf(Path(model), context, on_bytes)
+        return load_gguf(Path(model), context, progress)
     # Torch and the modules of all models, which a GGUF file need not wait for.
     from moekit.inference.load_folder import load_folder
     from moekit.models import find
 
-    return load_folder(find(model), context, quantize, on_bytes)
+    return load_folder(find(model), context, quantize, progress)
 
 
 def is_gguf(path: Path) -> bool:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from moekit.config import ModelConfig
 from moekit.core.errors import UsageError, did_you_mean
+from moekit.core.progress import Progress
 from moekit.data.tokenizers import ByteTokenizer, Tokenizer, tokenizer_of
 from moekit.inference.chat_template import folder_template
 from moekit.inference.checks import checked_context, decoder_config
-from moekit.inference.loaded_model import LoadedModel, OnBytes, is_native, token_ids
+from moekit.inference.loaded_model import LoadedModel, is_native, token_ids
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner
@@ -20,15 +21,15 @@ from moekit.models.folder import read_config
 from moekit.models.special_tokens import read_object
 
 
-def load_folder(folder: Path, context: int | None, quantize: str | None, on_bytes: OnBytes | None) -> LoadedModel:
-    """Load the model in a folder; `load_runner` says what the arguments are and what is raised."""
+def load_folder(folder: Path, context: int | None, quantize: str | None, progress: Progress) -> LoadedModel:
+    """Load the model in a folder; `moekit.inference.load_runner` says what the arguments are and what is raised."""
     config = decoder_config(read_config(folder)[1])
     checked_context(context, config.context)
     kind = None if quantize is None else _checked_type(quantize, config)
     tokenizer = tokenizer_of(folder, config.vocab_size)
     template = folder_template(folder)
     end_tokens = _end_tokens(folder, tokenizer)
-    runner = _runner(folder, context, kind, on_bytes)
+    runner = _runner(folder, context, kind, progress)
     return LoadedModel(runner=runner, tokenizer=tokenizer, chat_template=template, end_tokens=end_tokens)
 
 
@@ -43,8 +44,8 @@ def _checked_type(name: str, config: ModelConfig) -> BlockType:
     return BLOCK_TYPES_BY_NAME[name]
 
 
-def _runner(folder: Path, context: int | None, kind: BlockType | None, on_bytes: OnBytes | None) -> Runner:
-    model = load(folder, on_bytes=on_bytes)
+def _runner(folder: Path, context: int | None, kind: BlockType | None, progress: Progress) -> Runner:
+    model = load(folder, progress=progress)
     assert isinstance(model, Decoder)
     if is_native(model.config):
         return NativeRunner(model.config, packed_weights(model, kind), context)

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
+from moekit.core.progress import Progress, Task
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
 from moekit.families.gguf import GGUFModel
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.checks import checked_context, decoder_config
-from moekit.inference.loaded_model import LoadedModel, OnBytes, is_native, token_ids
+from moekit.inference.loaded_model import LoadedModel, is_native, token_ids
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
 from moekit.kernels.packed import F32
 
 
-def load_gguf(path: Path, context: int | None, on_bytes: OnBytes | None) -> LoadedModel:
-    """Load the model in a GGUF file; `load_runner` says what the arguments are and what is raised."""
+def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedModel:
+    """Load the model in a GGUF file; `moekit.inference.load_runner` says what the arguments are and what is raised."""
     stored = GGUFModel(path)
     config = decoder_config(stored.config)
     checked_context(context, config.context)
@@ -23,11 +24,11 @@ def load_gguf(path: Path, context: int | None, on_bytes: OnBytes | None) -> Load
         end_tokens = tokenizer.end_tokens
         if tokenizer.chat_template is not None:
             template = ChatTemplate(tokenizer.chat_template, tokenizer.special_texts)
-    runner = _runner(stored, path, context, on_bytes)
+    runner = _runner(stored, path, context, progress)
     return LoadedModel(runner=runner, tokenizer=tokenizer, chat_template=template, end_tokens=end_tokens)
 
 
-def _runner(stored: GGUFModel, path: Path, context: int | None, on_bytes: OnBytes | None) -> Runner:
+def _runner(stored: GGUFModel, path: Path, context: int | None, progress: Progress) -> Runner:
     """Run the weights in place where the native kernels serve, else unpack them.
 
     They are unpacked to bf16, which is nearest to what files mostly hold in memory and speed, or to fp32 where they
@@ -41,4 +42,6 @@ def _runner(stored: GGUFModel, path: Path, context: int | None, on_bytes: OnByte
     from moekit.models.gguf import load_gguf as load_unpacked
 
     is_fp32 = stored.file["token_embd.weight"].code == F32.code
-    return TorchRunner(load_unpacked(path, torch.float32 if is_fp32 else torch.bfloat16, on_bytes), context)
+    with Task(progress, "Loading", unit="bytes") as task:
+        model = load_unpacked(path, torch.float32 if is_fp32 else torch.bfloat16, task.set)
+    return TorchRunner(model, context)

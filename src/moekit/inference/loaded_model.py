@@ -1,6 +1,5 @@
 """The model that is ready to generate, and what loading one from a folder and from a GGUF file share."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,6 @@ from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.runner import Runner
 from moekit.kernels import native
 from moekit.kernels.native.decoder_description import unsupported
-
-OnBytes = Callable[[int, int], None]
-"""Called with the bytes of weights read so far and those there are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Loading a model from a folder or a hub id."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from moekit.config import (
     XLNetConfig,
 )
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.progress import Progress, Task, no_progress
 from moekit.families import presets
 from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.decoder import Decoder
@@ -47,27 +47,39 @@ def build(config: Config) -> LanguageModel:
 
 
 def load(
-    model: str | Path, *, dtype: torch.dtype | None = None, on_bytes: Callable[[int, int], None] | None = None
+    model: str | Path, *, dtype: torch.dtype | None = None, progress: Progress = no_progress
 ) -> LanguageModel | NGram:
-    """Load a model in evaluation mode.
+    """Load a model for training, scoring and changing: a torch module with its weights, in evaluation mode.
 
-    Only safetensors are read, and old `.bin` files through torch's `weights_only`; code in the folder never runs.
+    Only safetensors are read, and old `.bin` files through torch's `weights_only`; code in a folder never runs.
+    `moekit.load_runner` loads for generating.
 
     Args:
-        model: a local folder, a hub id (owner/name), or the .arpa file of an n-gram model.
-        dtype: the type of its weights; None leaves them as they are stored.
-        on_bytes: called with bytes read and bytes in all.
+        model: a folder as Hugging Face's libraries write it, a hub id (owner/name), or an n-gram model's .arpa file.
+        dtype: of the weights; None leaves them as they are stored.
+        progress: gets how many bytes of the weights are read.
+
+    Returns:
+        The module of the model's kind, such as a `moekit.models.Decoder`: called with tokens of shape (B, T) it gives
+        logits, `log_prob` scores tokens, and `save` writes a folder. Of an .arpa file an `NGram`.
 
     Raises:
-        UsageError: where there is no such folder.
-        MoekitError: naming file and tensor, where it cannot be read.
+        UsageError: where there is no such model.
+        MoekitError: where it cannot be read; the message names file and tensor.
+
+    Example:
+        >>> import moekit, torch
+        >>> model = moekit.load("./my-model")
+        >>> logits_BTV = model(torch.tensor([[72, 101, 108, 108, 111]]))
+        >>> model.save("./again")
     """
     if str(model).endswith(".arpa"):
         if not Path(model).is_file():
             raise missing(str(model))
         return load_arpa(Path(model))
     folder = find(model)
-    loaded = read_model(folder, build, dtype, on_bytes)
+    with Task(progress, "Loading", unit="bytes") as task:
+        loaded = read_model(folder, build, dtype, task.set)
     assert isinstance(loaded, LanguageModel)
     loaded.origin = folder
     return loaded
@@ -85,6 +97,12 @@ def find(model: str | Path) -> Path:
     if not looks_like_hub_id(str(model)):
         raise missing(str(model))
     return _downloaded(str(model))
+
+
+def check_there(model: str | Path) -> None:
+    """Raise UsageError where there is no such file or folder, and it is no hub id either: before any other work."""
+    if not Path(model).exists() and not looks_like_hub_id(str(model)):
+        raise missing(str(model))
 
 
 def looks_like_hub_id(text: str) -> bool:

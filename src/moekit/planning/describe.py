@@ -1,14 +1,17 @@
 """Parameters and bytes of a model, from its configuration alone."""
 
 from collections import Counter
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from moekit.config import Config, ModelConfig
 from moekit.counting import ParameterCount, cached_values_per_token, count_parameters
+from moekit.families import preset
 from moekit.kernels.packed import Q4_0, Q4_K, Q6_K, Q8_0
 from moekit.models import build
+from moekit.models.folder import CONFIG, read_config
 from moekit.moe import MoELayer
 from moekit.nn.meta import on_meta
 
@@ -39,6 +42,38 @@ class ModelPlan(BaseModel):
     params_by_part: dict[str, int]
     weight_bytes: dict[str, int]
     kv_cache_bytes_per_token: int | None
+
+
+def plan(model: str | Path | Config) -> ModelPlan:
+    """Tell what a model needs before anything is downloaded: parameters, bytes by type, key-value cache.
+
+    Args:
+        model: the name of a preset (`moekit.families.presets()` has them), a folder with a config.json, whose weights
+            are not looked at, or a configuration.
+
+    Returns:
+        Parameters in all, those that are active for a token, and those of each part; bytes of the weights in each type
+        of number; bytes of the key-value cache for a token.
+
+    Raises:
+        UsageError: where there is no such preset or folder.
+        MoekitError: where a config.json cannot be read.
+
+    Example:
+        >>> import moekit
+        >>> plan = moekit.plan("mixtral-8x7b")
+        >>> plan.params_total, plan.params_active
+        (46702792704, 12879425536)
+        >>> plan.weight_bytes["q4_k"] / 1e9  # GB
+    """
+    if isinstance(model, Config):
+        return plan_model(type(model).__name__, model)
+    folder = Path(model)
+    if (folder / CONFIG).is_file():
+        _, config = read_config(folder)
+        return plan_model(str(model), config, str(folder / CONFIG))
+    found = preset(str(model))
+    return plan_model(str(model), found.config, found.source)
 
 
 def plan_model(name: str, config: Config, source: str | None = None) -> ModelPlan:

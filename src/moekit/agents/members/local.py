@@ -10,7 +10,7 @@ from moekit.agents.config.agents_config import PriceConfig
 from moekit.agents.members.member import MemberError, Reason
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
-from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, generate
+from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, complete
 from moekit.inference.generation import PrefixCache
 from moekit.inference.probabilities import log_softmax
 from moekit.inference.prompt_tokens import PromptTokenizer
@@ -91,7 +91,7 @@ class LocalMember:
         def work(runner: Runner) -> Completion:
             heard = None if on_text is None else say
             prefix_caches = [self._prefix_cache]
-            (found,) = generate(runner, self.model.tokenizer, [ids], generation, heard, prefix_caches=prefix_caches)
+            (found,) = complete(runner, self.model.tokenizer, [ids], generation, heard, prefix_caches=prefix_caches)
             return found
 
         async def pass_on(future: asyncio.Future[Completion]) -> None:

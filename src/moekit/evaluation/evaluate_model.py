@@ -1,0 +1,67 @@
+"""`moekit.evaluate`: how well a model predicts a text, from its folder to the bits per byte, in one call."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from moekit.core.errors import UsageError
+from moekit.core.progress import Progress, Task, no_progress
+from moekit.data import Document, embedded_documents, read_sources, split_documents
+from moekit.evaluation.choose_scorer import scorer_of
+from moekit.evaluation.score import Evaluation, score_documents
+from moekit.models import LanguageModel, NGram, check_there, load
+
+_logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: str | Path | LanguageModel | NGram,
+    data: Sequence[str | Path] = (),
+    *,
+    text_column: str = "text",
+    domain_column: str | None = None,
+    context: int | None = None,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measure bits per byte and perplexity of a model on a text.
+
+    Bits per byte compare models with different tokenizers. Those of a masked model are of the pseudo-log-likelihood,
+    which is no probability of the text.
+
+    Args:
+        model: a folder, a hub id (owner/name), an n-gram model's .arpa file, or what `moekit.load` gave.
+        data: files, folders or hub ids of text; none for the held-out part of the embedded corpus.
+        text_column: where rows (jsonl, parquet, hub) hold their text.
+        domain_column: where rows name their domain.
+        context: the most tokens that a prediction may see; None for what the model takes, up to 2048.
+        progress: gets how much of the weights is read, and how many documents are scored.
+
+    Returns:
+        Bits per byte, of all text and by domain, perplexity per token, and how many tokens and bytes were scored.
+
+    Raises:
+        UsageError: where there is no such model or text, the tokenizer is missing, the model takes fewer tokens than
+            `context`, or there is nothing to score.
+        MoekitError: where a file cannot be read.
+
+    Example:
+        >>> import moekit
+        >>> result = moekit.evaluate("./my-model", ["essays"])
+        >>> print(f"{result.bits_per_byte:.3f} bits per byte of {result.bytes} bytes", result.by_domain)
+    """
+    if isinstance(data, str | Path):
+        raise UsageError("data is a list of sources: [data], not the source itself.")
+    if isinstance(model, str | Path):
+        check_there(model)
+    documents = _documents(data, text_column, domain_column)
+    loaded = load(model, progress=progress) if isinstance(model, str | Path) else model
+    score = scorer_of(loaded, context)
+    with Task(progress, "Documents", total=len(documents), unit="documents") as task:
+        return score_documents(score, documents, task.set)
+
+
+def _documents(data: Sequence[str | Path], text_column: str, domain_column: str | None) -> list[Document]:
+    """Read the text, or the held-out part of the embedded corpus."""
+    if not data:
+        return list(split_documents(embedded_documents(), seed=0).held_out)
+    return read_sources(tuple(map(str, data)), text_column=text_column, domain_column=domain_column, say=_logger.info)
