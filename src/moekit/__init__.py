@@ -11,8 +11,11 @@ A function is imported when it is asked for, since torch takes seconds. What is 
 `moekit.core.progress`; messages go to the standard `logging`, under the name of the module that says them.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from moekit.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from moekit.agents import ask
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
     from moekit.models import load
     from moekit.planning import plan
     from moekit.training import train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ask",
@@ -46,6 +47,9 @@ _ROOMS = {
     "plan": "planning",
     "train": "training",
 }
+
+# Without a handler of the user's, Python would print warnings.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

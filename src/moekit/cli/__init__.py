@@ -8,7 +8,6 @@ import sys
 
 import click
 
-from moekit import __version__
 from moekit.cli.agents import agents
 from moekit.cli.chat import chat
 from moekit.cli.compare import compare
@@ -23,6 +22,7 @@ from moekit.cli.split import split
 from moekit.cli.train import train
 from moekit.cli.upcycle import upcycle
 from moekit.core.errors import MoekitError
+from moekit.core.version import __version__
 
 _INTERRUPTED = 130
 

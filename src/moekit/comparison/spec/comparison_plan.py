@@ -6,7 +6,6 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-import moekit
 from moekit.comparison.spec.comparison_request import ComparisonRequest
 from moekit.comparison.spec.contestants import Contestant, Size
 from moekit.comparison.spec.machine import Machine, this_machine
@@ -14,6 +13,7 @@ from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.comparison.spec.upcycling_phases import UpcyclingPhases
 from moekit.config import Config
 from moekit.core import hardware
+from moekit.core.version import __version__
 from moekit.training import TrainingConfig
 
 # Shares of the training at which the held-out text is measured: denser at the start, where curves bend.
@@ -104,7 +104,7 @@ def new_plan(request: ComparisonRequest) -> ComparisonPlan:
     """Plan what is known before the speed of this machine is: with a budget, the number of steps comes later."""
     training = _training(request)
     return ComparisonPlan(
-        moekit=moekit.__version__,
+        moekit=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=request.command,
         size=request.size_name,

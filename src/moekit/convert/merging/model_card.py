@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from moekit import __version__
 from moekit.convert.merging.merged_model import MergedModel
 from moekit.convert.merging.routing_report import RoutingReport, TextRouting
+from moekit.core.version import __version__
 
 
 def model_card(merged: MergedModel, title: str, command: str, report: RoutingReport | None, trained: str | None) -> str:
