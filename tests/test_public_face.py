@@ -11,7 +11,20 @@ import pytest
 
 import moekit
 
-VERBS = {"ask", "compare", "evaluate", "generate", "load", "load_runner", "plan", "train"}
+VERBS = {
+    "ask",
+    "compare",
+    "evaluate",
+    "generate",
+    "load",
+    "load_runner",
+    "merge",
+    "plan",
+    "quantize",
+    "split",
+    "train",
+    "upcycle",
+}
 IMPORT = """
 import sys, time
 begin = time.perf_counter()

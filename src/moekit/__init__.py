@@ -20,6 +20,7 @@ from moekit.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from moekit.agents import ask
     from moekit.comparison import compare
+    from moekit.convert import merge, quantize, split, upcycle
     from moekit.evaluation import evaluate
     from moekit.inference import generate, load_runner
     from moekit.models import load
@@ -33,8 +34,12 @@ __all__ = [
     "generate",
     "load",
     "load_runner",
+    "merge",
     "plan",
+    "quantize",
+    "split",
     "train",
+    "upcycle",
 ]
 
 _ROOMS = {
@@ -44,8 +49,12 @@ _ROOMS = {
     "generate": "inference",
     "load": "models",
     "load_runner": "inference",
+    "merge": "convert",
     "plan": "planning",
+    "quantize": "convert",
+    "split": "convert",
     "train": "training",
+    "upcycle": "convert",
 }
 
 # Without a handler of the user's, Python would print warnings.

@@ -75,7 +75,7 @@ def compare(
         Interrupted: where it was stopped; all state is saved.
         MoekitError: where no run could go on, as with a full disk.
 
-    Example:
+    Examples:
         >>> from moekit.comparison import compare
         >>> results = compare("runs/mine", contestants=["dense", "moe"], seeds=1, tokens=500_000)
         >>> {one.name: one.bits_per_byte for one in results.contestants}
@@ -121,7 +121,7 @@ def resume(out: str | Path, *, progress: Progress = no_progress) -> Results:
         Interrupted: where it was stopped again; all state is saved.
         MoekitError: where there is no comparison, or it cannot go on.
 
-    Example:
+    Examples:
         >>> from moekit.comparison import resume
         >>> results = resume("runs/mine")
     """

@@ -49,7 +49,7 @@ def upcycle(
     With method `copy` the result computes the same wherever it can, which is checked before it gets its name. A call
     that was stopped goes on with the same arguments.
 
-    Arguments:
+    Args:
         model: a folder with a dense decoder, or a hub id.
         out: the new folder.
         experts: copies of each network.
@@ -72,7 +72,7 @@ def upcycle(
         UsageError: the options contradict each other or do not fit the model (`Refused`), or `out` holds something.
         MoekitError: the source is damaged, the disk is full, or the result is not the same function though it must be.
 
-    Example:
+    Examples:
         >>> report = upcycle("./llama", "./mixtral", experts=8, top_k=2)  # doctest: +SKIP
         >>> report.exact, report.model_type  # doctest: +SKIP
         (True, 'mixtral')
@@ -116,7 +116,7 @@ def split(
     Where a token gets all experts the result computes the same, which is checked before it gets its name. A call that
     was stopped goes on with the same arguments.
 
-    Arguments:
+    Args:
         model: a folder with a dense decoder, or a hub id.
         out: the new folder.
         experts: parts of each network, which have to divide its width.
@@ -135,7 +135,7 @@ def split(
         UsageError: the options contradict each other or do not fit the model (`Refused`), or `out` holds something.
         MoekitError: the source is damaged, the disk is full, or the result is not the same function though it must be.
 
-    Example:
+    Examples:
         >>> report = split("./llama", "./parts", experts=8, top_k=8)  # doctest: +SKIP
         >>> report.exact  # doctest: +SKIP
         True
@@ -177,7 +177,7 @@ def merge(
 
     A call that was stopped goes on with the same arguments.
 
-    Arguments:
+    Args:
         config: a YAML file with mergekit-moe's keys and `backbone`, or the same keys and values.
         out: the new folder.
         seed: of drawn gates, noise and router training.
@@ -197,7 +197,7 @@ def merge(
             `out` holds something.
         MoekitError: a source is damaged or the disk is full.
 
-    Example:
+    Examples:
         >>> experts = [{"source_model": "./code", "positive_prompts": ["def f(x):"]},
         ...            {"source_model": "./prose", "positive_prompts": ["Once upon a time"]}]
         >>> recipe = {"base_model": "./base", "gate_mode": "fitted", "experts": experts}
@@ -246,7 +246,7 @@ def quantize(
 ) -> QuantizationPlan:
     """Write a model as a GGUF file that moekit and llama.cpp run. Memory does not grow with the model.
 
-    Arguments:
+    Args:
         model: a folder with a decoder, or a hub id.
         out: the new file.
         type: of the matrices: q4_0, q4_k, q6_k, q8_0, bf16, f16 or f32. Norms, biases and routers stay f32; the head
@@ -260,7 +260,7 @@ def quantize(
         UsageError: GGUF has no architecture or no tokenizer for the model, there is no such type, or `out` exists.
         MoekitError: the source is damaged, or the disk is full.
 
-    Example:
+    Examples:
         >>> quantize("./mixtral", "mixtral.gguf", "q4_k").bits_per_weight  # doctest: +SKIP
         4.56
     """

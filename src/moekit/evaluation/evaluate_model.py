@@ -44,7 +44,7 @@ def evaluate(
             `context`, or there is nothing to score.
         MoekitError: where a file cannot be read.
 
-    Example:
+    Examples:
         >>> import moekit
         >>> result = moekit.evaluate("./my-model", ["essays"])
         >>> print(f"{result.bits_per_byte:.3f} bits per byte of {result.bytes} bytes", result.by_domain)

@@ -94,7 +94,7 @@ def generate(
             or leaves no room in the context.
         MoekitError: where a file cannot be read, or the model gives logits that are no numbers.
 
-    Example:
+    Examples:
         >>> import moekit
         >>> completion = moekit.generate("./my-model", "Once upon a time", max_tokens=8)
         >>> print(completion.text, completion.finish_reason)

@@ -33,7 +33,7 @@ def load_runner(
             context is more than its own.
         MoekitError: where a file cannot be read.
 
-    Example:
+    Examples:
         >>> import moekit
         >>> model = moekit.load_runner("./my-model", context=64)
         >>> model.runner.context, moekit.generate(model, "Once", max_tokens=4).completion_tokens

@@ -67,7 +67,7 @@ def load(
         UsageError: where there is no such model.
         MoekitError: where it cannot be read; the message names file and tensor.
 
-    Example:
+    Examples:
         >>> import moekit, torch
         >>> model = moekit.load("./my-model")
         >>> logits_BTV = model(torch.tensor([[72, 101, 108, 108, 111]]))

@@ -59,7 +59,7 @@ def plan(model: str | Path | Config) -> ModelPlan:
         UsageError: where there is no such preset or folder.
         MoekitError: where a config.json cannot be read.
 
-    Example:
+    Examples:
         >>> import moekit
         >>> plan = moekit.plan("mixtral-8x7b")
         >>> plan.params_total, plan.params_active

@@ -68,7 +68,7 @@ def train(job: TrainingJob | str | Path, out: str | Path, *, progress: Progress 
         Interrupted: where it was stopped; all state is saved.
         TrainingFailed: where the loss is not a number any more.
 
-    Example:
+    Examples:
         >>> import moekit
         >>> from moekit.config import LSTMConfig
         >>> from moekit.training import Schedule, TrainingJob
