@@ -162,7 +162,7 @@ class MergeConversion:
                 merged.tensors,
                 shard_bytes=shards,
                 on_bytes=task.advance,
-                settings=_settings(merged),
+                settings=run_settings(merged),
                 fill=fill,
             )
         if trained is not None:
@@ -292,8 +292,8 @@ def _stored_dtype(base: StoredModel) -> str | None:
     return name if name in DTYPES else None
 
 
-def _settings(merged: MergedModel) -> str:
-    """Say what decides computed bytes beside the sources: gates, noise, types."""
+def run_settings(merged: MergedModel) -> str:
+    """Say what decides computed bytes beside the sources, so that a run with other gates, noise or types is another."""
     values: list[Any] = [merged.recipe.model_dump(mode="json"), merged.seed, merged.output.format.name]
     return json.dumps(values, sort_keys=True)
 

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.checkpoint.alignment import aligned
-from moekit.config import AttentionConfig, ModelConfig
+from moekit.config import AttentionConfig, DenseConfig, LayerConfig, ModelConfig, NormConfig
+from moekit.config.comparing import same_function
 from moekit.convert.stored_model import ReadableModel, dense_of
 from moekit.convert.streamed_decoder import TokenBatch, embedding_rows
-from moekit.families.llama_like import write_decoder
 from moekit.nn.rope import Rope
 from moekit.nn.scores import visible
 
@@ -36,11 +36,27 @@ _LEAST_NORM = 1e-8
 
 
 def runs(config: ModelConfig) -> bool:
-    """Tell whether this file runs models of that configuration: those of Llama's shape."""
-    if write_decoder(config) is None or any(dense_of(config, layer).bias for layer in range(len(config.layers))):
-        return False
-    attentions = [layer.attention for layer in config.layers]
-    return all(isinstance(one, AttentionConfig) and one.query_key_norm != "all" for one in attentions)
+    """Tell whether this file runs models of that configuration: those of Llama's shape.
+
+    It is made again of what is looked at here, and has to be the same function; a field that is not known here is then
+    not passed over.
+    """
+    layers = []
+    for layer in config.layers:
+        attention, part = layer.attention, layer.feed_forward
+        if not (isinstance(attention, AttentionConfig) and isinstance(part, DenseConfig)):
+            return False
+        if attention.query_key_norm == "all":
+            return False
+        known = {"heads", "kv_heads", "head_width", "rope_base", "rope_scaling", "window", "qkv_bias", "output_bias"}
+        seen = AttentionConfig(**attention.model_dump(include=known | {"query_key_norm"}))
+        network = DenseConfig(width=part.width, activation=part.activation)
+        layers.append(LayerConfig(attention=seen, feed_forward=network, norm=NormConfig(eps=layer.norm.eps)))
+    after = {"norm", "tie_embeddings", "logit_scale", "init_std"}  # behind the last block, or not computed with
+    seen_model = ModelConfig(
+        **config.model_dump(include={"vocab_size", "width", "context", *after}), layers=tuple(layers)
+    )
+    return same_function(seen_model, config)
 
 
 def left_padded(rows: Sequence[Sequence[int]], padding: int = 0) -> TokenBatch:
