@@ -1,6 +1,6 @@
 """Is this checkout as fast as another one, the commit before a large change say?
 
-Both run the same GGUF files (random weights, the shapes of cpu_inference.py cut to a few layers) and the same MoE layers,
+Both run the same GGUF files (random weights, the shapes of cpu_inference.py cut to a few layers) and the same layers,
 each in a process of its own, in turns, so that a machine that slows down slows both. What is shown are medians over the
 rounds of after / before in tokens a second: above 1 is faster now.
 
@@ -88,6 +88,7 @@ def ratios(before: str, rounds: int, code: str, *arguments: str) -> dict[str, di
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="a Python that has the other checkout installed")
     parser.add_argument("--shapes", nargs="+", default=["dense-active", "mixtral"])
