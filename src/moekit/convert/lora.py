@@ -42,11 +42,11 @@ class Adapter:
     replaced: Mapping[str, tuple[str, tuple[int, ...]]]
 
     def touches(self, name: str) -> bool:
-        """Whether the tensor of that name is another one with the adapter."""
+        """Tell whether the tensor of that name is another one with the adapter."""
         return name in self.changes or name in self.replaced
 
     def applied(self, name: str, weight: Tensor) -> Tensor:
-        """The tensor of that name with the adapter, in the type of `weight`; the sum is in fp32."""
+        """Give the tensor of that name with the adapter, in the type of `weight`; the sum is in fp32."""
         with safe_open(self.folder / WEIGHTS, framework="pt") as file:
             if name in self.replaced:
                 other: Tensor = file.get_tensor(self.replaced[name][0])
@@ -70,7 +70,7 @@ class Adapter:
 
 
 def open_adapter(folder: Path) -> Adapter:
-    """The adapter in a local folder; of its weights only the header is read.
+    """Open the adapter in a local folder; of its weights only the header is read.
 
     Raises UsageError where a file is missing, MoekitError where one is damaged, or asks for what is not W + B A.
     """
@@ -145,7 +145,7 @@ def _factors(
 
 
 def _of_pattern(pattern: object, module: str, default: Any) -> Any:
-    """The value for a module: the first key that is the end of its name, at a dot, as a regular expression."""
+    """Give the value of the first key that, as a regular expression, is the end of a module's name at a dot."""
     for key, value in (pattern if isinstance(pattern, dict) else {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
             return value

@@ -44,7 +44,7 @@ class Slot:
         return (self.scale,) if isinstance(self.scale, float) else tuple(self.scale.tolist())
 
     def bias_scale(self, channels: int) -> float:
-        """What the bias of down is multiplied by, where the dense network has so many `channels`.
+        """Compute what the bias of down is multiplied by, where the dense network has so many `channels`.
 
         Each channel carries its share of the bias, 1 / F, and the channel's scale applies to it as to its column. So
         whenever the weighted columns of all chosen networks add up to the dense network's own, so do their biases, to
@@ -150,7 +150,7 @@ class _Network:
         self.down_bias = f"layers.{layer}.feed_forward.down.bias"
 
     def rows(self, is_down: bool, slot: Slot, rows: range) -> Iterator[Piece]:
-        """Those rows of a slot's down matrix, or of its gate over up (up alone, where it is not gated)."""
+        """Give rows of a slot's down matrix, or of its gate over up (up alone, where it is not gated)."""
         if is_down:
             yield from self._down_rows(slot, rows)
             return
@@ -161,7 +161,7 @@ class _Network:
                 yield from self._up_rows(slot, matrix, offset, range(begin - place * count, end - place * count))
 
     def bias(self, is_down: bool, slot: Slot) -> Iterator[Piece]:
-        """A slot's bias of down, or of its gate, then of up (of up alone, where it is not gated)."""
+        """Give a slot's bias of down, or of its gate, then of up (of up alone, where it is not gated)."""
         if is_down:
             yield from self._down_bias(slot)
             return
@@ -169,7 +169,7 @@ class _Network:
             yield from self._up_bias(slot, matrix, offset)
 
     def _matrices(self) -> list[tuple[Literal["gate", "up"], int]]:
-        """What stands in the first matrix, and from which row on."""
+        """Tell what stands in the first matrix, and from which row on."""
         return [("gate", 0), ("up", self.width)] if self.gated else [("up", 0)]
 
     def _up_bias(self, slot: Slot, matrix: Literal["gate", "up"], offset: int) -> Iterator[Piece]:
@@ -212,7 +212,7 @@ class _Network:
         yield self._made(make, (len(rows), width), 4 * len(slot.channels) * width, self.gate_up, slot, matrix)
 
     def _channels(self, slot: Slot, offset: int) -> Tensor:
-        """Their rows of gate or up, fp32."""
+        """Read the channels' rows of gate or up, in fp32."""
         runs = runs_of(slot.channels)
         return torch.cat(
             [self.source.rows(self.gate_up, offset + run.start, offset + run.stop) for run in runs]
@@ -252,7 +252,7 @@ class _Network:
 
 
 def json_key(*parts: str) -> str:
-    """Parts of a key, so that no two lists of parts look alike."""
+    """Join parts of a key so that no two lists of parts look alike."""
     return repr(parts)
 
 
@@ -261,7 +261,7 @@ def _digest(slot: Slot) -> str:
 
 
 def runs_of(channels: Sequence[int]) -> list[range]:
-    """The channels as runs of neighbours."""
+    """Give the channels as runs of neighbours."""
     if isinstance(channels, range):
         return [channels]
     runs: list[range] = []

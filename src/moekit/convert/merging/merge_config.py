@@ -31,7 +31,7 @@ def _dtype(name: str) -> str:
 
 
 def _reference(value: Any) -> Any:
-    """`path[@revision][+path[@revision]]`, or the same as keys, as texts."""
+    """Read `path[@revision][+path[@revision]]`, or the same as keys, as texts."""
     if not isinstance(value, str):
         return value
     # A folder may have either sign in its name.
@@ -116,13 +116,13 @@ class MergeConfig(Config):
         return (*self.experts, *self.shared_experts)
 
     def key(self, index: int) -> str:
-        """Where in the file the expert of that place in `all_experts` stands."""
+        """Tell where in the file the expert of that place in `all_experts` stands."""
         routed = len(self.experts)
         return f"experts[{index}]" if index < routed else f"shared_experts[{index - routed}]"
 
 
 def read_merge_config(file: Path) -> MergeConfig:
-    """The configuration in a YAML file.
+    """Read the configuration in a YAML file.
 
     Raises UsageError naming the file and the key: unknown keys with the nearest one, values that cannot be.
     """
@@ -138,7 +138,7 @@ def read_merge_config(file: Path) -> MergeConfig:
 
 
 def prompt_problems(config: MergeConfig) -> list[str]:
-    """What is wrong with numbers and prompts, a sentence each; each names its key and model."""
+    """Say what is wrong with numbers and prompts, a sentence each; each names its key and model."""
     problems = []
     if config.experts_per_token > len(config.experts):
         problems.append(

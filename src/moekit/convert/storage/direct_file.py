@@ -20,7 +20,7 @@ class DirectFile:
         self._direct = hasattr(os, "O_DIRECT") and self._set_direct(True)
 
     def write(self, data: memoryview, position: int) -> None:
-        """All of `data`, which the cache takes where its place or length is none that a disk has."""
+        """Write all of `data`, which the cache takes where its place or length is none that a disk has."""
         while data:
             try:
                 done = os.pwrite(self._descriptor, data, position)
@@ -32,11 +32,11 @@ class DirectFile:
             data, position = data[done:], position + done
 
     def sync(self) -> None:
-        """Return when all that was written is on disk."""
+        """Wait until all that was written is on disk."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
-        """To be called once nothing is written any more."""
+        """Close the file, once nothing is written any more."""
         os.close(self._descriptor)
 
     def _set_direct(self, direct: bool) -> bool:

@@ -32,7 +32,7 @@ class Reached:
 
 
 def partial_folder(target: Path) -> Path:
-    """Where the result for `target` grows."""
+    """Give the folder in which the result for `target` grows."""
     target = Path(os.path.realpath(target))
     return target.with_name(f"{target.name}.partial")
 
@@ -45,7 +45,7 @@ class Partial:
         self._reached = {line["file"]: Reached(line["position"], line["crc"]) for line in lines if "file" in line}
 
     def reached(self, file: str) -> Reached:
-        """How far that file is on disk; a file that is shorter than the journal says begins anew."""
+        """Tell how far that file is on disk; a file that is shorter than the journal says begins anew."""
         reached, path = self._reached.get(file, Reached()), self.folder / file
         held = path.stat().st_size if path.is_file() else 0
         return reached if held >= reached.position else Reached()
@@ -90,14 +90,14 @@ class Partial:
 
 
 def checksums_text(sums: Mapping[str, tuple[int, int]]) -> str:
-    """checksums.json of files' bytes and CRC-32."""
+    """Give the text of checksums.json, from files' bytes and CRC-32."""
     entries = {name: {"bytes": size, "crc32": f"{crc:08x}"} for name, (size, crc) in sorted(sums.items())}
     return json.dumps(entries, indent=2) + "\n"
 
 
 @contextmanager
 def opened(target: Path, plan: str) -> Iterator[Partial]:
-    """The partial folder of `target`, new or as an earlier run of the same `plan` (any text) left it.
+    """Open the partial folder of `target`, new or as an earlier run of the same `plan` (any text) left it.
 
     Raises UsageError where `target` is taken or the folder holds another plan, MoekitError where a run is at work.
     """
@@ -127,7 +127,7 @@ def opened(target: Path, plan: str) -> Iterator[Partial]:
 
 
 def already_finished(target: Path, plan: str) -> bool:
-    """Whether `target` is the result of that plan, whose run was killed when all was done but removing the journal."""
+    """Tell whether `target` is the result of that plan, whose run was killed when only the journal was left."""
     journal = target / JOURNAL
     if not journal.is_file():
         return False
@@ -144,7 +144,7 @@ def discard(target: Path) -> None:
 
 
 def file_crc(path: Path) -> int:
-    """CRC-32 of a file."""
+    """Compute the CRC-32 of a file."""
     crc = 0
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -153,7 +153,7 @@ def file_crc(path: Path) -> int:
 
 
 def _lines(text: bytes) -> list[dict[str, Any]]:
-    """The journal's whole lines; a last one that was cut short says nothing."""
+    """Give the journal's whole lines; a last one that was cut short says nothing."""
     found = []
     for line in text.split(b"\n")[:-1]:
         try:

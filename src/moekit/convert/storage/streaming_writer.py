@@ -39,12 +39,12 @@ _BASE_BYTES = (_BUFFERS + 1) * _CHUNK_BYTES + (12 << 20)
 
 
 def output_bytes(tensors: Sequence[OutputTensor], *, shard_bytes: int = 5_000_000_000) -> int:
-    """The bytes of all files that `write_tensors` writes, but for checksums.json and what `fill` adds."""
+    """Count the bytes of all files that `write_tensors` writes, but for checksums.json and what `fill` adds."""
     return sum(file_bytes(tensors, shard_bytes=shard_bytes).values())
 
 
 def file_bytes(tensors: Sequence[OutputTensor], *, shard_bytes: int = 5_000_000_000) -> dict[str, int]:
-    """Those files by name, with their bytes."""
+    """Give those files by name, with their bytes."""
     shards = shards_of(tensors, shard_bytes)
     sizes = {
         name: len(header_of(shard, _METADATA)) + sum(size_of(tensor) for tensor in shard)
@@ -54,7 +54,7 @@ def file_bytes(tensors: Sequence[OutputTensor], *, shard_bytes: int = 5_000_000_
 
 
 def peak_memory_bytes(tensors: Sequence[OutputTensor]) -> int:
-    """What `write_tensors` holds in memory at most, besides the interpreter and its libraries, in bytes."""
+    """Count what `write_tensors` holds in memory at most, beside the interpreter and its libraries, in bytes."""
     return _BASE_BYTES + max((_memory(tensor, piece) for tensor in tensors for piece in tensor.pieces), default=0)
 
 
@@ -109,7 +109,7 @@ def write_tensors(
 
 
 def fingerprint(tensors: Sequence[OutputTensor], shard_bytes: int, settings: str = "") -> str:
-    """A digest of everything that decides the bytes: names, types, shapes, and what the pieces are made of."""
+    """Digest everything that decides the bytes: names, types, shapes, and what the pieces are made of."""
     digest = hashlib.sha256(json.dumps([shard_bytes, settings]).encode())
     changed: dict[Path, tuple[str, int, int]] = {}
     for tensor in tensors:
@@ -149,12 +149,12 @@ class _Buffers:
         self._raw = memoryview(mmap.mmap(-1, _CHUNK_BYTES, flags=private))
 
     def next(self) -> memoryview:
-        """The one whose turn it is: what was handed out `_BUFFERS` calls ago."""
+        """Give the buffer whose turn it is: what was handed out `_BUFFERS` calls ago."""
         self._memory.append(self._memory.pop(0))
         return self._memory[-1]
 
     def raw(self, size: int) -> memoryview:
-        """The first `size` bytes of memory for what is not written as it is."""
+        """Give the first `size` bytes of memory for what is not written as it is."""
         return self._raw[:size]
 
 
@@ -201,7 +201,7 @@ class _Shard:
             self._file.close()
 
     def _fill(self, header: bytes) -> None:
-        """The bytes of the file from the position reached."""
+        """Write the bytes of the file from the position reached."""
         skip = self._position
         self._put(memoryview(header)[skip:])
         begin = len(header)
@@ -228,7 +228,7 @@ class _Shard:
             data = data[len(room) :]
 
     def _copy(self, piece: Copy, dtype: torch.dtype, skip: int) -> None:
-        """A stored tensor from byte `skip` of the result on."""
+        """Copy a stored tensor from byte `skip` of the result on."""
         info = piece.tensors[piece.name]
         first = piece.begin_row * math.prod(info.shape[1:]) + skip // dtype.itemsize
         left = math.prod(piece.shape) - skip // dtype.itemsize
@@ -246,7 +246,7 @@ class _Shard:
             first, left = first + count, left - count
 
     def _room(self, most: int) -> memoryview:
-        """At most so many bytes of the file to be filled by the caller, who asks again for what is left."""
+        """Give at most so many bytes of the file to be filled by the caller, who asks again for what is left."""
         if self._filled == len(self._chunk):
             self._append()
             # The buffer that is filled next is the one that was written first.
@@ -281,7 +281,7 @@ class _Shard:
             self._intact = True
 
     def _note(self, position: int, total: Future[int]) -> None:
-        """The file is on disk up to there, which the journal may say now."""
+        """Note that the file is on disk up to there."""
         if self._intact:
             self._intact = False
             self._file.sync()
