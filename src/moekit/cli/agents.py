@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from rich.progress import TaskID
-
     from moekit.agents import AgentsConfig, Answer
     from moekit.agents.evaluate import AgentsEvaluation, Match, Question
     from moekit.agents.outcome.answer import Spent
@@ -277,25 +275,20 @@ async def _serve(config: "AgentsConfig", host: str, bound: "socket.socket") -> N
 async def _evaluate(
     config: "AgentsConfig", questions: "Sequence[Question]", name: str | None, match: "Match | None", judge: str | None
 ) -> "AgentsEvaluation":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from contextlib import ExitStack
 
     from moekit.agents.evaluate import evaluate as evaluate_agents
+    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.core.progress import Task
 
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
+    display = ProgressDisplay()
+    with ExitStack() as going_on:
+        tasks: dict[str, Task] = {}
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
+                tasks[what] = going_on.enter_context(Task(display, what, total=total, unit="questions"))
+            tasks[what].set(done, total)
 
         return await evaluate_agents(
             config, questions, name=name, match=match or "exact", judge=judge, on_progress=advance
