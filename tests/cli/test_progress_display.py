@@ -49,7 +49,7 @@ def test_what_is_gone_on_with_counts_from_where_it_was(display: ProgressDisplay,
         assert shown(display) == [("dense, seed 0", "900/1,000 · loss 3.210")]
         clock[0] += 20
         task.set(910, note="loss 3.200")
-        assert shown(display) == [("dense, seed 0", "910/1,000 · loss 3.200 · 3 min 0 s left")]
+        assert shown(display) == [("dense, seed 0", "910/1,000 · 3 min 0 s left · loss 3.200")]
 
 
 def test_tasks_within_a_task_and_nothing_when_all_have_ended(display: ProgressDisplay) -> None:
@@ -62,6 +62,24 @@ def test_tasks_within_a_task_and_nothing_when_all_have_ended(display: ProgressDi
     assert display._drawn is None
     with Task(display, "again", unit="steps"):
         assert [name for name, _ in shown(display)] == ["again"]
+
+
+def test_a_narrow_terminal_cuts_the_note_off(clock: list[float]) -> None:
+    """One line a task, with a bar; what is cut off is the end of the note."""
+    terminal = StringIO()
+    display = ProgressDisplay(Console(file=terminal, force_terminal=True, color_system=None, width=76))
+    with Task(display, "dense, seed 0", total=1000, unit="steps") as task:
+        task.set(0)
+        clock[0] += 20
+        task.set(100, note="loss 3.210 · held out 3.100 · load 1.8x, 2 dead · 4.59 k tokens/s")
+        assert display._drawn is not None
+        display._drawn.refresh()
+    lines = [line for line in terminal.getvalue().replace("\r", "\n").splitlines() if "left" in line]
+    assert lines
+    for line in lines:
+        assert "100/1,000 · 3 min 0 s left · loss" in line
+        assert line.rstrip().endswith("…")
+        assert line.removeprefix("\x1b[2K").index("100/1,000") == len("dense, seed 0 ") + 24 + 1
 
 
 def test_no_bar_where_standard_error_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

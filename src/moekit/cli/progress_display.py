@@ -31,13 +31,14 @@ class _Bar:
         """Say how much is done, how fast, and how long the rest takes, in seconds of `now`."""
         if self.since is None:
             self.since, self.at = now, event.done
-        parts = [_count(event.done, event.total, self.unit), event.note]
+        parts = [_count(event.done, event.total, self.unit)]
         if event.done > self.at and now > self.since:
             rate = (event.done - self.at) / (now - self.since)
             parts.append(f"{bytes_text(rate)}/s" if self.unit == "bytes" else "")
             if event.total is not None and event.total > event.done:
                 parts.append(f"{duration_text((event.total - event.done) / rate)} left")
-        return " · ".join(filter(None, parts))
+        # The note comes last: where the terminal is narrow, its end is cut off.
+        return " · ".join(filter(None, [*parts, event.note]))
 
 
 class ProgressDisplay:
@@ -64,8 +65,9 @@ class ProgressDisplay:
                 self._start(event)
             case Advanced():
                 bar = self._bars[event.task]
-                figures = bar.figures(event, time.monotonic())
-                self._progress().update(bar.id, completed=event.done, total=event.total, figures=figures)
+                drawn = self._progress()
+                figures = self._fitting(bar.figures(event, time.monotonic()), drawn.console.width)
+                drawn.update(bar.id, completed=event.done, total=event.total, figures=figures)
             case Finished():
                 self._finish(event)
 
@@ -80,6 +82,11 @@ class ProgressDisplay:
         if not self._bars:
             drawn.stop()
             self._drawn = None
+
+    def _fitting(self, figures: str, width: int) -> str:
+        """Cut off what does not fit beside the longest name and the bars, on a terminal of `width` columns."""
+        room = max(1, width - max(map(len, self._bars)) - _BAR_WIDTH - 2)
+        return figures if len(figures) <= room else f"{figures[: room - 1]}…"
 
     def _progress(self) -> "Progress":
         """Give what is drawn, started with the first task."""
