@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: compare test lint native sanitize clean
+.PHONY: compare test docs lint native sanitize clean
 
 compare: $(VENV)/.installed  ## run the main job on the embedded corpus: make compare ARGS="--budget 3m"
 	$(VENV)/bin/moekit compare $(ARGS)
@@ -48,6 +48,9 @@ sanitize: $(VENV)/.installed  ## build the native tests under sanitizers, and ru
 	  cmake --build $$folder --parallel $$(nproc) && \
 	  ctest --test-dir $$folder --output-on-failure || exit; \
 	done
+
+docs: $(VENV)/.installed-dev  ## build the site of docs/ into build/site, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist
