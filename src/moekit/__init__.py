@@ -69,5 +69,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the functions, whether or not they were asked for yet."""
-    return sorted({*globals(), *__all__})
+    """List the functions, whether or not they were asked for yet, and no helper of this file."""
+    return sorted(__all__)
