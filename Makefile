@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: compare test docs lint native sanitize clean
+.PHONY: compare test test-processors docs lint native sanitize clean
 
 compare: $(VENV)/.installed  ## run the main job on the embedded corpus: make compare ARGS="--budget 3m"
 	$(VENV)/bin/moekit compare $(ARGS)
@@ -13,6 +13,9 @@ compare: $(VENV)/.installed  ## run the main job on the embedded corpus: make co
 test: lint  ## lint, type-check and test: make test ARGS=tests/nn
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadfile -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(VENV)/bin/python -m pytest -m alone $(ARGS) || [ $$? = 5 ]
+
+test-processors: $(VENV)/.installed-dev  ## what depends on the processor, as lesser ones compute it
+	$(VENV)/bin/python tests/lesser_processors.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

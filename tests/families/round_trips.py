@@ -12,11 +12,16 @@ from torch import Tensor
 from moekit.models import LanguageModel, load
 
 
-def save_theirs(model: Any, folder: Path, **options: Any) -> Path:
-    """A folder as transformers writes it, every weight drawn anew so that none is all zeros or ones."""
+def save_theirs(model: Any, folder: Path, *, mean_of_vectors: float = 0.5, **options: Any) -> Path:
+    """A folder as transformers writes it, every weight drawn anew so that none is all zeros or ones.
+
+    mean_of_vectors: of norms and biases; 0 keeps the scale of norms that multiply by 1 + w, of which many in a row would
+    else make a model that enlarges rounding beyond what is compared.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.dim() == 1 else 0.0) * 0.5)
+            mean = mean_of_vectors if parameter.dim() == 1 else 0.0
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + mean)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn_like(buffer) * 0.1)

@@ -16,6 +16,8 @@ from moekit.models.encoder_decoder import EncoderDecoder
 
 transformers = pytest.importorskip("transformers", reason="parity needs transformers (pip install moekit[peers])")
 
+pytestmark = pytest.mark.processor
+
 SHAPE: dict[str, Any] = {
     "vocab_size": 40,
     "d_model": 32,

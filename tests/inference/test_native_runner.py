@@ -17,7 +17,10 @@ from moekit.kernels.native import module
 from moekit.kernels.packed import BF16, Q8_0, BlockType, PackedMatrix, dequantize
 from moekit.models import Decoder
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+pytestmark = [
+    pytest.mark.processor,
+    pytest.mark.skipif(not native.available(), reason="the native kernels are not built"),
+]
 
 EXPERTS = SoftmaxTopKConfig(top_k=2)
 

@@ -25,6 +25,8 @@ from moekit.kernels.backends import experts_kernel
 from moekit.kernels.experts_kernel import ExpertsKernel, ExpertWeights
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 
+pytestmark = pytest.mark.processor
+
 reference = experts_kernel("reference")
 fast = experts_kernel("torch")
 NONE, BOTH = (False, False), (True, True)

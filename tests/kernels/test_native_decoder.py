@@ -28,6 +28,7 @@ from moekit.models import Decoder
 from moekit.nn import KeyValueCache
 
 pytestmark = [
+    pytest.mark.processor,
     pytest.mark.skipif(not available(), reason="the native module is not built"),
     pytest.mark.usefixtures("one_thread"),
 ]

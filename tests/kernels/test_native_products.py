@@ -6,6 +6,8 @@ Everything runs once for each instruction set that this machine has.
 import gc
 import os
 import signal
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -329,3 +331,18 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 def test_read_bandwidth_is_plausible() -> None:
     assert 1e7 < read_bandwidth(2**22, 2) < 1e13
+
+
+def instruction_set_of_process(asked: str) -> subprocess.CompletedProcess[str]:
+    code = "from moekit.kernels.native import instruction_set; print(instruction_set())"
+    environment = os.environ | {"MOEKIT_INSTRUCTION_SET": asked}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_environment_chooses_the_instruction_set() -> None:
+    for name in native().instruction_sets():
+        assert instruction_set_of_process(name).stdout.strip() == name
+    refused = instruction_set_of_process("neon")
+    assert refused.returncode
+    assert "MOEKIT_INSTRUCTION_SET is 'neon', and this machine runs" in refused.stderr
+    assert "portable" in refused.stderr

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from moekit.kernels.assignments import Assignments, assign
 from moekit.kernels.torch.padding import padded, rounded_up, runs_of
 
+pytestmark = pytest.mark.processor
+
 CPU = torch.device("cpu")
 
 

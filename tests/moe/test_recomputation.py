@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from moekit.models import Decoder
 from moekit.moe import Decision, RouterInput
 
+pytestmark = pytest.mark.processor
+
 TOKENS = 20
 
 

@@ -29,6 +29,8 @@ from moekit.training import (
 )
 from moekit.training.loop import is_spike
 
+pytestmark = pytest.mark.processor
+
 
 def training_config(**changes: object) -> TrainingConfig:
     values = {

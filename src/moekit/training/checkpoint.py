@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from moekit.checkpoint.alignment import aligned
 from moekit.core import files
 from moekit.core.errors import MoekitError
 
@@ -66,7 +67,8 @@ def _restore(
     for name, tensor in _weights(model, average).items():
         tensor.copy_(tensors.pop(name))
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {moment: tensors.pop(f"optimizer.{name}.{moment}") for moment in _MOMENTS}
+        moments = {moment: tensors.pop(f"optimizer.{name}.{moment}") for moment in _MOMENTS}
+        optimizer.state[parameter] = {moment: aligned(tensor) for moment, tensor in moments.items()}
     if tensors:
         raise ValueError(f"unexpected tensors {', '.join(sorted(tensors))}")
 

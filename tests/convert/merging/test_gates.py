@@ -27,6 +27,8 @@ from moekit.models import load
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.processor
+
 KINDS: dict[str, dict[str, Any]] = {
     "Llama": {"attention_bias": True},
     "Mistral": {"sliding_window": 5},
@@ -121,8 +123,8 @@ def test_gates_are_those_that_mergekit_wrote(mode: str, tmp_path: Path) -> None:
     assert routers is not None
     gate_LED = torch.stack([routers[f"layers.{layer}.feed_forward.router.weight"] for layer in (0, 1)])
     expected = torch.tensor(MERGEKIT[mode])
-    # Another processor may round a product of the first layer the other way.
-    tolerance = 0.02 if mode.startswith("hidden") else 1e-7
+    # Another processor may round a product of the first layer the other way, and the logarithms of normal numbers.
+    tolerance = {"hidden": 0.02, "hidden_avg": 0.02, "random": 1e-5}.get(mode, 1e-7)
     torch.testing.assert_close(gate_LED[:, :, :3].float(), expected, rtol=tolerance, atol=tolerance)
     assert gate_LED.shape == (2, 2, 32)
 

@@ -31,6 +31,8 @@ from moekit.models import Decoder, load
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.processor
+
 TOKENS = torch.tensor([[1, 9, 30, 47, 200, 8], [1, 4, 250, 6, 7, 90]])
 
 

@@ -16,6 +16,8 @@ from moekit.core.errors import MoekitError
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.processor
+
 DOWN, QUERY = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 
 

@@ -12,6 +12,8 @@ from moekit.config import SigmoidBiasConfig
 from moekit.moe import Router
 from moekit.moe.routers import SigmoidBias
 
+pytestmark = pytest.mark.processor
+
 RANDOM = ["noisy_top_k", "switch", "gshard"]
 
 

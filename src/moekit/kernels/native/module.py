@@ -6,13 +6,23 @@ import sys
 from functools import lru_cache
 from types import ModuleType
 
+from moekit.core.errors import UsageError
+
+INSTRUCTION_SET_VARIABLE = "MOEKIT_INSTRUCTION_SET"
+"""The environment variable that makes the native kernels use a lesser instruction set than the best, by its name."""
+
 
 @lru_cache(maxsize=1)
 def _loaded() -> ModuleType | None:
     try:
-        return importlib.import_module("moekit.kernels.native._native")
+        module = importlib.import_module("moekit.kernels.native._native")
     except ImportError:  # not built: there was no compiler; or built for another Python or system
         return None
+    if asked := os.environ.get(INSTRUCTION_SET_VARIABLE):
+        if asked not in (there := module.instruction_sets()):
+            raise UsageError(f"{INSTRUCTION_SET_VARIABLE} is {asked!r}, and this machine runs {', '.join(there)}.")
+        module.select_instruction_set(asked)
+    return module
 
 
 def available() -> bool:
