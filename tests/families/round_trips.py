@@ -15,8 +15,8 @@ from moekit.models import LanguageModel, load
 def save_theirs(model: Any, folder: Path, *, mean_of_vectors: float = 0.5, **options: Any) -> Path:
     """A folder as transformers writes it, every weight drawn anew so that none is all zeros or ones.
 
-    mean_of_vectors: of norms and biases; 0 keeps the scale of norms that multiply by 1 + w, of which many in a row would
-    else make a model that enlarges rounding beyond what is compared.
+    mean_of_vectors: of norms and biases; 0 keeps the scale of norms that multiply by 1 + w, of which many in a row
+    would else make a model that enlarges rounding beyond what is compared.
     """
     with torch.no_grad():
         for parameter in model.parameters():
