@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from moekit.agents.members.member import MemberError
-from moekit.agents.session import Call, Layer, QuorumFailed, Strategy
+from moekit.agents.session import AnswerRequest, Call, Layer, QuorumFailed, Strategy
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
@@ -65,7 +65,8 @@ class FakeSession:
         on_text: OnText | None = None,
     ) -> Reply:
         if name in self._strategies:
-            return await self._strategies[name].answer(messages, options, self, f"{stage}: {name}: ", on_text)
+            request = AnswerRequest(messages=messages, options=options, stage=f"{stage}: {name}: ", on_text=on_text)
+            return await self._strategies[name].answer(request, self)
         asked = Asked(name, tuple(messages), options, stage, sample)
         self.asked.append(asked)
         text = self._answer(asked)

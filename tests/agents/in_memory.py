@@ -12,7 +12,7 @@ from moekit.agents.calls.retried_call import Seat
 from moekit.agents.config.agents_config import AgentsConfig, PriceConfig
 from moekit.agents.members.member import MemberError, Reason
 from moekit.agents.outcome.trace import TraceRecorder
-from moekit.agents.session import Call, Session, Strategy
+from moekit.agents.session import AnswerRequest, Call, Session, Strategy
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")
@@ -150,14 +150,9 @@ class Asking:
     def __init__(self, names: str, *, quorum: int, then: str) -> None:
         self.names, self.quorum, self.then = names, quorum, then
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        layer = await session.layer(calls_of(self.names), stage=f"{stage}layer", quorum=self.quorum, stages_left=1)
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
+        calls = calls_of(self.names)
+        layer = await session.layer(calls, stage=f"{request.stage}layer", quorum=self.quorum, stages_left=1)
         said = Message(role="user", content=layer.texts[0])
-        return await session.ask(self.then, [said], options, stage=f"{stage}last", on_text=on_text)
+        last = request.in_stage("last")
+        return await session.ask(self.then, [said], last.options, stage=last.stage, on_text=last.on_text)

@@ -18,7 +18,7 @@ from moekit.agents.config.strategy_configs import SingleConfig
 from moekit.agents.members.local import LocalMember
 from moekit.agents.members.member import MemberError
 from moekit.agents.outcome.trace import TraceRecorder
-from moekit.agents.session import Session
+from moekit.agents.session import AnswerRequest, Session
 from moekit.agents.strategies import build_strategy
 from moekit.core.messages import ChatOptions, Message
 from moekit.data.tokenizers import ByteTokenizer
@@ -27,6 +27,7 @@ from moekit.inference import LoadedModel
 MAIN = threading.main_thread()
 HISTORY = tuple(Message(role=role, content="x" * 40) for _ in range(8) for role in ("user", "assistant"))  # type: ignore[arg-type]
 OPTIONS = ChatOptions(temperature=0.0, max_tokens=4)
+REQUEST = AnswerRequest(messages=[*HISTORY, *QUESTION], options=OPTIONS)
 
 
 class Runner:
@@ -96,7 +97,7 @@ def test_templates_are_rendered_and_counted_beside_the_event_loop() -> None:
 
     async def main() -> None:
         single = build_strategy("s", SingleConfig(member="mine"))
-        reply = await single.answer([*HISTORY, *QUESTION], OPTIONS, session_of(member), "")
+        reply = await single.answer(REQUEST, session_of(member))
         assert reply.text == "aaaa"
         tried = len(template.threads)
         assert tried > 3, "it takes several to find what fits"
@@ -132,7 +133,7 @@ def test_closing_ends_who_still_tries_what_fits() -> None:
 
     async def main() -> None:
         single = build_strategy("s", SingleConfig(member="mine"))
-        task = asyncio.create_task(single.answer([*HISTORY, *QUESTION], OPTIONS, session_of(member), ""))
+        task = asyncio.create_task(single.answer(REQUEST, session_of(member)))
         while len(template.threads) < 2:
             await asyncio.sleep(0.001)
         await member.close()

@@ -7,7 +7,7 @@ import pytest
 from tests.agents.fake_session import CONVERSATIONS, Asked, FakeSession, failed, named
 
 from moekit.agents.config.strategy_configs import MoaConfig, SelfMoaConfig
-from moekit.agents.session import QuorumFailed
+from moekit.agents.session import AnswerRequest, QuorumFailed
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.member_prompts import SYNTHESIZE
 from moekit.core.messages import ChatOptions, Message
@@ -19,7 +19,8 @@ def run(
     config: MoaConfig, session: FakeSession, messages: Sequence[Message], options: ChatOptions | None = None
 ) -> str:
     strategy = build_strategy("moa", config)
-    return asyncio.run(strategy.answer(messages, options or ChatOptions(), session, "")).text
+    request = AnswerRequest(messages=messages, options=options or ChatOptions())
+    return asyncio.run(strategy.answer(request, session)).text
 
 
 def published(layers: Sequence[Sequence[str]], messages: Sequence[Message]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -107,7 +108,8 @@ def test_only_the_aggregator_is_heard() -> None:
         heard.append(piece)
 
     strategy = build_strategy("moa", MoaConfig(layers=LAYERS, aggregator="judge"))
-    asyncio.run(strategy.answer(CONVERSATIONS["one question"], ChatOptions(), FakeSession(), "", hear))
+    request = AnswerRequest(messages=CONVERSATIONS["one question"], on_text=hear)
+    asyncio.run(strategy.answer(request, FakeSession()))
     assert "".join(heard) == "aggregator|judge|0"
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.agents.fake_session import CONVERSATIONS, Asked, FakeSession, failed
 
 from moekit.agents.config.strategy_configs import RankConfig
-from moekit.agents.session import QuorumFailed
+from moekit.agents.session import AnswerRequest, QuorumFailed
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.member_prompts import JUDGE, SYNTHESIZE, to_judge, verdict_of
 from moekit.core.messages import ChatOptions, Reply
@@ -24,7 +24,8 @@ def run(config: RankConfig, session: FakeSession, heard: list[str] | None = None
         heard.append(piece)
 
     strategy = build_strategy("rank", config)
-    return asyncio.run(strategy.answer(QUESTION, ChatOptions(stop=stop), session, "", None if heard is None else hear))
+    request = AnswerRequest(messages=QUESTION, options=ChatOptions(stop=stop), on_text=None if heard is None else hear)
+    return asyncio.run(strategy.answer(request, session))
 
 
 def pairwise(verdict: Callable[[str, str], str], broken: tuple[str, ...] = ()) -> Callable[[Asked], str]:

@@ -10,7 +10,7 @@ from tests.agents.in_memory import OPTIONS, QUESTION, Answering, FakeMember, con
 from moekit.agents import AgentsConfig, AnswerFailed, Engine
 from moekit.agents.config.strategy_configs import MoaConfig, RankConfig, SelfMoaConfig, SingleConfig
 from moekit.agents.members.member import MemberError
-from moekit.agents.session import Session, Strategy
+from moekit.agents.session import AnswerRequest, Session, Strategy
 from moekit.agents.strategies import build_strategy
 from moekit.config import Config
 from moekit.core.messages import ChatOptions, Message
@@ -56,7 +56,7 @@ def test_who_cannot_be_asked_is_one_failure_of_its_layer(
         answering = Answering(FakeMember("a"), bad("b"))
         given = config_of("ab", strategies={"s": {"kind": "self-moa", "member": "b", "samples": 2}})
         session = Session(given, answering.calls, strategies, 100.0)
-        reply = await strategies["t"].answer(QUESTION, options, session, "")
+        reply = await strategies["t"].answer(AnswerRequest(messages=QUESTION, options=options), session)
         assert reply.text == "Light scatters."
         trace = answering.trace.finish()
         assert told in trace.failures
@@ -85,8 +85,9 @@ def test_a_request_without_room_for_a_prompt_is_refused_unsent() -> None:
         small = Small("a")
         single = build_strategy("s", SingleConfig(member="a"))
         for most in (50, 51):
+            request = AnswerRequest(messages=QUESTION, options=ChatOptions(max_tokens=most))
             with pytest.raises(MemberError, match="leaves no room for a prompt") as found:
-                await single.answer(QUESTION, ChatOptions(max_tokens=most), Answering(small).session, "")
+                await single.answer(request, Answering(small).session)
             assert (found.value.reason, found.value.retryable) == ("context", False)
         assert small.began == []
 

@@ -12,6 +12,7 @@ from tests.agents.fake_session import Asked, FakeSession, assistant, failed, sys
 from moekit.agents.config.strategy_configs import RouteConfig
 from moekit.agents.members.member import MemberError
 from moekit.agents.routing.classifier import Classifier
+from moekit.agents.session import AnswerRequest
 from moekit.agents.strategies.route import Route
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message, Reply
@@ -59,7 +60,8 @@ def ask(strategy: Route, session: FakeSession, *messages: Message, heard: list[s
         heard.append(piece)
 
     on_text = None if heard is None else hear
-    return asyncio.run(strategy.answer(messages, ChatOptions(seed=5), session, "", on_text))  # type: ignore[arg-type]
+    request = AnswerRequest(messages=messages, options=ChatOptions(seed=5), on_text=on_text)
+    return asyncio.run(strategy.answer(request, session))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{}, {"embedding": "vectors"}], ids=["n-grams", "vectors"])
@@ -86,7 +88,7 @@ def test_vectors_of_examples_are_made_once_and_in_parts() -> None:
     session = Session()
 
     async def all_at_once() -> None:
-        asked = (strategy.answer((user(QUESTIONS["sums"]),), ChatOptions(), session, "") for _ in range(8))  # type: ignore[arg-type]
+        asked = (strategy.answer(AnswerRequest(messages=(user(QUESTIONS["sums"]),)), session) for _ in range(8))  # type: ignore[arg-type]
         await asyncio.gather(*asked)
 
     asyncio.run(all_at_once())
@@ -119,8 +121,8 @@ def test_vectors_that_could_not_be_made_are_made_at_the_next_question() -> None:
 
     async def twice() -> Reply:
         with pytest.raises(MemberError, match="vectors is down"):
-            await strategy.answer((user("x"),), ChatOptions(), session, "")  # type: ignore[arg-type]
-        return await strategy.answer((user(QUESTIONS["code"]),), ChatOptions(), session, "")  # type: ignore[arg-type]
+            await strategy.answer(AnswerRequest(messages=(user("x"),)), session)  # type: ignore[arg-type]
+        return await strategy.answer(AnswerRequest(messages=(user(QUESTIONS["code"]),)), session)  # type: ignore[arg-type]
 
     assert asyncio.run(twice()).text == "answer|code|0"
 
@@ -143,8 +145,8 @@ def test_vectors_that_were_made_are_kept_when_an_answer_ends_early() -> None:
     async def twice() -> Reply:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await strategy.answer((user("x"),), ChatOptions(), session, "")  # type: ignore[arg-type]
-        return await strategy.answer((user(QUESTIONS["code"]),), ChatOptions(), session, "")  # type: ignore[arg-type]
+                await strategy.answer(AnswerRequest(messages=(user("x"),)), session)  # type: ignore[arg-type]
+        return await strategy.answer(AnswerRequest(messages=(user(QUESTIONS["code"]),)), session)  # type: ignore[arg-type]
 
     assert asyncio.run(twice()).text == "answer|code|0"
     assert list(map(len, session.embedded)) == [100, 100, 0, 100, 100, 50, 1]

@@ -23,10 +23,10 @@ from tests.agents.in_memory import (
 from moekit.agents.calls.endpoint_limits import Limits
 from moekit.agents.config.agents_config import EndpointConfig
 from moekit.agents.members.member import MemberError
-from moekit.agents.session import Call, Layer, QuorumFailed, Session
-from moekit.agents.strategies.rank import judging
+from moekit.agents.session import AnswerRequest, Call, Layer, QuorumFailed, Session
+from moekit.agents.strategies.rank import judge_request
 from moekit.core.errors import MoekitError
-from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
+from moekit.core.messages import ChatOptions, Message, Reply, Usage
 
 # Deadlines
 
@@ -113,14 +113,7 @@ def test_too_few_answers_are_one_error_with_all_reasons_as_soon_as_it_is_certain
 
 def test_a_strategy_that_ignores_its_deadline_is_left_behind() -> None:
     class Stubborn:
-        async def answer(
-            self,
-            messages: Sequence[Message],
-            options: ChatOptions,
-            session: Session,
-            stage: str,
-            on_text: OnText | None = None,
-        ) -> Reply:
+        async def answer(self, request: AnswerRequest, session: Session) -> Reply:
             while now() < 500:
                 try:
                     await asyncio.sleep(100)
@@ -217,15 +210,8 @@ class Sampling:
     def __init__(self, name: str, sample: int) -> None:
         self.name, self.sample = name, sample
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        return await session.ask(self.name, messages, options, stage=stage, sample=self.sample)
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
+        return await session.ask(self.name, request.messages, request.options, stage=request.stage, sample=self.sample)
 
 
 def test_samples_of_strategies_in_strategies_are_never_the_same() -> None:
@@ -253,8 +239,9 @@ def test_no_strategy_chooses_a_temperature_that_is_the_servers() -> None:
         config = config_of("ab", strategies=strategies)
         session = Session(config, Answering(FakeMember("a"), own).calls, {}, 1.0)
         assert [session.sets_temperature(name) for name in "abst"] == [True, False, True, False]
-        assert judging(session, "a").temperature == 0
-        assert judging(session, "t").temperature is None
+        request = AnswerRequest(messages=QUESTION)
+        assert judge_request(request, session, "a").options.temperature == 0
+        assert judge_request(request, session, "t").options.temperature is None
 
     run(main())
 

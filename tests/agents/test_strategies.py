@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.agents.fake_session import CONVERSATIONS, Asked, FakeSession, failed, named, user
 
 from moekit.agents.config.strategy_configs import RouteConfig, SelfMoaConfig, SingleConfig, StrategyConfig
+from moekit.agents.session import AnswerRequest
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.member_prompts import SYNTHESIZE
 from moekit.agents.strategies.self_moa import windows
@@ -19,7 +20,8 @@ QUESTION = CONVERSATIONS["one question"]
 
 
 def run(config: StrategyConfig, session: FakeSession, messages: Sequence[Message] = QUESTION) -> str:
-    return asyncio.run(build_strategy("s", config).answer(messages, ChatOptions(stop=("#",)), session, "in: ")).text
+    request = AnswerRequest(messages=messages, options=ChatOptions(stop=("#",)), stage="in: ")
+    return asyncio.run(build_strategy("s", config).answer(request, session)).text
 
 
 def test_what_keeps_a_strategy_from_being_made_names_it() -> None:

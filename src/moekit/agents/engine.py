@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +19,7 @@ from moekit.agents.config.strategy_configs import EnsembleConfig, SingleConfig
 from moekit.agents.members.member import MemberError
 from moekit.agents.outcome.answer import Answer, AnswerFailed
 from moekit.agents.outcome.trace import TraceRecorder
-from moekit.agents.session import GRACE_S, Session, Strategy, is_too_long
+from moekit.agents.session import GRACE_S, AnswerRequest, Session, Strategy, is_too_long
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.single import Single
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
@@ -100,20 +101,16 @@ class Engine:
         if not messages:
             raise UsageError("There is no message to answer.")
 
-        async def work(session: Session) -> Reply:
-            strategy = self._strategies.get(name) or Single(SingleConfig(member=name))
-            return await strategy.answer(messages, options or ChatOptions(), session, "", on_text)
-
-        return await self._recorded(name, self.config.budget, work)
+        strategy = self._strategies.get(name) or Single(SingleConfig(member=name))
+        request = AnswerRequest(messages=messages, options=options or ChatOptions(), on_text=on_text)
+        return await self._recorded(name, self.config.budget, partial(strategy.answer, request))
 
     async def run(self, strategy: Strategy, messages: Sequence[Message], *, title: str) -> Answer:
         """The answer of a strategy that the configuration does not have, with its members and without a budget.
 
         title: of its trace. Raises AnswerFailed.
         """
-        return await self._recorded(
-            title, BudgetConfig(), lambda session: strategy.answer(messages, ChatOptions(), session, "")
-        )
+        return await self._recorded(title, BudgetConfig(), partial(strategy.answer, AnswerRequest(messages=messages)))
 
     async def _recorded(self, title: str, budget: BudgetConfig, work: Callable[[Session], Awaitable[Reply]]) -> Answer:
         """What comes of the work, by the deadline of an answer, with what it cost and its trace."""

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self, TypeVar
 
 from moekit.agents.calls.member_calls import MemberCalls, Place, most_tokens
 from moekit.agents.config.agents_config import AgentsConfig
@@ -15,6 +15,31 @@ T = TypeVar("T")
 
 GRACE_S = 0.05
 """What is told of its deadline ends by itself; so long after it, whatever does not is left behind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRequest:
+    """What a strategy is asked for.
+
+    Attributes:
+        messages: the conversation, which ends with what is to be answered.
+        options: how the answer is sampled.
+        stage: where in the trace the asking stands; a strategy adds the names of its own stages with `in_stage`.
+        on_text: gets the answer's text as it is made; None where nobody waits for pieces.
+    """
+
+    messages: Sequence[Message]
+    options: ChatOptions = field(default_factory=ChatOptions)
+    stage: str = ""
+    on_text: OnText | None = None
+
+    def in_stage(self, name: str) -> Self:
+        """Make the same request at a stage of the strategy that was asked."""
+        return replace(self, stage=f"{self.stage}{name}")
+
+    def as_draft(self) -> Self:
+        """Make the request for what the user does not get to see: stop sequences end the answer, not its drafts."""
+        return replace(self, options=replace(self.options, stop=()), on_text=None)
 
 
 @dataclass(frozen=True)
@@ -104,7 +129,8 @@ class Session:
         # Samples of a strategy differ in all that they ask.
         samples = (*self._samples, sample)
         inner = Session(self._config, self._calls, self._strategies, self._deadline, samples)
-        return await self._strategies[name].answer(messages, options, inner, f"{stage}: {name}: ", on_text)
+        request = AnswerRequest(messages=messages, options=options, stage=f"{stage}: {name}: ", on_text=on_text)
+        return await self._strategies[name].answer(request, inner)
 
     async def layer(self, calls: Sequence[Call], *, stage: str, quorum: int, stages_left: int = 0) -> Layer:
         """All calls side by side, until the layer's deadline; raises QuorumFailed where fewer than `quorum` answer.
@@ -247,13 +273,11 @@ class Strategy(Protocol):
     An `ensemble` is none: the engine makes it a member, from the local members that it names.
     """
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        """One answer. stage: put before the stages' own names. on_text: gets the final member's text as it comes."""
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
+        """Answer the request by asking members through the session.
+
+        Raises:
+            MemberError: where a member without which there is no answer failed.
+            QuorumFailed: where too few members of a layer answered.
+        """
         ...

@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from moekit.agents.config.agents_config import LocalMemberConfig
 from moekit.agents.engine import Engine
-from moekit.agents.session import Session
-from moekit.agents.strategies.drafts import fitted
-from moekit.agents.strategies.rank import judged, judging
+from moekit.agents.session import AnswerRequest, Session
+from moekit.agents.strategies.drafts import ask_fitted
+from moekit.agents.strategies.rank import judge_messages, judge_request
 from moekit.core.errors import MoekitError, UsageError
-from moekit.core.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import Reply
 
 T = TypeVar("T")
 
@@ -75,17 +75,9 @@ class Sample:
     def __init__(self, member: str, number: int) -> None:
         self._member, self._number = member, number
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        """The member's. Raises MemberError."""
-        request = await fitted(session, self._member, messages, options, stage="sample")
-        return await session.ask(self._member, request, options, stage="sample", sample=self._number)
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
+        """Ask the member for it. Raises MemberError."""
+        return await ask_fitted(session, self._member, request.in_stage("sample"), sample=self._number)
 
 
 class Comparison:
@@ -94,15 +86,8 @@ class Comparison:
     def __init__(self, judge: str, first: str, second: str) -> None:
         self._judge, self._texts = judge, (first, second)
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        """What the judge says. Raises MemberError, QuorumFailed."""
-        asking = judging(session, self._judge)
-        request = await judged(session, self._judge, messages, *self._texts, asking, stage="judging")
-        return await session.ask(self._judge, request, asking, stage="judging")
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
+        """Ask the judge. Raises MemberError, QuorumFailed."""
+        judging = judge_request(request.in_stage("judging"), session, self._judge)
+        messages = await judge_messages(session, self._judge, judging, *self._texts)
+        return await session.ask(self._judge, messages, judging.options, stage=judging.stage)

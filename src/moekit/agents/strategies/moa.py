@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from moekit.agents.config.strategy_configs import MoaConfig
-from moekit.agents.session import Session
-from moekit.agents.strategies.drafts import drafts, fitted, unseen
+from moekit.agents.session import AnswerRequest, Session
+from moekit.agents.strategies.drafts import ask_fitted, drafts
 from moekit.agents.strategies.member_prompts import SYNTHESIZE, with_references
-from moekit.core.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import Reply
 
 
 class MixtureOfAgents:
@@ -23,27 +23,15 @@ class MixtureOfAgents:
         self._config = config
         self._compose = partial(with_references, instruction=config.prompt or SYNTHESIZE)
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
         """The aggregator's answer. Raises QuorumFailed where a layer has too few, MemberError for the aggregator."""
         references: Sequence[str] = ()
         for number, names in enumerate(self._config.layers, 1):
-            here = f"{stage}layer {number}"
-            calls = await drafts(
-                session, names, messages, unseen(options), stage=here, references=references, compose=self._compose
-            )
+            draft = request.in_stage(f"layer {number}").as_draft()
+            calls = await drafts(session, names, draft, references=references, compose=self._compose)
             layer = await session.layer(
-                calls, stage=here, quorum=self._config.quorum, stages_left=len(self._config.layers) - number + 1
+                calls, stage=draft.stage, quorum=self._config.quorum, stages_left=len(self._config.layers) - number + 1
             )
             references = [text.strip() for text in layer.texts]
-        name, here = self._config.aggregator, f"{stage}aggregator"
-        request = await fitted(
-            session, name, messages, options, stage=here, references=references, compose=self._compose
-        )
-        return await session.ask(name, request, options, stage=here, on_text=on_text)
+        last = request.in_stage("aggregator")
+        return await ask_fitted(session, self._config.aggregator, last, references=references, compose=self._compose)

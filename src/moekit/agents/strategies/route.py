@@ -6,6 +6,7 @@ under each model instead of a trained router as in the gates of Li et al. (Branc
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from moekit.agents.routing.classifier import Classifier
 from moekit.agents.routing.examples import Examples, read_examples
 from moekit.agents.routing.features import TfIdf, Vectors, normalized
 from moekit.agents.routing.nearest import Nearest
-from moekit.agents.session import QuorumFailed, Session
-from moekit.agents.strategies.drafts import fitted
-from moekit.core.messages import ChatOptions, Message, OnText, Reply
+from moekit.agents.session import AnswerRequest, QuorumFailed, Session
+from moekit.agents.strategies.drafts import ask_fitted
+from moekit.core.messages import Message, Reply
 
 _EMBEDDED_AT_ONCE = 100
 _SCORED = 1000
@@ -46,50 +47,15 @@ class Route:
             self._tf_idf = TfIdf(self._examples.texts)
             self._judge = self._fitted(self._tf_idf(self._examples.texts))
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
         """The answer of the member that fits best. Raises what the last one that was asked does."""
-        scores = await self._scores(_question(messages), session, f"{stage}routing")
+        routing = request.in_stage("routing").stage
+        scores = await self._scores(_question(request.messages), session, routing)
         names = self._config.members
         order = sorted(range(len(names)), key=lambda place: (-scores[place], place))
         found = ", ".join(f"{names[place]} {scores[place]:.4g}" for place in order)
-        session.note(f"{stage}routing", f"Goes to {names[order[0]]} (by {self._config.by}: {found}).")
-        return await self._first_that_answers(
-            [names[place] for place in order], messages, options, session, f"{stage}answer", on_text
-        )
-
-    async def _first_that_answers(
-        self,
-        names: Sequence[str],
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None,
-    ) -> Reply:
-        heard = False
-
-        async def hear(piece: str) -> None:
-            nonlocal heard
-            heard = True
-            if on_text is not None:
-                await on_text(piece)
-
-        for name, following in zip(names, [*names[1:], None], strict=True):
-            try:
-                request = await fitted(session, name, messages, options, stage=stage)
-                return await session.ask(name, request, options, stage=stage, on_text=hear if on_text else None)
-            except (MemberError, QuorumFailed):
-                if heard or following is None:
-                    raise
-                session.note(stage, f"{following} stands in for {name}, which failed.")
-        raise AssertionError("a route has members")
+        session.note(routing, f"Goes to {names[order[0]]} (by {self._config.by}: {found}).")
+        return await _first_that_answers(request.in_stage("answer"), session, [names[place] for place in order])
 
     async def _scores(self, question: str, session: Session, stage: str) -> Sequence[float]:
         """One for each member, the greatest one being the best."""
@@ -143,6 +109,27 @@ class Route:
     def _fitted(self, x_NF: Vectors) -> Judge:
         kind = Classifier if self._config.by == "classifier" else Nearest
         return kind(x_NF, self._examples.places, len(self._config.members))
+
+
+async def _first_that_answers(request: AnswerRequest, session: Session, names: Sequence[str]) -> Reply:
+    """Ask one name after the other until one answers, or until part of an answer was passed on."""
+    on_text, passed_on = request.on_text, False
+
+    async def pass_on(piece: str) -> None:
+        nonlocal passed_on
+        passed_on = True
+        if on_text is not None:
+            await on_text(piece)
+
+    watched = replace(request, on_text=pass_on if on_text is not None else None)
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        try:
+            return await ask_fitted(session, name, watched)
+        except (MemberError, QuorumFailed):
+            if passed_on or following is None:
+                raise
+            session.note(request.stage, f"{following} stands in for {name}, which failed.")
+    raise AssertionError("a route has members")
 
 
 def _question(messages: Sequence[Message]) -> str:

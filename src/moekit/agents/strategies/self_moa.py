@@ -8,10 +8,10 @@ from functools import partial
 from itertools import pairwise
 
 from moekit.agents.config.strategy_configs import SelfMoaConfig
-from moekit.agents.session import Session
-from moekit.agents.strategies.drafts import drafts, fitted, unseen
+from moekit.agents.session import AnswerRequest, Session
+from moekit.agents.strategies.drafts import ask_fitted, drafts
 from moekit.agents.strategies.member_prompts import SYNTHESIZE, with_references
-from moekit.core.messages import ChatOptions, Message, OnText, Reply
+from moekit.core.messages import Reply
 
 
 class SelfMixtureOfAgents:
@@ -23,20 +23,13 @@ class SelfMixtureOfAgents:
         self._window = config.window if config.form == "sequential" else config.samples
         self._compose = partial(with_references, instruction=config.prompt or SYNTHESIZE)
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
         """The last aggregation. Raises QuorumFailed for too few samples, MemberError for the aggregator."""
-        here = f"{stage}samples"
+        draft = request.in_stage("samples").as_draft()
         names = [self._config.member] * self._config.samples
         layer = await session.layer(
-            await drafts(session, names, messages, unseen(options), stage=here),
-            stage=here,
+            await drafts(session, names, draft),
+            stage=draft.stage,
             quorum=self._config.quorum,
             stages_left=len(windows(len(names), self._window)),
         )
@@ -44,25 +37,13 @@ class SelfMixtureOfAgents:
         best: list[str] = []
         *before, last = windows(len(samples), self._window)
         for number, window in enumerate(before, 1):
-            reply = await self._aggregate(
-                messages, unseen(options), session, f"{stage}aggregation {number}", [*best, *samples[window]]
-            )
+            draft = request.in_stage(f"aggregation {number}").as_draft()
+            reply = await self._aggregate(draft, session, [*best, *samples[window]])
             best = [reply.text.strip()]
-        return await self._aggregate(messages, options, session, f"{stage}aggregator", [*best, *samples[last]], on_text)
+        return await self._aggregate(request.in_stage("aggregator"), session, [*best, *samples[last]])
 
-    async def _aggregate(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        references: Sequence[str],
-        on_text: OnText | None = None,
-    ) -> Reply:
-        request = await fitted(
-            session, self._aggregator, messages, options, stage=stage, references=references, compose=self._compose
-        )
-        return await session.ask(self._aggregator, request, options, stage=stage, on_text=on_text)
+    async def _aggregate(self, request: AnswerRequest, session: Session, references: Sequence[str]) -> Reply:
+        return await ask_fitted(session, self._aggregator, request, references=references, compose=self._compose)
 
 
 def windows(samples: int, size: int) -> list[slice]:

@@ -1,11 +1,9 @@
 """One member, as it is."""
 
-from collections.abc import Sequence
-
 from moekit.agents.config.strategy_configs import SingleConfig
-from moekit.agents.session import Session
-from moekit.agents.strategies.drafts import fitted
-from moekit.core.messages import ChatOptions, Message, OnText, Reply
+from moekit.agents.session import AnswerRequest, Session
+from moekit.agents.strategies.drafts import ask_fitted
+from moekit.core.messages import Reply
 
 
 class Single:
@@ -14,15 +12,6 @@ class Single:
     def __init__(self, config: SingleConfig) -> None:
         self._member = config.member
 
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        options: ChatOptions,
-        session: Session,
-        stage: str,
-        on_text: OnText | None = None,
-    ) -> Reply:
-        """The member's answer. Raises MemberError."""
-        stage = f"{stage}answer"
-        request = await fitted(session, self._member, messages, options, stage=stage)
-        return await session.ask(self._member, request, options, stage=stage, on_text=on_text)
+    async def answer(self, request: AnswerRequest, session: Session) -> Reply:
+        """Ask the member. Raises MemberError."""
+        return await ask_fitted(session, self._member, request.in_stage("answer"))
