@@ -28,12 +28,9 @@ def key_of(**changes: Any) -> Key:
     return call_key(**(given | changes))
 
 
-def with_cache(
-    folder: Path, use: Callable[[Cache], Awaitable[Any]], *, warned: list[str] | None = None, **settings: Any
-) -> Any:
+def with_cache(folder: Path, use: Callable[[Cache], Awaitable[Any]], **settings: Any) -> Any:
     async def main() -> Any:
-        told = [] if warned is None else warned
-        cache = Cache(CacheConfig(folder=folder, **settings), told.append)
+        cache = Cache(CacheConfig(folder=folder, **settings))
         await cache.open()
         try:
             return await use(cache)
@@ -159,10 +156,8 @@ def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path: Path) -> Non
     "error", [OSError(errno.EIO, "Input/output error"), MoekitError("The disk is full while writing it.")], ids=repr
 )
 def test_what_cannot_be_kept_is_told_once_and_forgotten(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warned: list[str] = []
-
     def refuse(path: Path, text: str) -> None:
         raise error
 
@@ -176,6 +171,8 @@ def test_what_cannot_be_kept_is_told_once_and_forgotten(
             assert await cache.get("a", key_of(), OF) is None, "its text is not held for ever"
         await keep(cache)
 
-    with_cache(tmp_path, keep_some, warned=warned)
-    assert [text.partition(": cannot write ")[0] for text in warned] == ["the cache does not keep all answers"]
+    with_cache(tmp_path, keep_some)
+    (warning,) = caplog.messages
+    assert warning.startswith("The cache does not keep all answers: cannot write ")
+    assert caplog.records[0].levelname == "WARNING"
     assert find(tmp_path, key_of()) == (reply("Grüße 🙂\u2028"), USAGE)

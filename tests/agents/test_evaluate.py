@@ -11,6 +11,7 @@ from tests.agents.fault_server import Fail, FaultServer, Ok
 from moekit.agents import AgentsConfig
 from moekit.agents.evaluate import AgentsEvaluation, Question, evaluate
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.progress import Advanced, Finished, ProgressEvent, Started
 
 NAMES = ("cheap", "dear", "writer", "judge")
 PRICES = {"cheap": 1.0, "dear": 3.0, "writer": 1.0, "judge": 1.0}
@@ -90,8 +91,8 @@ def spent(server: FaultServer, model: str) -> float:
 
 
 def test_accuracy_at_equal_cost(server: FaultServer) -> None:
-    progress: list[tuple[str, int, int]] = []
-    found = run(config(server), on_progress=lambda *told: progress.append(told))
+    events: list[ProgressEvent] = []
+    found = run(config(server), progress=events.append)
     assert (found.strategy, found.measure, found.unit, found.questions) == ("answer", "accuracy", "money", 4)
     assert found.accuracy is not None
     assert (found.accuracy.mean, found.accuracy.low) == (1.0, 1.0)
@@ -123,8 +124,13 @@ def test_accuracy_at_equal_cost(server: FaultServer) -> None:
         "+100.0 % (+100.0 to +100.0)",
         "0",
     )
-    assert progress[0] == ("answer", 1, 4)
-    assert {what: done for what, done, total in progress if done == total} == {what: n for what, _, n in progress}
+    assert events[:2] == [
+        Started(task="answer", total=4, unit="questions"),
+        Advanced(task="answer", done=1, total=4),
+    ]
+    totals = {event.task: event.total for event in events if isinstance(event, Started)}
+    assert {event.task: event.done for event in events if isinstance(event, Advanced)} == totals
+    assert [event.task for event in events if isinstance(event, Finished)] == list(totals)
 
 
 def test_the_strategys_cost_is_what_the_server_counted(server: FaultServer) -> None:

@@ -45,9 +45,9 @@ def config(server: FaultServer, folder: Path, **changes: Any) -> AgentsConfig:
     return AgentsConfig.model_validate(given | changes)
 
 
-def with_engine(config: AgentsConfig, use: Callable[[Engine], Awaitable[T]], warned: list[str] | None = None) -> T:
+def with_engine(config: AgentsConfig, use: Callable[[Engine], Awaitable[T]]) -> T:
     async def main() -> T:
-        async with Engine(config, warn=([] if warned is None else warned).append) as engine:
+        async with Engine(config) as engine:
             return await use(engine)
 
     return asyncio.run(main())
@@ -119,7 +119,7 @@ def test_where_the_first_is_cancelled_the_next_one_calls(server: FaultServer, tm
 
 def test_who_waits_for_the_same_keeps_its_own_deadline(tmp_path: Path) -> None:
     async def main() -> None:
-        cache = Cache(CacheConfig(folder=tmp_path), [].append)
+        cache = Cache(CacheConfig(folder=tmp_path))
         trace = TraceRecorder("test", now)
         member = FakeMember("a", after(0.5))
         calls = MemberCalls(config_of("a"), {"a": Seat(member)}, cache, Ledger(BudgetConfig()), trace)
@@ -142,10 +142,9 @@ def test_who_waits_for_the_same_keeps_its_own_deadline(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_cannot_be_kept_is_an_answer(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.behave("a", Ok("Paris."))
-    warned: list[str] = []
 
     def refuse(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
@@ -154,8 +153,8 @@ def test_an_answer_that_cannot_be_kept_is_an_answer(
         monkeypatch.setattr("moekit.agents.calls.answer_cache.write_text", refuse)
         return (await engine.answer(QUESTION)).text
 
-    assert with_engine(config(server, tmp_path), ask, warned) == "Paris."
-    (text,) = warned
+    assert with_engine(config(server, tmp_path), ask) == "Paris."
+    (text,) = (record.getMessage() for record in caplog.records if record.name.startswith("moekit."))
     assert text.endswith(".json: No space left on device.")
 
 

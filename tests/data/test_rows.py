@@ -60,9 +60,9 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b'{"text": "cut', "line 2, is not valid JSON"),
-        (b'{"text": "\xff"}', "line 2, is not valid JSON"),
-        (b"[" * 100_000, "line 2, is not valid JSON"),
+        (b'{"text": "cut', "line 2: not valid JSON: Unterminated string"),
+        (b'{"text": "\xff"}', "line 2: not text in UTF-8: invalid start byte at byte 10."),
+        (b"[" * 100_000, "line 2: not valid JSON: "),
         (b'["text"]', 'line 2, is a list, not a JSON object; make it one such as {"text"'),
         (b'"text"', "line 2, is a string"),
         ({"txt": "a", "id": 1}, "line 2 has no column 'text'; name one of the columns there are: 'txt', 'id'"),

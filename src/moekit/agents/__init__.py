@@ -6,7 +6,6 @@ Example:
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from moekit.agents.outcome.answer import Answer, AnswerFailed
 from moekit.core.messages import ChatOptions, Message
 
 __all__ = ["AgentsConfig", "Answer", "AnswerFailed", "Engine", "ask", "read_agents"]
-
-_logger = logging.getLogger(__name__)
 
 
 def ask(
@@ -29,7 +26,7 @@ def ask(
     """Ask models, alone or together, one question, and wait for the answer.
 
     An event loop that runs already asks `moekit.agents.Engine` instead, which also answers several questions at once.
-    What the engine has to warn of goes to the logger `moekit.agents`.
+    What the engine has to warn of goes to the standard `logging`, to loggers under `moekit.agents`.
 
     Args:
         config: who answers and how, or the YAML file that says so.
@@ -53,7 +50,7 @@ def ask(
     messages = [Message(role="user", content=question)] if isinstance(question, str) else question
 
     async def answer() -> Answer:
-        async with Engine(settings, warn=_logger.warning) as engine:
+        async with Engine(settings) as engine:
             return await engine.answer(messages, name, options)
 
     return asyncio.run(answer())

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -38,15 +37,15 @@ class Engine:
             answer = await engine.answer([Message(role="user", content="Why is the sky blue?")])
 
     Entering loads local models. Raises UsageError where one cannot be, where the strategies cannot be made, or where
-    nothing can be written into the cache. warn: is told, a sentence, when that fails later; no answer does for it.
+    nothing can be written into the cache; where that fails later, a warning is logged, and no answer fails for it.
     """
 
-    def __init__(self, config: AgentsConfig, *, warn: Callable[[str], None] = warnings.warn) -> None:
+    def __init__(self, config: AgentsConfig) -> None:
         self.config = config
         self._endpoints: dict[str, Endpoint] = {}
         self._seats: dict[str, Seat] = {}
         self._strategies: dict[str, Strategy] = {}
-        self._cache = Cache(config.cache, warn) if config.cache is not None else None
+        self._cache = Cache(config.cache) if config.cache is not None else None
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

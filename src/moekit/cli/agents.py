@@ -10,10 +10,9 @@ from moekit.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
 
     from moekit.agents import AgentsConfig, Answer
-    from moekit.agents.evaluate import AgentsEvaluation, Match, Question
+    from moekit.agents.evaluate import AgentsEvaluation, Match
     from moekit.agents.outcome.answer import Spent
     from moekit.agents.outcome.trace import Trace
     from moekit.core.messages import Message
@@ -152,10 +151,16 @@ def evaluate(
     if match is not None and judge is not None:
         raise UsageError("--match and --judge exclude each other; give one of them.")
     settings = _read(config, strategy, judge)
+    from moekit.agents.evaluate import evaluate as evaluate_agents
     from moekit.agents.evaluate import read_questions
+    from moekit.cli.progress_display import ProgressDisplay
 
     questions = read_questions(data, None if judge is not None else match or "exact")
-    result = asyncio.run(_evaluate(settings, questions, strategy, match, judge))
+    result = asyncio.run(
+        evaluate_agents(
+            settings, questions, name=strategy, match=match or "exact", judge=judge, progress=ProgressDisplay()
+        )
+    )
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
@@ -188,10 +193,6 @@ def _messages(question: str, system: str | None) -> "list[Message]":
     return [*told, Message(role="user", content=question)]
 
 
-def _warn(text: str) -> None:
-    click.echo(f"Warning: {text}", err=True)
-
-
 async def _answer(config: "AgentsConfig", messages: "list[Message]", name: str | None, *, stream: bool) -> "Answer":
     from moekit.agents import Engine
 
@@ -204,7 +205,7 @@ async def _answer(config: "AgentsConfig", messages: "list[Message]", name: str |
         sys.stdout.flush()
 
     try:
-        async with Engine(config, warn=_warn) as engine:
+        async with Engine(config) as engine:
             await engine.check()
             return await engine.answer(messages, name, on_text=show if stream else None)
     finally:
@@ -264,35 +265,12 @@ async def _serve(config: "AgentsConfig", host: str, bound: "socket.socket") -> N
     from moekit.serve.app import create_app
     from moekit.serve.run import hosts_of, is_loopback, server_of, url_of
 
-    async with Engine(config, warn=_warn) as engine:
+    async with Engine(config) as engine:
         await engine.check()
         click.echo(f"Serving {', '.join(config.names)} on {url_of(bound)}; Ctrl-C stops it.", err=True)
         if not is_loopback(host):
-            _warn(f"whoever reaches {host} can ask without a key, and you pay for the answers.")
+            click.echo(f"Warning: whoever reaches {host} can ask without a key, and you pay for the answers.", err=True)
         await server_of(create_app(engine.models, hosts=hosts_of(host))).serve(sockets=[bound])
-
-
-async def _evaluate(
-    config: "AgentsConfig", questions: "Sequence[Question]", name: str | None, match: "Match | None", judge: str | None
-) -> "AgentsEvaluation":
-    from contextlib import ExitStack
-
-    from moekit.agents.evaluate import evaluate as evaluate_agents
-    from moekit.cli.progress_display import ProgressDisplay
-    from moekit.core.progress import Task
-
-    display = ProgressDisplay()
-    with ExitStack() as going_on:
-        tasks: dict[str, Task] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = going_on.enter_context(Task(display, what, total=total, unit="questions"))
-            tasks[what].set(done, total)
-
-        return await evaluate_agents(
-            config, questions, name=name, match=match or "exact", judge=judge, on_progress=advance
-        )
 
 
 def _print_evaluation(result: "AgentsEvaluation") -> None:

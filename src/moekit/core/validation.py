@@ -1,5 +1,6 @@
 """Validation: from data that a user wrote to a configuration, or to one sentence that says what is wrong with it."""
 
+import codecs
 import json
 import typing
 from collections.abc import Iterator
@@ -26,11 +27,28 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each line that is not blank, with its place in words; raise UsageError like `read_text`."""
-    # Not splitlines: strings of JSON lines may hold what it takes for the end of a line.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line
+    """Yield each line that is not blank, with its place in words; the file is read line by line.
+
+    Raises:
+        UsageError: where the file cannot be read, or a line of it is not UTF-8.
+    """
+    try:
+        # Bytes end at line feeds alone: strings of JSON lines may hold what text takes for the end of a line.
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                where = f"{path}, line {number}"
+                text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
+                if text.strip():
+                    yield where, text
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: not text in UTF-8: {error.reason} at byte {error.start}.") from error
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,6 @@
 """Rows of tables as text: JSON lines, Parquet files and datasets of the Hugging Face hub."""
 
 import importlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from moekit.core.errors import UsageError
+from moekit.core.validation import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,13 @@ def jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
     Raises:
         UsageError: naming the line, where it is not a JSON object or lacks a column.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number},"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"{where} is not valid JSON ({error}); correct or remove that line.") from error
-            if not isinstance(row, dict):
-                raise UsageError(
-                    f'{where} is {_kind(row)}, not a JSON object; make it one such as {{"{columns.text}": "…"}}.'
-                )
-            yield _row(where, row, columns)
+    for place, row in read_json_lines(path):
+        where = f"{place},"
+        if not isinstance(row, dict):
+            raise UsageError(
+                f'{where} is {_kind(row)}, not a JSON object; make it one such as {{"{columns.text}": "…"}}.'
+            )
+        yield _row(where, row, columns)
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,8 @@ from moekit.core.files import replacing, write_text
 from moekit.core.messages import ChatOptions, Message, Usage
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 _USAGE = TypeAdapter(Usage)
 
@@ -44,12 +47,12 @@ class Cache:
 
     A file that cannot be read counts as missing: an error in a replay, and else its call is made and it is written
     again. Files are written while others go on, so that no answer waits for them; `close` waits for all. An answer that
-    cannot be kept is as good as one that can: `warn` is told of the first, a sentence, and nothing is raised.
+    cannot be kept is as good as one that can: a warning is logged for the first, and nothing is raised.
     """
 
-    def __init__(self, config: CacheConfig, warn: Callable[[str], None]) -> None:
+    def __init__(self, config: CacheConfig) -> None:
         self._folder, self._only = config.folder, config.mode == "only"
-        self._warn, self._warned = warn, False
+        self._warned = False
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._unwritten: dict[str, str] = {}
         # Whoever is in a turn or waits for one holds its lock.
@@ -110,7 +113,11 @@ class Cache:
         except (OSError, MoekitError) as error:
             if not self._warned:
                 self._warned = True
-                self._warn(f"the cache does not keep all answers: cannot write {self._path(digest)}: {_told(error)}.")
+                _logger.warning(
+                    "The cache does not keep all answers: cannot write %s: %s.",
+                    self._path(digest),
+                    _told(error),
+                )
         finally:
             if self._writing.get(digest) is asyncio.current_task():  # else a later outcome is on its way
                 del self._unwritten[digest], self._writing[digest]

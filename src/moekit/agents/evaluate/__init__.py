@@ -1,6 +1,5 @@
 """A strategy against each of its members alone, at equal cost."""
 
-from moekit.agents.evaluate.crowd import OnProgress
 from moekit.agents.evaluate.evaluation import evaluate
 from moekit.agents.evaluate.evaluation_results import AgentsEvaluation, MemberResult
 from moekit.agents.evaluate.matching import MATCHES, Match
@@ -11,7 +10,6 @@ __all__ = [
     "AgentsEvaluation",
     "Match",
     "MemberResult",
-    "OnProgress",
     "Question",
     "evaluate",
     "read_questions",

@@ -11,11 +11,9 @@ from moekit.agents.strategies.drafts import ask_fitted
 from moekit.agents.strategies.rank import judge_messages, judge_request
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import Reply
+from moekit.core.progress import Progress, Task
 
 T = TypeVar("T")
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how many answers of it there are, and how many there will be."""
 
 _AT_ONCE = 8
 
@@ -23,8 +21,8 @@ _AT_ONCE = 8
 class Crowd:
     """Many answers from one engine. reasons: why answers failed, each reason once, in the order they came."""
 
-    def __init__(self, engine: Engine, on_progress: OnProgress) -> None:
-        self.engine, self._on_progress = engine, on_progress
+    def __init__(self, engine: Engine, progress: Progress) -> None:
+        self.engine, self._progress = engine, progress
         self.reasons: dict[str, None] = {}
         config = engine.config
         # Models in this process compute one after the other, and waiting for them is part of a deadline.
@@ -37,13 +35,13 @@ class Crowd:
 
         A replay has to be complete: it raises any error.
         """
+        if not asks:
+            return []
         found: list[T | None] = [None] * len(asks)
         errors: list[MoekitError] = []
         waiting = iter(enumerate(asks))
-        done = 0
 
-        async def work() -> None:
-            nonlocal done
+        async def work(task: Task) -> None:
             for place, ask in waiting:
                 try:
                     found[place] = await ask()
@@ -54,16 +52,16 @@ class Crowd:
                         raise
                     errors.append(error)
                     self.reasons.setdefault(str(error))
-                done += 1
-                self._on_progress(what, done, len(asks))
+                task.advance(1)
 
-        workers = [asyncio.create_task(work()) for _ in range(min(self._at_once, len(asks)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        with Task(self._progress, what, total=len(asks), unit="questions") as task:
+            workers = [asyncio.create_task(work(task)) for _ in range(min(self._at_once, len(asks)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
         if errors and len(errors) == len(asks):
             raise MoekitError(f"{what}: no answer came: {errors[0]}")
         return found

@@ -13,7 +13,7 @@ from moekit.agents.config.agents_config import AgentsConfig
 from moekit.agents.config.strategy_configs import RankConfig, RouteConfig, SelfMoaConfig
 from moekit.agents.engine import Engine
 from moekit.agents.evaluate.costs import Costs, samples_for
-from moekit.agents.evaluate.crowd import Comparison, Crowd, OnProgress, Sample
+from moekit.agents.evaluate.crowd import Comparison, Crowd, Sample
 from moekit.agents.evaluate.evaluation_results import AgentsEvaluation, MemberResult
 from moekit.agents.evaluate.intervals import Estimate, estimate
 from moekit.agents.evaluate.matching import Match, is_right, majority
@@ -24,6 +24,7 @@ from moekit.agents.strategies.member_prompts import verdict_of, with_references
 from moekit.agents.strategies.self_moa import SelfMixtureOfAgents
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.core.messages import Message, Usage
+from moekit.core.progress import Progress, no_progress
 
 # The end of a line, a number, a full stop.
 _NUMBERING_TOKENS = 3
@@ -47,10 +48,6 @@ def _answering(config: AgentsConfig, name: str) -> Iterator[str]:
         yield from _answering(config, part)
 
 
-def _say_nothing(what: str, done: int, total: int) -> None:
-    pass
-
-
 async def evaluate(
     config: AgentsConfig,
     questions: Sequence[Question],
@@ -58,7 +55,7 @@ async def evaluate(
     name: str | None = None,
     match: Match = "exact",
     judge: str | None = None,
-    on_progress: OnProgress = _say_nothing,
+    progress: Progress = no_progress,
 ) -> AgentsEvaluation:
     """The strategy `name`, by default the configuration's, against each member that it asks.
 
@@ -73,7 +70,7 @@ async def evaluate(
             raise UsageError(f"There is no strategy or member {asked!r}: {did_you_mean(asked, config.names)}")
     async with Engine(config) as engine:
         await engine.check()
-        contest = _Contest(Crowd(engine, on_progress), questions, name, match, judge)
+        contest = _Contest(Crowd(engine, progress), questions, name, match, judge)
         return await contest.run()
 
 
