@@ -123,6 +123,42 @@ def test_a_streamed_answer(client: openai.OpenAI) -> None:
     assert [chunk.choices[0].delta.content for chunk in silent] == ["", None]
 
 
+def test_objects_hold_the_keys_of_the_protocol(server: Served) -> None:
+    """Byte for byte but for what differs by request, since clients that are not OpenAI's read it, too."""
+    same = {"id": None, "created": None, "model": "good"}
+    _, whole = post(server, ASK)
+    assert whole | {"id": None, "created": None} == same | {
+        "object": "chat.completion",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Paris.", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+        "moekit": {"cost": 0.5},
+    }
+    for include_usage, usage in ((False, {}), (True, {"usage": None})):
+        *chunks, done = events(server, ASK | {"stream_options": {"include_usage": include_usage}})
+        assert done == "[DONE]"
+        deltas = [{"role": "assistant", "content": "Par"}, {"content": "is."}, {}]
+        expected = [
+            same
+            | {"object": "chat.completion.chunk"}
+            | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
+            | usage
+            for delta in deltas
+        ]
+        expected[-1]["choices"][0]["finish_reason"] = "stop"
+        expected[-1]["moekit"] = {"cost": 0.5}
+        if include_usage:
+            told = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+            expected.append(same | {"object": "chat.completion.chunk", "choices": [], "usage": told})
+        assert [chunk | {"id": None, "created": None} for chunk in chunks] == expected
+
+
 def test_the_asynchronous_client(server: Served) -> None:
     async def ask() -> tuple[str | None, str]:
         async with openai.AsyncOpenAI(base_url=server.url, api_key="none") as client:
@@ -182,6 +218,10 @@ def test_models_and_health(server: Served, client: openai.OpenAI, models: dict[s
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
     connection.request("GET", "/health")
     assert json.loads(connection.getresponse().read()) == {"status": "ok"}
+    connection.request("GET", "/v1/models")
+    listed = json.loads(connection.getresponse().read())
+    assert listed["object"] == "list"
+    assert listed["data"][0] == {"id": "good", "object": "model", "created": 0, "owned_by": "moekit"}
     connection.close()
 
 

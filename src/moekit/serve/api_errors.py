@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from openai.types import ErrorObject
 from starlette.responses import JSONResponse
 
 from moekit.core.errors import MoekitError, UsageError
@@ -24,7 +25,7 @@ def error_object(error: MoekitError) -> dict[str, Any]:
         param, code = error.param, error.code
     elif isinstance(error, PromptTooLong):
         param, code = "messages", "context_length_exceeded"
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+    return {"error": ErrorObject(message=str(error), type=kind, param=param, code=code).model_dump(exclude_unset=True)}
 
 
 def error_response(error: MoekitError) -> JSONResponse:

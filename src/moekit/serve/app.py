@@ -9,6 +9,8 @@ import json
 from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from openai.types import Model
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -71,7 +73,11 @@ def create_app(
 
 
 class AnswerStream(Response):
-    """An answer as server-sent events, each piece on its way as soon as it is made."""
+    """An answer as server-sent events, each piece on its way as soon as it is made.
+
+    Not sse-starlette's response: that one sends the status before there is an answer, so that no failure could have its
+    own, and importing it replaces uvicorn's handler of signals for the whole process.
+    """
 
     media_type = "text/event-stream"
 
@@ -99,11 +105,11 @@ class AnswerStream(Response):
             await self._end(send, "[DONE]")
 
     async def _answer(self, send: Send) -> None:
-        objects = ResponseObjects(self.asked.model)
+        objects = ResponseObjects(self.asked.model, tells_usage=self.asked.stream_options.include_usage)
 
         async def on_text(piece: str) -> None:
-            role = {} if self.started else {"role": "assistant"}
-            await self._send(send, objects.piece(role | {"content": piece}))
+            delta = ChoiceDelta(content=piece) if self.started else ChoiceDelta(role="assistant", content=piece)
+            await self._send(send, objects.piece(delta))
 
         answer = await self.model.chat(self.asked.conversation, self.asked.options, on_text)
         if not self.started:
@@ -126,7 +132,7 @@ class AnswerStream(Response):
 
 
 def _model_object(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "moekit"}
+    return Model(id=name, object="model", created=0, owned_by="moekit").model_dump(exclude_unset=True)
 
 
 def _no_such_model(name: str, models: Collection[str]) -> RequestError:

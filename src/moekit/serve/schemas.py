@@ -6,6 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice as CompletionChoice
+from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from moekit.core.messages import ChatOptions, FinishReason, Message, Role, Usage
@@ -133,46 +138,72 @@ class ChatRequest(_Schema):
 
 
 class ResponseObjects:
-    """The objects that answer one request, whole or as the events of a stream."""
+    """The objects that answer one request, whole or as the events of a stream, made by OpenAI's own classes.
 
-    def __init__(self, model: str) -> None:
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+    Args:
+        model: the name that the request asked for.
+        tells_usage: whether a stream ends with the usage; its other events then say that theirs is null.
+    """
+
+    def __init__(self, model: str, *, tells_usage: bool = False) -> None:
+        self._id, self._created, self._model = f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model
+        self._tells_usage = tells_usage
 
     def whole(
         self, text: str, finish_reason: FinishReason, usage: Usage, extra: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """The answer in one object."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self._object("chat.completion", [choice], extra) | {"usage": usage_object(usage)}
+        """Make the object that holds the whole answer."""
+        message = ChatCompletionMessage(role="assistant", content=text, refusal=None)
+        choice = CompletionChoice(index=0, message=message, logprobs=None, finish_reason=finish_reason)
+        completion = ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            object="chat.completion",
+            choices=[choice],
+            usage=_completion_usage(usage),
+        )
+        return _json_object(completion, extra)
 
-    def piece(self, delta: dict[str, str]) -> dict[str, Any]:
-        """Some more of the answer."""
+    def piece(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """Make the event that holds some more of the answer."""
         return self._event(delta, None, None)
 
     def end(self, finish_reason: FinishReason, extra: Mapping[str, Any] | None) -> dict[str, Any]:
-        """After the last piece."""
-        return self._event({}, finish_reason, extra)
+        """Make the event after the last piece."""
+        return self._event(ChoiceDelta(), finish_reason, extra)
 
     def usage(self, usage: Usage) -> dict[str, Any]:
-        """What it cost, in an event of its own without a choice."""
-        return self._object("chat.completion.chunk", [], None) | {"usage": usage_object(usage)}
+        """Make the event that says what the answer cost, without a choice."""
+        return _json_object(self._chunk([], usage=_completion_usage(usage)), None)
 
     def _event(
-        self, delta: dict[str, str], finish_reason: FinishReason | None, extra: Mapping[str, Any] | None
+        self, delta: ChoiceDelta, finish_reason: FinishReason | None, extra: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._object("chat.completion.chunk", [choice], extra)
+        choice = ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=finish_reason)
+        unknown = {"usage": None} if self._tells_usage else {}
+        return _json_object(self._chunk([choice], **unknown), extra)
 
-    def _object(self, kind: str, choices: list[dict[str, Any]], extra: Mapping[str, Any] | None) -> dict[str, Any]:
-        told = {} if extra is None else {"moekit": dict(extra)}
-        return self._head | {"object": kind, "choices": choices} | told
+    def _chunk(self, choices: list[ChunkChoice], **usage: CompletionUsage | None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            object="chat.completion.chunk",
+            choices=choices,
+            **usage,
+        )
 
 
-def usage_object(usage: Usage) -> dict[str, int]:
-    """Usage as the protocol has it."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
+def _json_object(made: BaseModel, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Make the JSON of an object, with what was set alone, and with `extra` under the key `moekit`."""
+    told = {} if extra is None else {"moekit": dict(extra)}
+    return made.model_dump(mode="json", exclude_unset=True) | told
+
+
+def _completion_usage(usage: Usage) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+    )
