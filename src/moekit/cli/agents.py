@@ -168,7 +168,7 @@ def evaluate(
 
 
 def _read(path: Path, *names: str | None, replay: bool = False) -> "AgentsConfig":
-    """The configuration. Raises UsageError where it, or one of the names, cannot be."""
+    """Read the configuration; raise UsageError where it is wrong or lacks one of the names."""
     from moekit.agents import read_agents
 
     config = read_agents(path, replay=replay)
@@ -179,7 +179,7 @@ def _read(path: Path, *names: str | None, replay: bool = False) -> "AgentsConfig
 
 
 def _messages(question: str, system: str | None) -> "list[Message]":
-    """What is asked; the question is read from standard input where it is -. Raises UsageError where there is none."""
+    """Make the conversation; read the question from standard input where it is -. Raise UsageError without one."""
     from moekit.core.messages import Message
 
     if question == "-":
@@ -244,7 +244,7 @@ def _print_json(answer: "Answer") -> None:
 
 
 def _print_figures(spent: "Spent", trace: "Trace") -> None:
-    """What failed, a line each, and a line like `7 calls, 1 from the cache · 812 tokens read, 240 written · 3.2 s`."""
+    """Print what failed, a line each, and `7 calls, 1 from the cache · 812 tokens read, 240 written · 3.2 s`."""
     from moekit.core.formatting import duration_text
 
     for failure in trace.failures:

@@ -10,7 +10,13 @@ from moekit.serve.protocol import PromptTooLong
 
 
 class RequestError(MoekitError):
-    """A request that is not answered. param: the key at fault; code: a word that programs can compare."""
+    """A request that is not answered.
+
+    Attributes:
+        status: of the HTTP response.
+        param: the key of the request that is at fault; None where no single key is.
+        code: a word that programs can compare; None where the protocol has none.
+    """
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -18,7 +24,7 @@ class RequestError(MoekitError):
 
 
 def error_object(error: MoekitError) -> dict[str, Any]:
-    """`{"error": {"message": …, "type": …, "param": …, "code": …}}`."""
+    """Make `{"error": {"message": …, "type": …, "param": …, "code": …}}`."""
     kind = "invalid_request_error" if _status(error) < 500 else "server_error"
     param, code = None, None
     if isinstance(error, RequestError):
@@ -29,7 +35,7 @@ def error_object(error: MoekitError) -> dict[str, Any]:
 
 
 def error_response(error: MoekitError) -> JSONResponse:
-    """The error with its status.
+    """Make the response that tells the error, with its status.
 
     A failure here comes after every retry that was worth its price, so clients are told not to try again by
     themselves: x-should-retry is the header that OpenAI's own client obeys.

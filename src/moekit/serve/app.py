@@ -32,10 +32,13 @@ Result = TypeVar("Result")
 def create_app(
     models: Mapping[str, ChatModel], *, hosts: Collection[str] | None = None, max_body_bytes: int = MAX_BODY_BYTES
 ) -> Starlette:
-    """An application that answers as each of `models` under its name.
+    """Make an application that answers as each of `models` under its name.
 
-    hosts: the names by which a request may call this server, None: any. A page in a browser can have a name of its own
-    point to this machine; it cannot have its requests say another name.
+    Args:
+        models: what answers, by the name that requests ask for.
+        hosts: the names by which a request may call this server; None for any. A page in a browser can have a name of
+            its own point to this machine; it cannot have its requests say another name.
+        max_body_bytes: the longest request that is read; a longer one gets status 413.
     """
 
     async def complete(request: Request) -> Response:
@@ -88,6 +91,7 @@ class AnswerStream(Response):
         self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, or the error that came instead of it, unless the client goes away first."""
         try:
             await _unless_gone(receive, self._answer(send))
         except ClientDisconnect:
@@ -123,7 +127,7 @@ class AnswerStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Send, event: dict[str, Any] | str) -> None:
-        """One event; the status leaves with the first, when it is known that there is something to tell."""
+        """Send one event; the status leaves with the first, when it is known that there is something to tell."""
         if not self.started:
             self.started = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -147,7 +151,7 @@ async def _whole(asked: ChatRequest, model: ChatModel) -> dict[str, Any]:
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` gives. Cancels it and raises ClientDisconnect where the client goes away first."""
+    """Wait for what `work` gives; cancel it and raise ClientDisconnect where the client goes away first."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -166,7 +170,7 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> R
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The request's body. Raises RequestError where it is too large, or does not call itself JSON.
+    """Read the request's body; raise RequestError where it is too large, or does not call itself JSON.
 
     The type is asked for because a web page may have a browser send any text to this machine, but not JSON.
     """

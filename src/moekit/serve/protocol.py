@@ -14,7 +14,11 @@ class PromptTooLong(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatReply:
-    """An answer, and what its maker wants to tell beside it: JSON, under the key `moekit` of the response."""
+    """An answer, and what its maker tells beside it.
+
+    Attributes:
+        extra: JSON that stands under the key `moekit` of the response; None for nothing.
+    """
 
     reply: Reply
     extra: Mapping[str, Any] | None = None
@@ -24,8 +28,15 @@ class ChatModel(Protocol):
     """Answers conversations, several at a time."""
 
     async def chat(self, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None = None) -> ChatReply:
-        """The answer to `messages`; `on_text` gets its pieces, all of them before this returns.
+        """Answer the conversation. The call is cancelled where the client goes away.
 
-        It is cancelled where the client goes away. Raises UsageError for what cannot be answered, whoever tries
-        (PromptTooLong, so that programs can tell), and MoekitError where it failed.
+        Args:
+            messages: the conversation, which ends with what is to be answered.
+            options: how the answer is sampled.
+            on_text: gets the answer's pieces, all of them before this returns.
+
+        Raises:
+            PromptTooLong: where the conversation does not fit into the model's context.
+            UsageError: for anything else that nobody could answer.
+            MoekitError: where answering failed.
         """

@@ -15,7 +15,7 @@ _KEEP_ALIVE_S = 75
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one. Raises UsageError where that cannot be."""
+    """Open a socket that listens on `host`; port 0 takes a free one. Raise UsageError where that cannot be."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -32,13 +32,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where clients find it: `http://127.0.0.1:8000/v1`."""
+    """Say where clients find the server: `http://127.0.0.1:8000/v1`."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine reach it."""
+    """Tell whether only programs of this machine reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -46,12 +46,12 @@ def is_loopback(host: str) -> bool:
 
 
 def hosts_of(host: str) -> frozenset[str] | None:
-    """The names that requests may use for a server that listens on `host`; None: any."""
+    """Give the names that requests may use for a server that listens on `host`; None for any."""
     return frozenset({"127.0.0.1", "::1", "localhost", host}) if is_loopback(host) else None
 
 
 def server_of(app: Starlette) -> uvicorn.Server:
-    """What answers requests, on the sockets that its `serve` is given, until Ctrl-C or a scheduler's stop."""
+    """Make the server of an application; its `serve` answers on the sockets it is given until it is told to stop."""
     config = uvicorn.Config(
         app,
         log_level="warning",

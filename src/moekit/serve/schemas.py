@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def _text(content: Any) -> Any:
-    """Content in parts is joined; parts that are no text are refused."""
+    """Join content that comes in parts; refuse parts that are no text."""
     if isinstance(content, list):
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
@@ -83,14 +83,19 @@ class RequestMessage(_Schema):
     @model_validator(mode="before")
     @classmethod
     def _only_text(cls, data: Any) -> Any:
-        """What a client got as a message it may send back, empty lists included."""
+        """Leave out unknown keys with empty values: what a client got as a message it may send back."""
         if not isinstance(data, dict):
             return data
         return {key: value for key, value in data.items() if key in cls.model_fields or value not in ([], {}, "")}
 
 
 class StreamOptions(_Schema):
-    """include_usage: a last event with the usage."""
+    """What a stream tells beside the answer.
+
+    Attributes:
+        include_usage: whether its last event holds the usage.
+        include_obfuscation: accepted and without effect.
+    """
 
     include_usage: bool = False
     include_obfuscation: bool = False
