@@ -76,8 +76,8 @@ def compare(
         MoekitError: where no run could go on, as with a full disk.
 
     Examples:
-        >>> from moekit.comparison import compare
-        >>> results = compare("runs/mine", contestants=["dense", "moe"], seeds=1, tokens=500_000)
+        >>> import moekit
+        >>> results = moekit.compare("runs/mine", data=["essays"], contestants=["dense", "moe"], seeds=1, tokens=20_000)
         >>> {one.name: one.bits_per_byte for one in results.contestants}
     """
     if budget_seconds is not None and tokens is not None:

@@ -73,8 +73,9 @@ def upcycle(
         MoekitError: the source is damaged, the disk is full, or the result is not the same function though it must be.
 
     Examples:
-        >>> report = upcycle("./llama", "./mixtral", experts=8, top_k=2)  # doctest: +SKIP
-        >>> report.exact, report.model_type  # doctest: +SKIP
+        >>> import moekit
+        >>> report = moekit.upcycle("./llama", "./mixtral", experts=8, top_k=2)
+        >>> report.exact, report.model_type
         (True, 'mixtral')
     """
     options = {
@@ -136,8 +137,9 @@ def split(
         MoekitError: the source is damaged, the disk is full, or the result is not the same function though it must be.
 
     Examples:
-        >>> report = split("./llama", "./parts", experts=8, top_k=8)  # doctest: +SKIP
-        >>> report.exact  # doctest: +SKIP
+        >>> import moekit
+        >>> report = moekit.split("./llama", "./parts", experts=8, top_k=8)
+        >>> report.exact
         True
     """
     options = {
@@ -198,10 +200,11 @@ def merge(
         MoekitError: a source is damaged or the disk is full.
 
     Examples:
+        >>> import moekit
         >>> experts = [{"source_model": "./code", "positive_prompts": ["def f(x):"]},
         ...            {"source_model": "./prose", "positive_prompts": ["Once upon a time"]}]
         >>> recipe = {"base_model": "./base", "gate_mode": "fitted", "experts": experts}
-        >>> merge(recipe, "./merged").architecture  # doctest: +SKIP
+        >>> moekit.merge(recipe, "./merged").architecture
         'Mixtral'
     """
     conversion = plan_merge(
@@ -261,8 +264,11 @@ def quantize(
         MoekitError: the source is damaged, or the disk is full.
 
     Examples:
-        >>> quantize("./mixtral", "mixtral.gguf", "q4_k").bits_per_weight  # doctest: +SKIP
-        4.56
+        >>> import moekit
+        >>> report = moekit.quantize("./my-model", "my-model.gguf", "q8_0")
+        >>> report.architecture
+        'llama'
+        >>> report.output_bytes, report.bits_per_weight
     """
     return plan_quantize(model, type).run(Path(out), progress)
 

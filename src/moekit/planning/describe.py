@@ -63,7 +63,7 @@ def plan(model: str | Path | Config) -> ModelPlan:
         >>> import moekit
         >>> plan = moekit.plan("mixtral-8x7b")
         >>> plan.params_total, plan.params_active
-        (46702792704, 12879425536)
+        (46702792704, 12879925248)
         >>> plan.weight_bytes["q4_k"] / 1e9  # GB
     """
     if isinstance(model, Config):
