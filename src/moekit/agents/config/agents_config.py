@@ -20,7 +20,7 @@ Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _url(url: str) -> str:
-    """An address without secrets: it is named in errors, traces and the cache."""
+    """Check an address: it holds no secret, since errors, traces and the cache name it."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -34,7 +34,7 @@ def _url(url: str) -> str:
 
 
 def _variable(name: str) -> str:
-    """The name of a variable, which errors tell; what cannot be one may be the key itself, and is told nowhere."""
+    """Check a variable's name, which errors tell; what cannot be one may be the key itself, and no error tells it."""
     if not (name.isascii() and name.isidentifier()):
         raise ValueError(
             "is no name of an environment variable (letters, digits, _); the key stands in the variable, never here"
@@ -52,8 +52,12 @@ class PriceConfig(Config):
 class EndpointConfig(Config):
     """A server that speaks the OpenAI HTTP API, and what it allows.
 
-    key_variable: the environment variable that holds its key. concurrency: most requests under way at a time.
-    requests_per_minute, tokens_per_minute: in any 60 seconds; None: no limit.
+    Attributes:
+        url: up to and with `/v1`.
+        key_variable: the environment variable that holds its key; None where it needs none.
+        concurrency: the most requests under way at a time.
+        requests_per_minute: the most in any 60 seconds; None for no limit.
+        tokens_per_minute: the most in any 60 seconds, read and written; None for no limit.
     """
 
     url: Annotated[str, AfterValidator(_url)]
@@ -64,9 +68,13 @@ class EndpointConfig(Config):
 
 
 class _AnyMemberConfig(Config):
-    """What every member says. context: most tokens of prompt and answer. max_tokens: of an answer.
+    """What is said of every member.
 
-    temperature: null leaves it to the server; 0.7 is that of arXiv 2406.04692.
+    Attributes:
+        context: the most tokens of prompt and answer together; None where nobody knows.
+        max_tokens: the most tokens of an answer.
+        temperature: None leaves it to the server; 0.7 is that of arXiv 2406.04692.
+        price: what a million tokens cost; None where nobody knows.
     """
 
     context: PositiveInt | None = None
@@ -90,14 +98,18 @@ class EndpointMemberConfig(_AnyMemberConfig):
 
 
 class LocalMemberConfig(_AnyMemberConfig):
-    """A model in this process. path: a folder, a GGUF file or a hub id. context: None: the model's own."""
+    """A model in this process.
+
+    Attributes:
+        path: a folder, a GGUF file or a hub id.
+    """
 
     kind: Literal["local"] = "local"
     path: Annotated[str, Field(min_length=1)]
 
 
 def _kind_by_keys(config: Any) -> Any:
-    """A file names no kind: a path is a local model's."""
+    """Add the kind, which a file does not name: a member with a path is a local model."""
     return {"kind": "local" if "path" in config else "endpoint"} | config if isinstance(config, dict) else config
 
 
@@ -107,7 +119,13 @@ MemberConfig = Annotated[
 
 
 class DeadlinesConfig(Config):
-    """Seconds of wall clock: of a call with its waits and retries, of a layer of calls, of a whole answer."""
+    """The most seconds of wall clock.
+
+    Attributes:
+        call: of a call with its waits and retries.
+        layer: of the calls of a layer, which are made side by side.
+        answer: of a whole answer.
+    """
 
     call: Seconds = 60.0
     layer: Seconds = 90.0
@@ -115,14 +133,19 @@ class DeadlinesConfig(Config):
 
 
 class BudgetConfig(Config):
-    """The most that one answer may cost, in tokens read and written, and in money; None: no limit."""
+    """The most that one answer may cost, in tokens read and written, and in money; None for no limit."""
 
     tokens: PositiveInt | None = None
     money: Annotated[Money, Field(gt=0)] | None = None
 
 
 class CacheConfig(Config):
-    """Where answers of members are kept. mode: `only`: replay, no call is made and what is missing is an error."""
+    """Where answers of members are kept.
+
+    Attributes:
+        folder: it holds a JSON file a call.
+        mode: `only` replays: no call is made, and what is missing is an error.
+    """
 
     folder: Path
     mode: Literal["use", "only"] = "use"
@@ -131,8 +154,16 @@ class CacheConfig(Config):
 class AgentsConfig(Config):
     """Members and how they answer together.
 
-    default: the strategy or member that answers where none is named; None: the last strategy, else the only member.
-    retries: of one call, at most. hedge_after: seconds until a call that has brought nothing is sent a second time.
+    Attributes:
+        endpoints: servers, by the names that members call them.
+        members: models, by name.
+        strategies: ways of answering, by name; a name can stand wherever a member's can.
+        default: who answers where nobody is named; None for the last strategy, or else the only member.
+        deadlines: the most seconds of a call, a layer and an answer.
+        retries: the most of one call.
+        hedge_after: seconds after which a call that has brought nothing is sent a second time; None for never.
+        budget: the most that one answer may cost.
+        cache: where answers of members are kept; None for nowhere.
     """
 
     endpoints: dict[str, EndpointConfig] = Field(default_factory=dict)
@@ -147,7 +178,7 @@ class AgentsConfig(Config):
 
     @property
     def default_name(self) -> str:
-        """Who answers where nobody is named."""
+        """The strategy or member that answers where none is named."""
         return self.default or next(reversed(self.strategies or self.members))
 
     @property
@@ -156,7 +187,7 @@ class AgentsConfig(Config):
         return (*self.strategies, *self.members)
 
     def members_of(self, name: str) -> frozenset[str]:
-        """The members that `name` may ask; itself if it is one."""
+        """Find the members that `name` may ask; itself if it is one."""
         seen, unseen = set[str](), [name]
         while unseen:
             seen.add(part := unseen.pop())
@@ -172,9 +203,14 @@ class AgentsConfig(Config):
 
 
 def read_agents(path: Path, *, replay: bool = False) -> AgentsConfig:
-    """The configuration in a YAML file, with every name, number and key variable checked; no call is made.
+    """Read a YAML file, and check every name, number and key variable in it; no call is made.
 
-    replay: answer from the cache alone, whatever mode the file says. Raises UsageError naming the file and the key.
+    Args:
+        path: the file.
+        replay: whether to answer from the cache alone, whatever mode the file says.
+
+    Raises:
+        UsageError: naming the file and the key that is wrong.
     """
     config = validate(AgentsConfig, read_yaml(path), where=str(path))
     if replay:
@@ -199,7 +235,7 @@ def _check_keys(config: AgentsConfig, path: Path, environment: Mapping[str, str]
 
 
 def _problems(config: AgentsConfig) -> Iterator[str]:
-    """What is wrong between the parts, first things first."""
+    """Yield what is wrong between the parts, first things first."""
     if both := sorted(set(config.members) & set(config.strategies)):
         yield f"strategies.{both[0]}: a member has this name too"
     if blank := [name for name in config.names if not name.strip()]:
@@ -228,7 +264,7 @@ def _unknown(name: str, valid: Mapping[str, Any] | tuple[str, ...]) -> str:
 
 
 def _circle(config: AgentsConfig) -> tuple[str, ...]:
-    """Strategies that ask each other in a circle, beginning and ending with the same one; none: empty."""
+    """Find strategies that ask each other in a circle, beginning and ending with the same one; empty without one."""
     harmless = set(config.members)
 
     def search(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -244,7 +280,7 @@ def _circle(config: AgentsConfig) -> tuple[str, ...]:
 
 
 def _kinds(config: AgentsConfig) -> Iterator[str]:
-    """Where only a local model will do, and where only a model."""
+    """Yield where a strategy needs a local model, or a model, and names something else."""
     for name, strategy in config.strategies.items():
         needed: tuple[str, ...] = ()
         if isinstance(strategy, EnsembleConfig):
@@ -261,7 +297,7 @@ def _kinds(config: AgentsConfig) -> Iterator[str]:
 
 
 def _prices(config: AgentsConfig) -> Iterator[str]:
-    """A budget of money can only be kept where prices are known; a local model costs none."""
+    """Yield members without a price where there is a budget of money; a local model costs none."""
     for name, member in config.members.items():
         if config.budget.money is not None and isinstance(member, EndpointMemberConfig) and member.price is None:
             yield f"members.{name}.price: a budget of money needs the price of every endpoint's model"

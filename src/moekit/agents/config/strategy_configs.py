@@ -16,7 +16,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def _refuse(config: Config, keys: tuple[str, ...], why: str) -> None:
-    """Raises ValueError for the first of these keys that the file gives a value: it would change nothing."""
+    """Raise ValueError for the first of these keys that the file gives a value: it would change nothing."""
     for key in keys:
         if key in config.model_fields_set and getattr(config, key) is not None:
             raise ValueError(f"{key}: {why}")
@@ -29,18 +29,22 @@ class SingleConfig(Config):
     member: str
 
     def names(self) -> tuple[str, ...]:
-        """Whom it asks."""
+        """List the members and strategies that it asks."""
         return (self.member,)
 
 
 class RouteConfig(Config):
     """Each question goes to one of several.
 
-    by: `examples` (the nearest example decides), `classifier` (fitted to the examples), `likelihood` (whom the
-    question surprises least, per byte). examples: texts by the name they go to. data: a file of JSON lines
-    {"text", "member"}, more of them. embedding: the member that turns texts into vectors; None: hashed character
-    n-grams, which need nothing. judges: by likelihood, the local member whose surprise counts for that of a member:
-    for a cheaper one, or because endpoints do not tell theirs.
+    Attributes:
+        by: what decides: `examples` (the nearest ones), `classifier` (fitted to the examples) or `likelihood` (the
+            member whom the question surprises least, per byte).
+        members: who may answer.
+        examples: texts by the name they go to.
+        data: a file of JSON lines {"text", "member"} with more examples.
+        embedding: the member that turns texts into vectors; None for hashed character n-grams, which need none.
+        judges: by likelihood, the local member whose surprise counts for that of a member: because it is cheaper, or
+            because endpoints do not tell theirs.
     """
 
     kind: Literal["route"] = "route"
@@ -52,12 +56,12 @@ class RouteConfig(Config):
     judges: dict[str, str] = Field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
-        """Whom it asks."""
+        """List the members and strategies that it asks."""
         return (*self.members, *self.judges.values(), *([self.embedding] if self.embedding else []))
 
     @property
     def surprised(self) -> tuple[str, ...]:
-        """For each member, whose likelihood of a question counts."""
+        """The member whose likelihood of a question counts, for each member."""
         return tuple(self.judges.get(name, name) for name in self.members)
 
     @model_validator(mode="after")
@@ -91,7 +95,7 @@ class SelfMoaConfig(Config):
     prompt: str | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Whom it asks."""
+        """List the members and strategies that it asks."""
         return (self.member, *([self.aggregator] if self.aggregator else []))
 
     @model_validator(mode="after")
@@ -120,7 +124,7 @@ class MoaConfig(Config):
     prompt: str | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Whom it asks."""
+        """List the members and strategies that it asks."""
         return (*(name for layer in self.layers for name in layer), self.aggregator)
 
     @model_validator(mode="after")
@@ -148,7 +152,7 @@ class RankConfig(Config):
     quorum: PositiveInt = 1
 
     def names(self) -> tuple[str, ...]:
-        """Whom it asks."""
+        """List the members and strategies that it asks."""
         return (*self.members, self.judge, *([self.aggregator] if self.aggregator else []))
 
     @model_validator(mode="after")
@@ -175,7 +179,7 @@ class EnsembleConfig(Config):
     weights: tuple[Positive, ...] | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Whom it asks."""
+        """List the members and strategies that it asks."""
         return self.members
 
     @model_validator(mode="after")

@@ -11,8 +11,11 @@ from moekit.core.messages import FinishReason, Usage
 class Spent:
     """What an answer cost now; what came from the cache cost nothing.
 
-    usage: tokens of all calls, as their servers counted. unsettled: at most so many more, of calls whose count never
-    came. cost, unsettled_cost: the same in money, None where a member without a price was asked.
+    Attributes:
+        usage: tokens of all calls, as their servers counted them.
+        unsettled: at most so many tokens more, of calls whose count never came.
+        cost: `usage` in money; None where a member without a price was asked.
+        unsettled_cost: `unsettled` in money; None where a member without a price was asked.
     """
 
     usage: Usage
@@ -23,7 +26,12 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Spent):
-    """An answer. trace: who said what, when, for how much, and what failed."""
+    """An answer.
+
+    Attributes:
+        finish_reason: `length` where it was cut off by max_tokens or the context.
+        trace: who said what, when, for how much, and what failed.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -36,7 +44,13 @@ class Answer(Spent):
 
 
 class AnswerFailed(MoekitError):
-    """There is no answer; the text says why. cause: the error that ended it. spent, trace: of what was tried."""
+    """There is no answer; the text says why.
+
+    Attributes:
+        cause: the error that ended it.
+        spent: what the calls cost that were made.
+        trace: who was asked what, and what failed.
+    """
 
     def __init__(self, cause: MoekitError, spent: Spent, trace: Trace) -> None:
         super().__init__(str(cause))

@@ -18,9 +18,17 @@ class _Record(BaseModel):
 class CallEvent(_Record):
     """One member asked one thing, retries and hedges included.
 
-    prompt: where its messages stand in `Trace.prompts`. text: None where it failed, for the reason in `failure`.
-    usage: of the answer, also where it came from the cache. money: what was spent now, 0 for a cached one; None where
-    the member has no price. attempts: requests sent, 0 if cached.
+    Attributes:
+        stage: where in the strategy it stands.
+        name: of the member that was asked.
+        sample: which of several answers to the same question it is.
+        prompt: where its messages stand in `Trace.prompts`.
+        began: seconds since the answer began.
+        ended: seconds since the answer began.
+        text: None where it failed, for the reason in `failure`.
+        usage: of the answer, also where it came from the cache.
+        money: what was spent now, 0 for a cached answer; None where the member has no price.
+        attempts: requests sent, 0 for a cached answer.
     """
 
     kind: Literal["call"] = "call"
@@ -52,9 +60,12 @@ Event = Annotated[CallEvent | NoteEvent, Field(discriminator="kind")]
 
 
 class Trace(_Record):
-    """All of it, in the order in which calls ended and notes were made.
+    """All that happened, in the order in which calls ended and notes were made.
 
-    name: of the strategy or member that was asked. prompts: the different lists of messages that were sent, each once.
+    Attributes:
+        name: of the strategy or member that was asked.
+        seconds: that the answer took.
+        prompts: the different lists of messages that were sent, each once.
     """
 
     name: str
@@ -74,7 +85,12 @@ class Trace(_Record):
 
 
 class TraceRecorder:
-    """Collects the events of one answer. clock: seconds from anywhere, never going back."""
+    """Collects the events of one answer.
+
+    Args:
+        name: of the strategy or member that is asked.
+        clock: gives seconds since any moment, never going back.
+    """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name, self._clock = name, clock
@@ -88,17 +104,17 @@ class TraceRecorder:
         return self._clock() - self._start
 
     def prompt(self, messages: Sequence[Message]) -> int:
-        """The number of these messages among the prompts, for `CallEvent.prompt`."""
+        """Give the number of these messages among the prompts, for `CallEvent.prompt`."""
         return self._prompts.setdefault(tuple(messages), len(self._prompts))
 
     def add(self, event: CallEvent) -> None:
-        """A call has ended."""
+        """Add a call that has ended."""
         self._events.append(event)
 
     def note(self, stage: str, text: str) -> None:
-        """Something to tell besides calls, one sentence."""
+        """Add something to tell besides calls, one sentence."""
         self._events.append(NoteEvent(stage=stage, at=self.now, text=text))
 
     def finish(self) -> Trace:
-        """Everything until now."""
+        """Make the trace of everything until now."""
         return Trace(name=self._name, seconds=self.now, prompts=tuple(self._prompts), events=tuple(self._events))

@@ -10,7 +10,7 @@ from moekit.core.messages import Usage
 
 
 def trace_page(trace: Trace) -> str:
-    """The whole page as one HTML document; it fetches nothing and its policy lets it run nothing."""
+    """Make the whole page, one HTML document; it fetches nothing and its policy lets it run nothing."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moekit.agents.outcome", "templates"),
         autoescape=True,
@@ -45,7 +45,7 @@ def _summary(trace: Trace) -> str:
 
 
 def _figures(call: CallEvent) -> str:
-    """`0.12 to 1.40 s, 210 + 98 tokens, cost 0.0012, 2 attempts`."""
+    """Say `0.12 to 1.40 s, 210 + 98 tokens, cost 0.0012, 2 attempts`."""
     parts = [f"{call.began:.2f} to {call.ended:.2f} s"]
     if call.usage.total_tokens:
         parts.append(f"{call.usage.prompt_tokens:,} + {call.usage.completion_tokens:,} tokens")

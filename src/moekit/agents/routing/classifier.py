@@ -45,12 +45,12 @@ class Classifier:
         self.weight_FK: Vectors = x_NF.T @ a_NK
 
     def __call__(self, x_NF: Vectors) -> Vectors:
-        """p_NK."""
+        """Compute p_NK, the probability of each class."""
         return softmax(_with_one(x_NF) @ self.weight_FK)
 
 
 def softmax(logits_NK: Vectors) -> Vectors:
-    """Each row's exponentials, adding up to 1."""
+    """Compute each row's exponentials, adding up to 1."""
     shifted_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
     divided: Vectors = shifted_NK / shifted_NK.sum(axis=1, keepdims=True)
     return divided

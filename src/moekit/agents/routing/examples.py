@@ -12,7 +12,12 @@ from moekit.core.validation import read_json_lines, validate
 
 @dataclass(frozen=True)
 class Examples:
-    """texts, and for each the place of its member among those of the strategy."""
+    """Questions, and who should answer them.
+
+    Attributes:
+        texts: the questions.
+        places: for each text, the place of its member among those of the strategy.
+    """
 
     texts: tuple[str, ...]
     places: tuple[int, ...]
@@ -26,7 +31,7 @@ class _Line(Config):
 
 
 def read_examples(config: RouteConfig) -> Examples:
-    """Those that stand in the configuration, then those in its file.
+    """Read the examples that stand in the configuration, then those in its file.
 
     Raises UsageError where the file cannot be read, a line names another member, or a member has no example: no
     question would ever go to it.

@@ -29,21 +29,21 @@ class TfIdf:
         self._rarity_F = np.log((1 + len(texts)) / (1 + seen_F)) + 1
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        """x_NF, each row of length 1; an empty text is a row of zeros."""
+        """Compute x_NF, each row of length 1; an empty text is a row of zeros."""
         counts_NF = np.array([_counts(text) for text in texts], dtype=np.float64)
         weighted_NF = np.log1p(counts_NF - 1, where=counts_NF > 0, out=np.full_like(counts_NF, -1)) + 1
         return normalized(weighted_NF * self._rarity_F)
 
 
 def normalized(x_NF: Vectors) -> Vectors:
-    """Rows of length 1; those of length 0 stay."""
+    """Scale rows to length 1; rows of length 0 stay."""
     length_N1 = np.linalg.norm(x_NF, axis=1, keepdims=True)
     divided: Vectors = x_NF / np.where(length_N1 > 0, length_N1, 1)
     return divided
 
 
 def _counts(text: str) -> npt.NDArray[np.int64]:
-    """How often each feature is in the text."""
+    """Count how often each feature is in the text."""
     data = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.uint64)
     counts_F = np.zeros(FEATURES, dtype=np.int64)
     for length in _LENGTHS:

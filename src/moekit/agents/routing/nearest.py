@@ -23,7 +23,7 @@ class Nearest:
         self._x_MF, self._one_hot_MK = x_MF, np.eye(classes)[list(class_M)]
 
     def __call__(self, x_NF: Vectors) -> Vectors:
-        """scores_NK, 0 to 5; opposite examples count as 0."""
+        """Compute scores_NK, 0 to 5; opposite examples count as 0."""
         cosine_NM = np.maximum(x_NF @ self._x_MF.T, 0)
         nearest_NM = np.argsort(-cosine_NM, axis=1, kind="stable")[:, :_NEIGHBOURS]
         kept_NM = np.zeros_like(cosine_NM)
