@@ -89,7 +89,7 @@ class Engine:
         options: ChatOptions | None = None,
         on_text: OnText | None = None,
     ) -> Answer:
-        """The answer of strategy or member `name`, by default the configuration's, by its deadline.
+        """Answer by the strategy or member `name`, by default the configuration's, by its deadline.
 
         on_text: gets the answer's text as it is made. Raises UsageError for an unknown name or an empty conversation,
         else AnswerFailed.
@@ -105,14 +105,14 @@ class Engine:
         return await self._recorded(name, self.config.budget, partial(strategy.answer, request))
 
     async def run(self, strategy: Strategy, messages: Sequence[Message], *, title: str) -> Answer:
-        """The answer of a strategy that the configuration does not have, with its members and without a budget.
+        """Answer by a strategy that the configuration does not have, with its members and without a budget.
 
         title: of its trace. Raises AnswerFailed.
         """
         return await self._recorded(title, BudgetConfig(), partial(strategy.answer, AnswerRequest(messages=messages)))
 
     async def _recorded(self, title: str, budget: BudgetConfig, work: Callable[[Session], Awaitable[Reply]]) -> Answer:
-        """What comes of the work, by the deadline of an answer, with what it cost and its trace."""
+        """Wait for what comes of the work, by the deadline of an answer, with what it cost and its trace."""
         loop = asyncio.get_running_loop()
         ledger, trace = Ledger(budget), TraceRecorder(title, loop.time)
         calls = MemberCalls(self.config, self._seats, self._cache, ledger, trace)
@@ -135,7 +135,7 @@ class Engine:
         )
 
     async def _in_time(self, title: str, deadline: float, work: Awaitable[Reply]) -> Reply:
-        """All calls end by the deadline; the clock here is for whatever else a strategy may wait for."""
+        """Wait for the work, whose calls end by the deadline; the clock here is for whatever else it may wait for."""
         try:
             async with asyncio.timeout_at(deadline + GRACE_S):
                 return await work

@@ -1,4 +1,4 @@
-"""One answer under way: the only door to members."""
+"""One answer under way, and how its strategies ask members."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +81,7 @@ class QuorumFailed(MoekitError):
 
 
 def is_too_long(error: MoekitError) -> bool:
-    """Whether the conversation is over the context of whoever had to answer it."""
+    """Tell whether the conversation is over the context of whoever had to answer it."""
     if isinstance(error, QuorumFailed):
         return error.too_long
     return isinstance(error, MemberError) and error.reason == "context"
@@ -94,7 +94,7 @@ class _Failure:
 
 
 class Session:
-    """The only door to members: what is asked through it is counted, bounded, cached and traced.
+    """What strategies ask members through: all of it is counted, bounded, cached and traced.
 
     deadline: of everything in it, by the event loop's clock. samples: which sample of each strategy around this one.
     """
@@ -120,7 +120,7 @@ class Session:
         sample: int = 0,
         on_text: OnText | None = None,
     ) -> Reply:
-        """The answer of a member or, if `name` is one's, of a strategy, by the earlier of all deadlines.
+        """Ask a member or, if `name` is one's, a strategy; the answer comes by the earlier of all deadlines.
 
         stage: where in the strategy, for the trace. Raises MemberError, QuorumFailed.
         """
@@ -133,7 +133,7 @@ class Session:
         return await self._strategies[name].answer(request, inner)
 
     async def layer(self, calls: Sequence[Call], *, stage: str, quorum: int, stages_left: int = 0) -> Layer:
-        """All calls side by side, until the layer's deadline; raises QuorumFailed where fewer than `quorum` answer.
+        """Make all calls side by side, until the layer's deadline; raise QuorumFailed where fewer than `quorum` answer.
 
         It does not wait on where too few can answer. stages_left: how many steps of the strategy follow. They get their
         share of what time there is left: the layer ends after 1 / (1 + stages_left) of it at the latest, so that
@@ -162,15 +162,15 @@ class Session:
         return Layer(replies, failures)
 
     async def score(self, name: str, messages: Sequence[Message], answer: str, *, stage: str) -> float:
-        """The log probability in nats that a local member gives the answer. Raises MemberError."""
+        """Compute the log probability in nats that a local member gives the answer. Raises MemberError."""
         return await self._calls.score(self._place(name, stage), tuple(messages), answer)
 
     async def embed(self, name: str, texts: Sequence[str], *, stage: str) -> list[list[float]]:
-        """A vector for each text, from a member that makes them. Raises MemberError."""
+        """Compute a vector for each text by a member that makes them. Raises MemberError."""
         return await self._calls.embed(self._place(name, stage), texts)
 
     def room(self, name: str, options: ChatOptions) -> int | None:
-        """Most prompt tokens, as estimated, that leave space for the answer; of a strategy: for all its members.
+        """Find the most prompt tokens, as estimated, that leave space for the answer; of a strategy, for all members.
 
         None: nobody knows. Raises MemberError where the answer alone may fill a member's context; members of a strategy
         to which that happens are left out here, since they will say so when it asks them.
@@ -192,7 +192,7 @@ class Session:
         return min(rooms, default=None)
 
     def estimated_tokens(self, name: str, messages: Sequence[Message]) -> int:
-        """The prompt's tokens, rather too many; of a strategy: for all its members that can count them.
+        """Estimate the prompt's tokens, rather too many; of a strategy: for all its members that can count them.
 
         Raises MemberError where a member cannot.
         """
@@ -206,7 +206,7 @@ class Session:
         return max(counts, default=0)
 
     async def counting(self, name: str, work: Callable[[], T]) -> T:
-        """What `work` gives, which counts tokens for `name`: in a thread where that could hold everybody up."""
+        """Wait for what `work` gives, which counts tokens for `name`: in a thread where that could hold others up."""
         if any(member.counts_slowly for member in self._members_of(name)):
             return await asyncio.to_thread(work)
         return work()
@@ -216,11 +216,11 @@ class Session:
         self._calls.refuse(self._place(name, stage), messages, error)
 
     def sets_temperature(self, name: str) -> bool:
-        """Whether a strategy may choose a temperature; not where a member's is null, which leaves it to the server."""
+        """Tell whether a strategy may choose a temperature; not where a member's is null: the server chooses."""
         return all(member.defaults.temperature is not None for member in self._members_of(name))
 
     def note(self, stage: str, text: str) -> None:
-        """Something for the trace besides calls, one sentence: what was cut to fit, who won."""
+        """Add something to the trace besides calls, one sentence: what was cut to fit, who won."""
         self._calls.trace.note(stage, text)
 
     def _members_of(self, name: str) -> list[Member]:
@@ -239,7 +239,7 @@ class Session:
         return now + min(share, self._config.deadlines.layer)
 
     async def _outcome(self, call: Call, stage: str) -> Reply | _Failure:
-        """The reply, or why there is none."""
+        """Wait for the reply, or for why there is none."""
         try:
             if call.refused is not None:
                 raise call.refused

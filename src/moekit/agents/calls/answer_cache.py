@@ -32,7 +32,7 @@ Key = dict[str, Any]
 def call_key(
     kind: str, identity: str, messages: Sequence[Message], options: ChatOptions, samples: Sequence[int]
 ) -> Key:
-    """The key of a call. kind: what was asked for. samples: which of several outcomes, from the outside in."""
+    """Make the key of a call. kind: what was asked for. samples: which of several outcomes, from the outside in."""
     return {
         "kind": kind,
         "identity": identity,
@@ -59,7 +59,7 @@ class Cache:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
-        """Make the folder; raises UsageError where nothing can be written there. A replay only reads."""
+        """Make the folder; raise UsageError where nothing can be written there. A replay only reads."""
         if not self._only:
             try:
                 await asyncio.to_thread(_try_writing, self._folder)
@@ -68,7 +68,7 @@ class Cache:
 
     @asynccontextmanager
     async def alone(self, key: Key) -> AsyncIterator[None]:
-        """One at a time for each key: where several want the same at once, the first calls and the others find it.
+        """Let one at a time through for each key: of several with the same, the first calls and the others find it.
 
         If the first fails or is cancelled, the next one calls.
         """
@@ -77,7 +77,7 @@ class Cache:
             yield
 
     async def get(self, name: str, key: Key, of: TypeAdapter[T]) -> tuple[T, Usage] | None:
-        """What this call of member `name` gave and what that cost; None where it is not there.
+        """Find what this call of member `name` gave and what that cost; None where it is not there.
 
         Raises MemberError in a replay where it is missing.
         """
@@ -150,7 +150,7 @@ def _read(path: Path) -> str | None:
 
 
 def _parsed(text: str | None, key: Key, of: TypeAdapter[T]) -> tuple[T, Usage] | None:
-    """The value and its usage, if the text is that of this very call."""
+    """Read the value and its usage, if the text is that of this very call."""
     if text is None:
         return None
     try:

@@ -20,7 +20,7 @@ class Reservation:
 
 
 def money(usage: Usage, price: PriceConfig) -> Decimal:
-    """What the tokens cost. Decimal, so that a sum of prices is never a hair over the budget that it equals."""
+    """Compute what the tokens cost. Decimal, so that a sum of prices is never a hair over the budget that it equals."""
     input_, output = (Decimal(str(part)) for part in (price.input, price.output))
     return (usage.prompt_tokens * input_ + usage.completion_tokens * output) / _MILLION
 
@@ -55,7 +55,7 @@ class Ledger:
         return sum((reservation.usage for reservation in (*self._unknown, *self._open)), Usage())
 
     def reserve(self, name: str, usage: Usage, price: PriceConfig | None) -> Reservation:
-        """Set aside what a request to member `name` may cost; raises MemberError where the budget has less left."""
+        """Set aside what a request to member `name` may cost; raise MemberError where the budget has less left."""
         wanted = Reservation(usage, price)
         tokens = self._usage.total_tokens + self._set_aside.total_tokens
         if self._budget.tokens is not None and tokens + usage.total_tokens > self._budget.tokens:
@@ -71,7 +71,7 @@ class Ledger:
         return wanted
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
-        """The request is over and cost this; None: nobody knows."""
+        """Replace what was set aside by what the request cost; None where nobody knows."""
         self._open.remove(reservation)
         if usage is None:
             self._unknown.append(reservation)

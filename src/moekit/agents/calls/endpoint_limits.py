@@ -39,7 +39,7 @@ class Limits:
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[Callable[[Usage], None]]:
-        """A place for one request of at most so many tokens, as soon as there is one.
+        """Wait for a place for one request of at most so many tokens.
 
         Gives a function that is to be called with the cost when a response came. Raises MemberError where no window
         is ever large enough.
@@ -64,7 +64,7 @@ class Limits:
             self._changed.set()
 
     def _wait_s(self, tokens: int) -> float | None:
-        """Seconds after which it may be worth looking again, infinite where only an end helps; None: now is fine."""
+        """Compute the seconds until looking again may help, infinite where only an end does; None where now is fine."""
         now = _now()
         self._recent = [slot for slot in self._recent if slot.arrived_by + self._window_s > now]
         if self._under_way >= self._config.concurrency:

@@ -27,7 +27,7 @@ class Hedge(Generic[T]):
         self._outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> T:
-        """The outcome; all that was begun has ended when this returns."""
+        """Wait for the outcome; all that was begun has ended when this returns."""
         self._start()
         try:
             return await self._outcome

@@ -50,7 +50,7 @@ class MemberCalls:
     async def chat(
         self, place: Place, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None
     ) -> Reply:
-        """An answer to the messages. Raises MemberError."""
+        """Answer the messages. Raises MemberError."""
         member = self.seats[place.name].member
         options = _drawn(_filled(options, member.defaults), place.samples)
 
@@ -68,7 +68,7 @@ class MemberCalls:
         return await self._call(place, messages, job, key, _REPLY, _reply_fields, on_text)
 
     async def score(self, place: Place, messages: Sequence[Message], answer: str) -> float:
-        """Nats of the answer after the messages. Raises MemberError."""
+        """Compute the nats of the answer after the messages. Raises MemberError."""
         member = self.seats[place.name].member
         if not isinstance(member, Scorer):
             raise MoekitError(f"{place.name} cannot say how probable an answer is; a local model can.")
@@ -88,7 +88,7 @@ class MemberCalls:
         return await self._call(place, said, job, key, _NATS, lambda nats: {"text": f"{nats:.4f} nats"})
 
     async def embed(self, place: Place, texts: Sequence[str]) -> list[list[float]]:
-        """A vector a text. Raises MemberError."""
+        """Compute a vector a text. Raises MemberError."""
         member = self.seats[place.name].member
         if not isinstance(member, Embedder):
             raise MoekitError(f"{place.name} makes no vectors.")
@@ -113,7 +113,7 @@ class MemberCalls:
         fields: Callable[[T], dict[str, str]],
         on_text: OnText | None = None,
     ) -> T:
-        """From the cache, or else asked and kept there. fields: what the trace shows of the outcome."""
+        """Take the outcome from the cache, or else ask and keep it there. fields: what the trace shows of it."""
         seat, began = self.seats[place.name], self.trace.now
         asked = key() if self._cache is not None else {}
         runner: CallRunner[T] | None = None
@@ -146,7 +146,7 @@ class MemberCalls:
 
     @asynccontextmanager
     async def _alone(self, place: Place, asked: Key) -> AsyncIterator[None]:
-        """Of equal calls only one at a time is made; it leaves its outcome in the cache to the others."""
+        """Let only one of equal calls be made at a time; it leaves its outcome in the cache to the others."""
         async with AsyncExitStack() as turn:
             if self._cache is not None:
                 began = asyncio.get_running_loop().time()
@@ -196,14 +196,14 @@ class MemberCalls:
 
 
 def most_tokens(options: ChatOptions, member: Member) -> int:
-    """How long an answer may be."""
+    """Find how many tokens an answer may be long."""
     most = options.max_tokens if options.max_tokens is not None else member.defaults.max_tokens
     assert most is not None, "a member's defaults say how long an answer may be"
     return most
 
 
 def _filled(options: ChatOptions, defaults: ChatOptions) -> ChatOptions:
-    """The options, with the member's own where they say nothing."""
+    """Fill in the member's own options where the options say nothing."""
     return ChatOptions(
         temperature=defaults.temperature if options.temperature is None else options.temperature,
         top_p=defaults.top_p if options.top_p is None else options.top_p,
@@ -214,7 +214,7 @@ def _filled(options: ChatOptions, defaults: ChatOptions) -> ChatOptions:
 
 
 def _drawn(options: ChatOptions, samples: Sequence[int]) -> ChatOptions:
-    """Every sample has a seed of its own, else one seed would make them all the same."""
+    """Give every sample a seed of its own: one seed would make them all the same."""
     if options.seed is None or not any(samples):
         return options
     digest = hashlib.sha256(f"{options.seed} {list(samples)}".encode()).digest()
@@ -230,7 +230,7 @@ def _seconds(began: float, ended: float) -> str:
 
 
 async def _in_time(place: Place, runner: CallRunner[T], on_text: OnText | None) -> tuple[T, Usage]:
-    """What the runner gives by the deadline; else MemberError that says what took so long."""
+    """Wait for what the runner gives; raise MemberError at the deadline, which says what took so long."""
     began = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout_at(place.deadline):
@@ -244,7 +244,7 @@ async def _in_time(place: Place, runner: CallRunner[T], on_text: OnText | None) 
 
 
 def _after_attempts(error: MemberError, runner: CallRunner[T] | None) -> MemberError:
-    """The same error; its text says of several attempts how many, and why the one failed that cannot be paid again."""
+    """Say in the error how many attempts there were, and why one failed that cannot be paid again."""
     if runner is None:
         return error
     if error.reason == "budget" and runner.last is not None:

@@ -57,7 +57,7 @@ class CallRunner(Generic[T]):
         self._reworded = 0
 
     async def run(self, on_text: OnText | None = None) -> tuple[T, Usage]:
-        """The job's outcome and what it cost; raises MemberError. The caller's clock ends it by cancelling."""
+        """Do the job, and tell what it cost; raise MemberError. The caller's clock ends it by cancelling."""
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, MemberError) and error.retryable),
             stop=self._is_enough,
@@ -68,7 +68,7 @@ class CallRunner(Generic[T]):
         return await retrying(self._attempt, on_text)
 
     def _is_enough(self, state: RetryCallState) -> bool:
-        """No attempt is left, or none could begin before the deadline, so that its reason is told at once."""
+        """Tell whether no attempt is left, or none could begin before the deadline; its reason is then told at once."""
         wakes = asyncio.get_running_loop().time() + state.upcoming_sleep
         return wakes >= self._deadline or stop_after_attempt(self._retries + 1 + self._reworded)(state)
 
@@ -77,7 +77,7 @@ class CallRunner(Generic[T]):
         self.last = error if isinstance(error, MemberError) else None
 
     async def _attempt(self, on_text: OnText | None) -> tuple[T, Usage]:
-        """A request, or two of them. What has been passed on cannot be taken back, so nothing is retried then."""
+        """Send a request, or two of them. What has been passed on cannot be taken back, so nothing is retried then."""
         passed_on = False
 
         async def passing(text: str) -> None:

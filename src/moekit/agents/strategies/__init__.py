@@ -32,7 +32,7 @@ _CLASSES: Mapping[type[Config], Callable[[Any], Strategy]] = {
 
 
 def build_strategy(name: str, config: Config) -> Strategy:
-    """The strategy of that name which the configuration describes; raises UsageError naming it if it cannot be made."""
+    """Make the strategy that the configuration describes; raise UsageError with its name where it cannot be made."""
     try:
         return _CLASSES[type(config)](config)
     except UsageError as error:

@@ -23,7 +23,7 @@ and nothing else: A if the first answer is better, B if the second is, C if neit
 def with_references(
     messages: Sequence[Message], references: Sequence[str], instruction: str = SYNTHESIZE
 ) -> tuple[Message, ...]:
-    """The messages with other models' answers, numbered from 1 in their order, after the instruction.
+    """Put together the messages and other models' answers, numbered from 1 in their order, after the instruction.
 
     They stand in the system message: after a blank line at the end of the user's own, or else in a new one put first.
     Without references the messages are as they were. Source: Wang et al., arXiv 2406.04692, table 1, and `utils.py`
@@ -38,7 +38,7 @@ def with_references(
 
 
 def to_judge(messages: Sequence[Message], first: str, second: str, instruction: str = JUDGE) -> tuple[Message, ...]:
-    """What a judge gets to see: the conversation and two answers to it, quoted so that none can end its quotation."""
+    """Put together what a judge sees: the conversation and two answers, quoted so that none can end its quotation."""
     fence = _fence([first, second, *(message.content for message in messages)])
     parts = [(f"{message.role} said", message.content) for message in messages]
     parts += [("Answer A", first), ("Answer B", second)]
@@ -50,7 +50,7 @@ def to_judge(messages: Sequence[Message], first: str, second: str, instruction: 
 
 
 def verdict_of(text: str) -> float | None:
-    """What a judge said, as the first answer's share of the win: 1, 0, or 0.5 for neither; None if it cannot be told.
+    """Read what a judge said, as the first answer's share of the win: 1, 0, 0.5 for neither; None where it is unclear.
 
     A judge that says more than a letter is understood where it names one letter only, or ends with a line that does.
     """
@@ -62,6 +62,6 @@ def verdict_of(text: str) -> float | None:
 
 
 def _fence(texts: Sequence[str]) -> str:
-    """A line of backticks longer than any run of them in the texts, as Markdown quotes code."""
+    """Make a line of backticks longer than any run of them in the texts, as Markdown quotes code."""
     longest = max((len(run) for text in texts for run in re.findall("`+", text)), default=0)
     return "`" * max(longest + 1, 3)

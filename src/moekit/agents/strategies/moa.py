@@ -24,7 +24,7 @@ class MixtureOfAgents:
         self._compose = partial(with_references, instruction=config.prompt or SYNTHESIZE)
 
     async def answer(self, request: AnswerRequest, session: Session) -> Reply:
-        """The aggregator's answer. Raises QuorumFailed where a layer has too few, MemberError for the aggregator."""
+        """Ask layer after layer, then the aggregator. Raises QuorumFailed of a layer, MemberError of the last."""
         references: Sequence[str] = ()
         for number, names in enumerate(self._config.layers, 1):
             draft = request.in_stage(f"layer {number}").as_draft()

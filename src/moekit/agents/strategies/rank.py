@@ -22,7 +22,7 @@ class Rank:
         self._config = config
 
     async def answer(self, request: AnswerRequest, session: Session) -> Reply:
-        """The best answer, or what is made of the best. Raises QuorumFailed, and MemberError for the judge."""
+        """Take the best answer, or make one of the best. Raises QuorumFailed, and MemberError for the judge."""
         config, candidates = self._config, request.in_stage("candidates")
         layer = await session.layer(
             # The best candidate is what the user sees, unless something is made of the best.
@@ -47,7 +47,7 @@ class Rank:
     async def _order(
         self, request: AnswerRequest, session: Session, answered: Sequence[tuple[str, Reply]]
     ) -> list[int]:
-        """Places in `answered`, the best first; of equals the one that stands first in the configuration."""
+        """Order the places in `answered`, the best first; of equals the one that stands first in the configuration."""
         if len(answered) == 1:
             return [0]
         texts = [reply.text.strip() for _, reply in answered]
@@ -63,7 +63,7 @@ class Rank:
         return order
 
     async def _compare(self, request: AnswerRequest, session: Session, texts: Sequence[str]) -> list[float]:
-        """Points of each answer: 1 a comparison that it wins. Each pair is shown in both orders.
+        """Count the points of each answer: 1 a comparison that it wins. Each pair is shown in both orders.
 
         A comparison that failed, or of which nobody can tell what it says, gives half a point to both.
         """
@@ -87,7 +87,7 @@ class Rank:
         return points
 
     async def _score(self, request: AnswerRequest, session: Session, texts: Sequence[str]) -> list[float]:
-        """Log probability of each answer over its bytes, in nats: the sum alone would favour short answers."""
+        """Compute the log probability of each answer over its bytes, in nats: a sum would favour short answers."""
         scores, failed = [], []
         for text in texts:
             try:

@@ -48,7 +48,7 @@ class Route:
             self._judge = self._fitted(self._tf_idf(self._examples.texts))
 
     async def answer(self, request: AnswerRequest, session: Session) -> Reply:
-        """The answer of the member that fits best. Raises what the last one that was asked does."""
+        """Ask the member that fits best, and the next best where it fails. Raises what the last one does."""
         routing = request.in_stage("routing").stage
         scores = await self._scores(_question(request.messages), session, routing)
         names = self._config.members
@@ -58,7 +58,7 @@ class Route:
         return await _first_that_answers(request.in_stage("answer"), session, [names[place] for place in order])
 
     async def _scores(self, question: str, session: Session, stage: str) -> Sequence[float]:
-        """One for each member, the greatest one being the best."""
+        """Compute a score for each member, the greatest one being the best."""
         if self._config.by == "likelihood":
             return await self._likelihoods(question, session, stage)
         if self._config.embedding is None:
@@ -71,7 +71,7 @@ class Route:
         return scores
 
     async def _likelihoods(self, question: str, session: Session, stage: str) -> Sequence[float]:
-        """Nats of the question's beginning per byte under each member or its judge; -inf for one that cannot tell."""
+        """Compute nats per byte of the question's beginning under each member or its judge; -inf for one that fails."""
         text = question[:_SCORED]
         found, failed = [], []
         for name in self._config.surprised:
@@ -85,7 +85,7 @@ class Route:
         return found
 
     async def _fit(self, embedding: str, session: Session, stage: str) -> None:
-        """Once, at the first question, which pays for the vectors; the others wait.
+        """Fit once, at the first question, which pays for the vectors; the others wait.
 
         Where it ends before all are made, the next one goes on with what is there.
         """
@@ -102,7 +102,7 @@ class Route:
             vectors.clear()
 
     def _centered(self, vectors: Sequence[Sequence[float]]) -> Vectors:
-        """What is common to all examples says nothing, and is most of a vector where language models make them."""
+        """Take off what is common to all examples: it says nothing, and is most of a language model's vector."""
         assert self._mean_F is not None
         return normalized(np.array(vectors) - self._mean_F)
 
@@ -133,6 +133,6 @@ async def _first_that_answers(request: AnswerRequest, session: Session, names: S
 
 
 def _question(messages: Sequence[Message]) -> str:
-    """What the user said last; without a user, all that was said."""
+    """Find what the user said last; without a user, all that was said."""
     asked = [message.content for message in messages if message.role == "user"]
     return asked[-1] if asked else "\n\n".join(message.content for message in messages)

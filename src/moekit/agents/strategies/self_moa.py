@@ -24,7 +24,7 @@ class SelfMixtureOfAgents:
         self._compose = partial(with_references, instruction=config.prompt or SYNTHESIZE)
 
     async def answer(self, request: AnswerRequest, session: Session) -> Reply:
-        """The last aggregation. Raises QuorumFailed for too few samples, MemberError for the aggregator."""
+        """Ask for samples, then put them together. Raises QuorumFailed of the samples, MemberError of the last."""
         draft = request.in_stage("samples").as_draft()
         names = [self._config.member] * self._config.samples
         layer = await session.layer(
@@ -47,7 +47,7 @@ class SelfMixtureOfAgents:
 
 
 def windows(samples: int, size: int) -> list[slice]:
-    """Which samples each aggregation gets: `size` of them first, then one fewer, beside the best answer so far."""
+    """Share out the samples among aggregations: `size` of them first, then one fewer, beside the best answer so far."""
     ends = [min(size, samples)]
     while ends[-1] < samples:
         ends.append(min(ends[-1] + size - 1, samples))

@@ -21,7 +21,12 @@ Compose = Callable[[Sequence[Message], Sequence[str]], tuple[Message, ...]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """messages: to be sent. cuts: what was left out, a sentence each, for the trace."""
+    """A request that fits.
+
+    Attributes:
+        messages: to be sent.
+        cuts: what was left out, a sentence each, for the trace.
+    """
 
     messages: tuple[Message, ...]
     cuts: tuple[str, ...] = ()
@@ -36,7 +41,7 @@ def fit(
     *,
     least: int = 0,
 ) -> Fitted:
-    """What is sent, in at most `room` tokens by `count` unless the question alone is longer.
+    """Cut what is sent to at most `room` tokens by `count` unless the question alone is longer.
 
     First the longest references are shortened, all of them to one length; where that would leave less than a few
     hundred characters of each, the oldest turns go first. No more is cut than must be.
@@ -67,7 +72,7 @@ def fit(
 
 
 def shortened(references: Sequence[str], length: int) -> tuple[str, ...]:
-    """The references, those longer than `length` characters cut to it and marked; none at all for length 0."""
+    """Cut references longer than `length` characters to it, and mark them; give none at all for length 0."""
     if length == 0:
         return ()
     end = max(length - len(_MARK), 0)
@@ -75,7 +80,7 @@ def shortened(references: Sequence[str], length: int) -> tuple[str, ...]:
 
 
 def _old_turns(messages: Sequence[Message]) -> list[frozenset[int]]:
-    """The turns that may be dropped, oldest first, as places in `messages`: a user's message and what answers it."""
+    """Find the turns that may be dropped, oldest first, as places in `messages`: a user's message and its answers."""
     users = [place for place, message in enumerate(messages) if message.role == "user"]
     question = users[-1] if users else 0
     turns: list[list[int]] = []
@@ -93,7 +98,7 @@ def _without(messages: Sequence[Message], turns: Sequence[frozenset[int]]) -> li
 
 
 def _first(candidates: range, fits: Callable[[int], bool]) -> int | None:
-    """The first candidate that fits, where all after it do too; it has been tried, so that it fits in any case."""
+    """Find the first candidate that fits, where all after it do too; it has been tried, so that it fits in any case."""
     place = bisect_left(candidates, True, key=fits)
     return candidates[place] if place < len(candidates) else None
 
