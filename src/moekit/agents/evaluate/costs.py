@@ -34,7 +34,7 @@ class Costs:
             self._flops = {name: _flops_per_token(path) for name, path in paths.items()}
 
     def of(self, trace: Trace) -> float:
-        """Of all answers, each once; what came from the cache counts as much as it did when it was made.
+        """Add up the cost of all answers, each once; what came from the cache counts as when it was made.
 
         Calls that failed, retries and hedges are not in it, though they may have cost: they are the servers' doing of
         that day, and a replay could not count them.
@@ -42,7 +42,7 @@ class Costs:
         return sum(self.of_call(call.name, call.usage) for call in trace.calls if call.failure is None)
 
     def of_call(self, name: str, usage: Usage) -> float:
-        """Of one call to a member, or to an ensemble of them."""
+        """Compute the cost of one call to a member, or to an ensemble of them."""
         if self.unit == "tokens":
             return usage.total_tokens
         return sum(self._of_member(member, usage) for member in self._config.members_of(name))
@@ -56,7 +56,7 @@ class Costs:
 
 
 def samples_for(budget: float, cost: Callable[[int], float]) -> int:
-    """How many samples the budget buys, at least 1 and at most 64. cost: of so many samples, rising."""
+    """Find how many samples the budget buys, at least 1 and at most 64. cost: of so many samples, rising."""
     count = 1
     # A hair of rounding must not cost a sample.
     while count < _MOST_SAMPLES and cost(count + 1) <= budget * (1 + 1e-9):
@@ -69,7 +69,7 @@ def _costs(price: PriceConfig) -> bool:
 
 
 def _flops_per_token(path: str) -> Callable[[int], int]:
-    """FLOPs for one token by the tokens that it attends to, of the model in a folder or a GGUF file."""
+    """Make what computes FLOPs for one token by the tokens that it attends to, of a folder's or a GGUF file's model."""
     # Only local models need torch.
     from pathlib import Path
 

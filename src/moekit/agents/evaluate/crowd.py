@@ -31,7 +31,7 @@ class Crowd:
         self._replays = config.cache is not None and config.cache.mode == "only"
 
     async def answers(self, what: str, asks: Sequence[Callable[[], Awaitable[T]]]) -> list[T | None]:
-        """What each ask gives, in their order; None where it failed. Raises the first error if none gives anything.
+        """Wait for what each ask gives, in their order; None where it failed. Raises the first error if all failed.
 
         A replay has to be complete: it raises any error.
         """

@@ -31,7 +31,7 @@ _NUMBERING_TOKENS = 3
 
 
 def _answering(config: AgentsConfig, name: str) -> Iterator[str]:
-    """The members whose answers `name` uses: not those that only judge or make vectors."""
+    """Yield the members whose answers `name` uses: not those that only judge or make vectors."""
     if name in config.members:
         yield name
         return
@@ -57,7 +57,7 @@ async def evaluate(
     judge: str | None = None,
     progress: Progress = no_progress,
 ) -> AgentsEvaluation:
-    """The strategy `name`, by default the configuration's, against each member that it asks.
+    """Measure the strategy `name`, by default the configuration's, against each member that it asks.
 
     match: how answers are compared with those of the questions. judge: a member or strategy that compares the answers
     of both instead, each pair in both orders; the questions' own are then not needed. With a cache, what was asked
@@ -106,7 +106,7 @@ class _Contest:
         )
 
     async def _member(self, member: str, texts: Sequence[str | None], budget: float) -> MemberResult:
-        """The member with as many samples as the budget of a question buys."""
+        """Measure the member with as many samples as the budget of a question buys."""
         first = await self._sample(member, [0])
         one = fmean(self._costs.of(answer.trace) for answer in first if answer is not None)
         if not _told_usage(first):
@@ -150,7 +150,7 @@ class _Contest:
         return await self._crowd.engine.run(strategy, messages, title="evaluation")
 
     async def _sample(self, member: str, numbers: Sequence[int]) -> list[Answer | None]:
-        """Of every question the first of these samples, then of every question the next."""
+        """Ask every question for the first of these samples, then every question for the next."""
         asks = [
             partial(self._run, Sample(member, number), question.asked)
             for number in numbers
@@ -167,7 +167,7 @@ class _Contest:
         return sum(self._costs.of(answer.trace) for answer in answers if answer is not None) / len(self._questions)
 
     def _joined_cost(self, member: str, answers: Sequence[Answer | None], one: float) -> Callable[[int], float]:
-        """What so many samples cost where the member then reads all of them and writes one more answer.
+        """Make what computes the cost of so many samples, where the member then reads all and writes one more answer.
 
         A sample is read in as many tokens as it was written in; only our instruction's tokens are told from its bytes.
         """
@@ -187,14 +187,14 @@ class _Contest:
         return cost
 
     def _right(self, texts: Sequence[str | None]) -> list[float]:
-        """1 for each right answer, 0 for each wrong or missing one."""
+        """Score each answer: 1 for a right one, 0 for each wrong or missing one."""
         pairs = zip(texts, self._questions, strict=True)
         return [float(text is not None and is_right(text, one.answer or "", self._match)) for text, one in pairs]
 
     async def _compare(
         self, member: str, ours: Sequence[str | None], theirs: Sequence[str | None]
     ) -> tuple[Estimate, int]:
-        """The share of wins of our answers over theirs, and how many comparisons said nothing."""
+        """Compute the share of wins of our answers over theirs, and count the comparisons that said nothing."""
         assert self._judge is not None
         asks, places = [], []
         for place, (question, one, other) in enumerate(zip(self._questions, ours, theirs, strict=True)):

@@ -53,7 +53,7 @@ class AgentsEvaluation(_Record):
     reasons: tuple[str, ...]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings and rows of text, the strategy first."""
+        """Make headings and rows of text, the strategy first."""
         failed = "no answer"
         name = f"{self.strategy} (strategy)"
         cost = self._cost_text(self.cost)
@@ -86,6 +86,6 @@ class AgentsEvaluation(_Record):
 
 
 def _percent(estimate: Estimate, sign: str = "") -> str:
-    """`62.5 % (50.0 to 75.0)`."""
+    """Say `62.5 % (50.0 to 75.0)`."""
     mean, low, high = (f"{100 * value:{sign}.1f}" for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} % ({low} to {high})"

@@ -23,18 +23,18 @@ _CHOICES = (
 
 
 def extract(text: str, match: Match) -> str | None:
-    """What counts of an answer, in one form for all ways to write it; None where there is nothing of the kind."""
+    """Find what counts of an answer, in one form for all ways to write it; None where there is nothing of the kind."""
     return {"exact": _exact, "number": _last_number, "choice": _letter}[match](text)
 
 
 def is_right(text: str, answer: str, match: Match) -> bool:
-    """Whether `text` says the same as the `answer` that is right."""
+    """Tell whether `text` says the same as the `answer` that is right."""
     found = extract(text, match)
     return found is not None and found == extract(answer, match)
 
 
 def majority(texts: Sequence[str], match: Match) -> str | None:
-    """The text of the answer that most samples agree on, of equals the earliest; None where none says anything."""
+    """Find the answer that most samples agree on, of equals the earliest; None where none says anything."""
     counted = [(key, text) for text in texts if (key := extract(text, match)) is not None]
     if not counted:
         return None
@@ -44,14 +44,14 @@ def majority(texts: Sequence[str], match: Match) -> str | None:
 
 
 def _exact(text: str) -> str | None:
-    """Lower case, without punctuation, articles and repeated spaces (as SQuAD's evaluation compares)."""
+    """Put in lower case, without punctuation, articles and repeated spaces (as SQuAD's evaluation compares)."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = "".join(" " if unicodedata.category(character)[0] in "PS" else character for character in folded)
     return " ".join((_ARTICLES.sub(" ", words).strip() or words).split()) or None
 
 
 def _last_number(text: str) -> str | None:
-    """As an exact fraction: `1,000`, `1000.0` and `2000/2` are the same."""
+    """Find the last number as an exact fraction: `1,000`, `1000.0` and `2000/2` are the same."""
     found = _NUMBER.findall(text)
     if not found:
         return None
@@ -63,7 +63,7 @@ def _last_number(text: str) -> str | None:
 
 
 def _letter(text: str) -> str | None:
-    """The last letter that stands as a choice; an `A` or `I` that is a word of the sentence does not count."""
+    """Find the last letter that stands as a choice; an `A` or `I` that is a word of the sentence does not count."""
     if len(alone := text.strip().strip("().:*").upper()) == 1:
         return alone if "A" <= alone <= "Z" else None
     return next((found[-1] for choice in _CHOICES if (found := choice.findall(text))), None)

@@ -41,7 +41,9 @@ class Question(BaseModel):
 
 
 def read_questions(path: Path, match: Match | None) -> tuple[Question, ...]:
-    """The questions of a file, blank lines skipped. match: how answers are compared; None: they are not needed.
+    """Read the questions of a file; blank lines are skipped.
+
+    match: how answers are compared; None where they are not needed.
 
     Raises UsageError, one sentence with the line's number, where the file or a line of it cannot be used.
     """

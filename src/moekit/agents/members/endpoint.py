@@ -48,11 +48,11 @@ class Endpoint:
         self.completions, self.embeddings = self.client.chat.completions, self.client.embeddings
 
     def redactor(self) -> Redactor:
-        """For what one request brings back."""
+        """Make what takes the key out of what one request brings back."""
         return Redactor(self._key)
 
     async def problem(self) -> str | None:
-        """What keeps the server from being used, a sentence; None: it answers, whatever it says."""
+        """Say what keeps the server from being used, a sentence; None where it answers, whatever it says."""
         try:
             async with asyncio.timeout(_CHECK_S):
                 await self.client.get("/models", cast_to=object, options={"headers": self.headers})
@@ -86,15 +86,15 @@ class EndpointMember:
         self._limit_key = "max_tokens"
 
     def bound_tokens(self, messages: Sequence[Message]) -> int:
-        """The bytes, and some for the chat template."""
+        """Count the bytes, and some for the chat template."""
         return _bytes(messages) + len(messages) * _TOKENS_A_MESSAGE + _TOKENS_A_PROMPT
 
     def estimated_tokens(self, messages: Sequence[Message]) -> int:
-        """Half the bytes, and some for the chat template. The same at every time, so that a replay asks the same."""
+        """Count half the bytes, and some for the chat template. It never varies: a replay asks the same."""
         return _bytes(messages) // _LIKELY_BYTES_A_TOKEN + len(messages) * _TOKENS_A_MESSAGE + _TOKENS_A_PROMPT
 
     async def complete(self, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None = None) -> Reply:
-        """One request; as a stream where `on_text` wants pieces. Raises MemberError."""
+        """Send one request; as a stream where `on_text` wants pieces. Raises MemberError."""
         arriving = _Arriving(self._endpoint.redactor(), on_text)
         problem: BaseException
         try:
@@ -110,7 +110,7 @@ class EndpointMember:
         raise failure(self.name, problem, self._endpoint.redactor(), begun=arriving.begun)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], Usage]:
-        """A vector a text, by the endpoint's /embeddings. Raises MemberError."""
+        """Compute a vector a text, by the endpoint's /embeddings. Raises MemberError."""
         problem: BaseException
         try:
             told = await self._endpoint.embeddings.create(
@@ -122,7 +122,7 @@ class EndpointMember:
         raise failure(self.name, problem, self._endpoint.redactor(), begun=False)
 
     async def close(self) -> None:
-        """Its connections are the endpoint's."""
+        """Close nothing: its connections are the endpoint's."""
 
     async def _send(self, messages: Sequence[Message], options: ChatOptions, *, stream: bool = False) -> Any:
         limit_key = self._limit_key  # another call may change it before this one is answered
@@ -171,7 +171,7 @@ class _Arriving:
         self.begun = False
 
     def add(self, piece: Piece) -> str:
-        """The piece's text, as it may be passed on."""
+        """Add a piece, and give its text as it may be passed on."""
         self.begun = True
         text = self._redactor.piece(piece.text)
         self._texts.append(text)
@@ -184,7 +184,7 @@ class _Arriving:
         await self._pass_on(self.add(piece))
 
     async def finish(self, name: str) -> Reply:
-        """The answer; raises MemberError or WireError where it is none."""
+        """Make the answer; raise MemberError or WireError where it is none."""
         # A whole answer without a reason has ended all the same; a stream without one has broken off.
         if self._on_text is not None and not self.begun:
             raise WireError

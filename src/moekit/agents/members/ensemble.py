@@ -58,11 +58,11 @@ class EnsembleRunner:
         self._log_weights = [math.log(weight / sum(weights)) for weight in weights]
 
     def new_cache(self) -> EnsembleCache:
-        """An empty cache of each model."""
+        """Make an empty cache of each model."""
         return EnsembleCache([runner.new_cache() for runner in self.runners])
 
     def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
-        """logits_V, which are log probabilities, after the last of tokens_T.
+        """Compute logits_V, which are log probabilities, after the last of tokens_T.
 
         on_tokens: told of tokens once every model has computed them; before that, after each chunk, of none.
         """
@@ -78,12 +78,12 @@ class EnsembleRunner:
         return self._mixed(logits)
 
     def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
-        """logits_BV, which are log probabilities, after one more token of each sequence."""
+        """Compute logits_BV, which are log probabilities, after one more token of each sequence."""
         parts = zip(*(cast(EnsembleCache, cache).parts for cache in caches), strict=True)
         return self._mixed([runner.decode(part, tokens_B) for runner, part in zip(self.runners, parts, strict=True)])
 
     def _mixed(self, logits: Sequence[Numbers]) -> Numbers:
-        """log Σ w_i softmax(logits_i), over the last dimension."""
+        """Compute log Σ w_i softmax(logits_i), over the last dimension."""
         weighted = [
             log_softmax(each[..., : self.vocab_size]) + log_weight
             for each, log_weight in zip(logits, self._log_weights, strict=True)
@@ -93,7 +93,7 @@ class EnsembleRunner:
 
 
 def ensemble_of(models: Sequence[tuple[str, LoadedModel]], weights: Sequence[float] | None = None) -> LoadedModel:
-    """The models, each with its name, as one, with the first one's tokenizer and chat template and all end tokens.
+    """Make one model of several, with the first one's tokenizer and chat template and all end tokens.
 
     Raises UsageError where their tokenizers are not the same, and as of EnsembleRunner.
     """
@@ -110,7 +110,7 @@ def ensemble_of(models: Sequence[tuple[str, LoadedModel]], weights: Sequence[flo
 
 
 def check_same_encoding(one: Tokenizer, other: Tokenizer, names: tuple[str, str]) -> None:
-    """Raises UsageError, naming the models, where the tokenizers do not give the same ids for the same text.
+    """Raise UsageError, naming the models, where the tokenizers do not give the same ids for the same text.
 
     They must have the same tokens, and cut the text of all those tokens alike: two that have the same tokens and merge
     them in another order do not pass.
@@ -124,7 +124,7 @@ def check_same_encoding(one: Tokenizer, other: Tokenizer, names: tuple[str, str]
 
 
 def _words(tokenizer: Tokenizer) -> tuple[int | None, dict[str, int], list[str]]:
-    """The start token, the special ones, and the text of each."""
+    """List the start token, the special ones, and the text of each."""
     special = dict(tokenizer.special_tokens) if isinstance(tokenizer, PromptTokenizer) else {}
     return tokenizer.start, special, [tokenizer.decode([id_]) for id_ in range(tokenizer.vocab_size)]
 

@@ -27,7 +27,7 @@ from moekit.models.gguf import load_gguf
 
 
 def load_local_members(configs: Mapping[str, LocalMemberConfig]) -> dict[str, LocalMember]:
-    """The members by name; those that say the same path and context share a model.
+    """Load the members, by name; those that say the same path and context share a model.
 
     Where a member says nothing of max_tokens, an answer takes at most half of a short context. Raises what
     moekit.inference.load_runner does, bad configuration with the member's name before it, and UsageError where an
@@ -59,7 +59,7 @@ def load_local_members(configs: Mapping[str, LocalMemberConfig]) -> dict[str, Lo
 
 
 def _most_tokens(config: LocalMemberConfig, runner: Runner) -> int:
-    """Of an answer: as the configuration says, and where it says nothing at most half of the context."""
+    """Find the most tokens of an answer: the configuration's, or where it says nothing at most half of the context."""
     return config.max_tokens if "max_tokens" in config.model_fields_set else min(config.max_tokens, runner.context // 2)
 
 
@@ -69,7 +69,7 @@ def _check_room(what: str, most_tokens: int | None, runner: Runner) -> None:
 
 
 def ensemble_member(name: str, config: EnsembleConfig, members: Mapping[str, LocalMember]) -> LocalMember:
-    """The members that an ensemble names as one, with the defaults of the first.
+    """Make one member of those that an ensemble names, with the defaults of the first.
 
     Raises UsageError, naming the ensemble, where they do not share a tokenizer, or where an answer as long as the first
     may give fills the shortest context.
@@ -87,7 +87,7 @@ def ensemble_member(name: str, config: EnsembleConfig, members: Mapping[str, Loc
 
 
 def model_identity(path: str) -> str:
-    """The folder or file and, in a digest, the sizes and dates of what is in it: a model trained anew is another."""
+    """Name the folder or file and, in a digest, sizes and dates of what is in it: a model trained anew is another."""
     place = Path(path) if is_gguf(Path(path)) else find(path)
     listed = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
     digest = hashlib.sha256()
@@ -98,7 +98,7 @@ def model_identity(path: str) -> str:
 
 
 def _embedding(path: str, runner: Runner, lock: threading.Lock) -> Embed:
-    """Vectors from the model at `path`, computed while nobody else holds the lock.
+    """Make what computes vectors by the model at `path`, computed while nobody else holds the lock.
 
     The native runner gives no hidden states: of a model that it computes, torch's form is loaded beside it at the first
     call.
@@ -121,7 +121,7 @@ def _embedding(path: str, runner: Runner, lock: threading.Lock) -> Embed:
 
 @torch.inference_mode()
 def hidden_means(model: Decoder, texts: Sequence[list[int]]) -> list[list[float]]:
-    """For the ids of each text the mean of the last layer's normed hidden states; zeros for none."""
+    """Compute for the ids of each text the mean of the last layer's normed hidden states; zeros for none."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: object, given: tuple[Tensor, object]) -> None:

@@ -67,15 +67,15 @@ class LocalMember:
             model.chat_template.start()
 
     def bound_tokens(self, messages: Sequence[Message]) -> int:
-        """The tokens of the prompt, exactly. Raises MemberError where the chat template fails."""
+        """Count the tokens of the prompt, exactly. Raises MemberError where the chat template fails."""
         return len(self._ids(messages))
 
     def estimated_tokens(self, messages: Sequence[Message]) -> int:
-        """The same. Raises MemberError."""
+        """Count the same. Raises MemberError."""
         return self.bound_tokens(messages)
 
     async def complete(self, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None = None) -> Reply:
-        """An answer. Cancelling ends it between two tokens, and between two chunks of a prompt.
+        """Answer the messages. Cancelling ends it between two tokens, and between two chunks of a prompt.
 
         on_text: gets the text as it is made. Raises MemberError where the prompt does not fit, an option is out of
         bounds, the model fails or says nothing.
@@ -107,7 +107,7 @@ class LocalMember:
         return Reply(text=found.text, usage=usage, finish_reason=found.finish_reason)
 
     async def score(self, messages: Sequence[Message], answer: str) -> tuple[float, Usage]:
-        """The log probability in nats of the answer's tokens after the messages; and how many tokens all are.
+        """Compute the log probability in nats of the answer's tokens after the messages; and how many tokens all are.
 
         Without messages: of a text, of whose tokens the first one is not counted where the tokenizer has no start. The
         end of the answer is not part of it. Raises MemberError where both together are more than the context.
@@ -124,7 +124,7 @@ class LocalMember:
         return nats, usage
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], Usage]:
-        """The mean of the last layer's normed hidden states over each text's tokens, the first that the context holds.
+        """Average the last layer's normed hidden states over each text's tokens, the first that the context holds.
 
         Raises MemberError where the member makes no vectors.
         """
@@ -148,7 +148,7 @@ class LocalMember:
         work: Callable[[Runner], Result],
         meanwhile: Callable[["asyncio.Future[Result]"], Awaitable[None]] | None = None,
     ) -> Result:
-        """What the thread makes of the runner; whoever is cancelled here ends its work there at the next token."""
+        """Wait for what the thread makes of the runner; who is cancelled here ends its work at the next token."""
         stop = threading.Event()
         runner = _Stoppable(self.model.runner, stop)
         future = asyncio.get_running_loop().run_in_executor(self._thread, self._failing_as_a_member, work, runner)
@@ -171,7 +171,7 @@ class LocalMember:
             self._under_way.discard(stop)
 
     def _failing_as_a_member(self, work: Callable[[Runner], Result], runner: Runner) -> Result:
-        """What the work gives. A model that runs out of memory, say, is one member that fails."""
+        """Do the work, with errors of a member. A model that runs out of memory, say, is one member that fails."""
         try:
             return work(runner)
         except (RuntimeError, MemoryError) as error:
@@ -179,7 +179,7 @@ class LocalMember:
             raise self._error(f"the model failed: {told}", "garbage") from error
 
     async def _prompt(self, messages: Sequence[Message], room: int) -> list[int]:
-        """The ids of the prompt, which leave `room` in the context."""
+        """Encode the prompt, whose ids leave `room` in the context."""
         ids = self._encoded.get(tuple(messages))
         if ids is None:
             ids = await asyncio.to_thread(self._ids, messages)
@@ -195,7 +195,7 @@ class LocalMember:
             )
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of the prompt; several threads may ask for some."""
+        """Encode the prompt, or remember its ids; several threads may ask for some."""
         key = tuple(messages)
         if (found := self._encoded.get(key)) is not None:
             return found
@@ -226,13 +226,13 @@ class LocalMember:
             raise self._error(str(error), "garbage") from error
 
     def _plain(self, text: str) -> list[int]:
-        """What the tokenizer puts before a prompt, and the text."""
+        """Encode what the tokenizer puts before a prompt, and the text."""
         if not text or not isinstance(self.model.tokenizer, PromptTokenizer):
             return self._start_and(text) if text else []
         return [*self.model.tokenizer.encode_prompt(""), *self._text_ids(text)]
 
     def _text_ids(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is a special token."""
+        """Encode a text in which nothing is a special token."""
         tokenizer, text = self.model.tokenizer, _unicode(text)
         return tokenizer.encode_plain(text) if isinstance(tokenizer, PromptTokenizer) else tokenizer.encode(text)
 
@@ -267,16 +267,16 @@ class LockedRunner:
         self._runner, self.lock = runner, threading.Lock()
 
     def new_cache(self) -> Cache:
-        """An empty cache."""
+        """Make an empty cache."""
         return self._runner.new_cache()
 
     def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:
-        """logits_V after the last of tokens_T."""
+        """Compute logits_V after the last of tokens_T."""
         with self.lock:
             return self._runner.prefill(cache, tokens_T, on_tokens)
 
     def decode(self, caches: Sequence[Cache], tokens_B: Sequence[int]) -> Numbers:
-        """logits_BV after one more token of each sequence."""
+        """Compute logits_BV after one more token of each sequence."""
         with self.lock:
             return self._runner.decode(caches, tokens_B)
 
@@ -315,12 +315,12 @@ class _Stoppable:
 
 
 def _unicode(text: str) -> str:
-    """The text without halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
+    """Take out of a text halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _log_prob(runner: Runner, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """Nats of the answer's tokens (at least one) after the prompt's (at least one), one step each."""
+    """Compute the nats of the answer's tokens (at least one) after the prompt's (at least one), one step each."""
     cache = runner.new_cache()
     logits_V = runner.prefill(cache, prompt)
     total = 0.0

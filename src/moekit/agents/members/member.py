@@ -49,27 +49,32 @@ class MemberError(MoekitError):
 
 
 class Member(Protocol):
-    """A complete model. Only `Session` calls it: a call past the session would be neither counted nor bounded.
-
-    name: as in the configuration. identity: what answers, the same in every run (address and model, or folder): part
-    of the cache's key. context: most tokens of prompt and answer together, None where unknown. defaults: what holds
-    where a call's options say nothing; its max_tokens is never None. price: None where nobody says.
-    """
+    """A complete model. Only `Session` calls it: a call past the session would be neither counted nor bounded."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name in the configuration."""
+        ...
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """What answers, the same in every run: address and model, or folder; part of the cache's key."""
+        ...
 
     @property
-    def context(self) -> int | None: ...
+    def context(self) -> int | None:
+        """The most tokens of prompt and answer together; None where unknown."""
+        ...
 
     @property
-    def defaults(self) -> ChatOptions: ...
+    def defaults(self) -> ChatOptions:
+        """What holds where a call's options say nothing; its max_tokens is never None."""
+        ...
 
     @property
-    def price(self) -> PriceConfig | None: ...
+    def price(self) -> PriceConfig | None:
+        """What a million tokens cost; None where nobody says."""
+        ...
 
     @property
     def counts_slowly(self) -> bool:
@@ -77,15 +82,15 @@ class Member(Protocol):
         ...
 
     def bound_tokens(self, messages: Sequence[Message]) -> int:
-        """An upper bound of the tokens that the messages make as a prompt; exact for local models."""
+        """Bound from above the tokens that the messages make as a prompt; exact for local models."""
         ...
 
     def estimated_tokens(self, messages: Sequence[Message]) -> int:
-        """How many they are likely to be, rather too many; exact for local models. Requests are cut to fit by this."""
+        """Estimate how many they are, rather too many; exact for local models. Requests are cut to fit by this."""
         ...
 
     async def complete(self, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None = None) -> Reply:
-        """One attempt at an answer, as long as it takes: the caller's clock ends it by cancelling.
+        """Attempt an answer once, as long as it takes: the caller's clock ends it by cancelling.
 
         options: with the defaults filled in. A usage of no tokens says that nobody told it. Raises MemberError.
         """
@@ -101,7 +106,7 @@ class Scorer(Protocol):
     """A member that can say how probable an answer is; `Session.score` calls it."""
 
     async def score(self, messages: Sequence[Message], answer: str) -> tuple[float, Usage]:
-        """The log probability in nats of the answer's tokens, given the messages; and what that cost."""
+        """Compute the log probability in nats of the answer's tokens, given the messages; and what that cost."""
         ...
 
 
@@ -110,5 +115,5 @@ class Embedder(Protocol):
     """A member that turns texts into vectors; `Session.embed` calls it."""
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], Usage]:
-        """A vector a text, and what that cost."""
+        """Compute a vector a text, and tell what that cost."""
         ...

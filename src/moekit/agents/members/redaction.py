@@ -11,11 +11,11 @@ class Redactor:
         self._held = ""
 
     def whole(self, text: str) -> str:
-        """The text without the key."""
+        """Take the key out of a whole text."""
         return text if self._key is None else text.replace(self._key, _INSTEAD)
 
     def piece(self, text: str) -> str:
-        """What can be passed on after another piece: an end that may be the beginning of the key waits."""
+        """Give what can be passed on after another piece: an end that may be the beginning of the key waits."""
         if self._key is None:
             return text
         text = self.whole(self._held + text)
@@ -25,6 +25,6 @@ class Redactor:
         return text[: len(text) - held]
 
     def rest(self) -> str:
-        """What still waited when the pieces ended."""
+        """Give what still waited when the pieces ended."""
         held, self._held = self._held, ""
         return held

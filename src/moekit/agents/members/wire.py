@@ -32,7 +32,7 @@ class Piece:
 
 
 def piece_of(sent: Any) -> Piece:
-    """What a completion, or a chunk of one, says. Raises WireError.
+    """Read a completion, or a chunk of one. Raises WireError.
 
     The client builds its objects without looking at what it puts into them, so that anything can be anywhere.
     """
@@ -51,7 +51,7 @@ def piece_of(sent: Any) -> Piece:
 
 
 def vectors_of(sent: Any, count: int) -> tuple[list[list[float]], Usage]:
-    """The vectors of an answer of /embeddings, in the order of the texts. Raises WireError."""
+    """Read the vectors of an answer of /embeddings, in the order of the texts. Raises WireError."""
     try:
         found = {int(each.index): [float(number) for number in each.embedding] for each in sent.data}
         usage = _usage(sent.usage, completion=False)
@@ -65,7 +65,7 @@ def vectors_of(sent: Any, count: int) -> tuple[list[list[float]], Usage]:
 
 
 def failure(name: str, error: BaseException, redactor: Redactor, *, begun: bool) -> MemberError:
-    """The error that member `name` raises for what the client did. begun: part of an answer had come."""
+    """Make the error that member `name` raises for what the client did. begun: part of an answer had come."""
     text: str
     reason: Reason
     usage: Usage | None
@@ -99,7 +99,7 @@ def _refused(name: str, error: openai.APIStatusError, redactor: Redactor) -> Mem
 
 
 def retry_after_s(text: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After asks for, as a number or as a date (RFC 9110, 10.2.3); None where it says nothing."""
+    """Read the seconds that a Retry-After asks for, a number or a date (RFC 9110, 10.2.3); None for neither."""
     if text is None:
         return None
     try:
@@ -116,7 +116,7 @@ def retry_after_s(text: str | None, now: datetime | None = None) -> float | None
 
 
 def _told(error: openai.APIError, redactor: Redactor) -> str:
-    """What the server said went wrong: one short line, without the key."""
+    """Say what the server said went wrong: one short line, without the key."""
     told = error.body.get("message") if isinstance(error.body, dict) else None
     said = told if isinstance(told, str) and told.strip() else "it says no more"
     line = " ".join(redactor.whole(_whole_characters(said)).split())
@@ -124,7 +124,7 @@ def _told(error: openai.APIError, redactor: Redactor) -> str:
 
 
 def _never_sent(error: openai.APIConnectionError) -> bool:
-    """Whether not even a connection came about, so that nobody can have counted anything."""
+    """Tell whether not even a connection came about, so that nobody can have counted anything."""
     return any(isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in _causes(error))
 
 
@@ -136,7 +136,7 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
 
 
 def _without_choices(sent: Any, usage: Usage | None) -> Piece:
-    """The last event of a stream has the usage and no choices; in anything else that is no answer."""
+    """Read the last event of a stream, which has the usage and no choices; anything else without is no answer."""
     if sent.object != "chat.completion.chunk":
         raise WireError
     return Piece(text="", finish_reason=None, usage=usage)
@@ -155,5 +155,5 @@ def _is_count(number: Any) -> TypeGuard[int]:
 
 
 def _whole_characters(text: str) -> str:
-    """JSON can hold halves of characters, which no file and no other server takes."""
+    """Replace halves of characters, which JSON can hold and no file and no other server takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
