@@ -67,6 +67,8 @@ def _restore(
     for name, tensor in _weights(model, average).items():
         tensor.copy_(tensors.pop(name))
     for name, parameter in model.named_parameters():
+        if f"optimizer.{name}.step" not in tensors:
+            continue  # no batch so far gave it a gradient
         moments = {moment: tensors.pop(f"optimizer.{name}.{moment}") for moment in _MOMENTS}
         optimizer.state[parameter] = {moment: aligned(tensor) for moment, tensor in moments.items()}
     if tensors:

@@ -1,5 +1,6 @@
 """`moekit.train`: one training, from the model's configuration to the saved model, in one call."""
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -88,12 +89,11 @@ def train(job: TrainingJob | str | Path, out: str | Path, *, progress: Progress 
 def _keep_job(job: TrainingJob, out: Path) -> None:
     """Write the job down before anything else, so that another one does not go on in its place."""
     file = out / "job.json"
-    text = job.model_dump_json(indent=1)
-    if file.exists() and file.read_text(encoding="utf-8") != text:
+    if file.exists() and validate(TrainingJob, json.loads(file.read_text(encoding="utf-8")), where=str(file)) != job:
         raise UsageError(f"{out} holds another training (see {file}); name another folder.")
     if (out / "model").exists():
         raise UsageError(f"{out / 'model'} is there: this training has ended; name another folder.")
-    files.write_text(file, text)
+    files.write_text(file, job.model_dump_json(indent=1))
 
 
 def _train_ngram(config: NGramConfig, corpus: Corpus, out: Path) -> TrainingResult:
