@@ -53,7 +53,7 @@ sanitize: $(VENV)/.installed  ## build the native tests under sanitizers, and ru
 	done
 
 docs: $(VENV)/.installed-dev  ## build the site of docs/ into build/site, warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist

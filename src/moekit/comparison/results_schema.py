@@ -91,7 +91,7 @@ class ExpertsByDomain(Record):
     layer: int
     domains: list[str]
     share: Annotated[
-        list[list[float]], Field(description="share[domain][expert] of the domain's assignments; rows sum to 1")
+        list[list[float]], Field(description="`share[domain][expert]` of the domain's assignments; rows sum to 1")
     ]
     mutual_information_bits: Annotated[float, Field(description="between domain and expert")]
     shuffled_mean_bits: Annotated[float, Field(description="the same with the domains of the windows shuffled")]
