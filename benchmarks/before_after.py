@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["dense-active", "mixtral"])
     parser.add_argument("--types", nargs="+", default=["q8_0", "q4_k", "bf16"])
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = ratios(options.before, options.rounds, RUN_LAYERS)
