@@ -121,7 +121,7 @@ def test_a_model_survives_the_way_through_a_file(stored: tuple[str, Any, Path]) 
     path = folder.with_suffix(".f32.gguf")
     ours, before = load_gguf(path), load(folder)
     assert isinstance(before, Decoder)
-    assert differences(ours.config, with_plain_norms(before.config)) == []
+    assert list(differences(ours.config, with_plain_norms(before.config))) == []
     tokens_BT = torch.randint(0, 96, (2, 24))
     with torch.no_grad():
         check_logits(theirs(tokens_BT).logits, ours(tokens_BT))

@@ -7,7 +7,8 @@ from tests.kernels.test_native_decoder import DENSE, FEATURES, MOE, YARN, config
 from tests.kernels.test_native_layers import ORDERS
 
 from moekit.config import Config, ModelConfig
-from moekit.kernels.native.decoder_description import OF_TRAINING, OF_WEIGHTS, describe, rebuild, unsupported
+from moekit.config.comparing import TRAINING_ONLY
+from moekit.kernels.native.decoder_description import STORED_OTHERWISE, describe, rebuild, unsupported
 
 SUPPORTED = FEATURES | ORDERS
 
@@ -69,10 +70,14 @@ def test_a_class_that_says_nothing_new_is_refused_too() -> None:
     assert unsupported(OtherModel.model_construct(**dict(config()))) == "the model is a OtherModel"
 
 
-@pytest.mark.parametrize("listed", [OF_TRAINING, OF_WEIGHTS])
-def test_fields_that_may_be_passed_over_exist(listed: dict[type[Config], frozenset[str]]) -> None:
-    for kind, names in listed.items():
-        assert names <= set(kind.model_fields)
+def all_fields(kind: type[Config] = Config) -> set[str]:
+    """The names of the fields of every configuration class."""
+    return set(kind.model_fields).union(*map(all_fields, kind.__subclasses__()))
+
+
+@pytest.mark.parametrize("listed", [TRAINING_ONLY, STORED_OTHERWISE])
+def test_fields_that_may_be_passed_over_exist(listed: frozenset[str]) -> None:
+    assert listed <= all_fields()
 
 
 def test_what_is_of_training_or_of_the_weights_may_differ() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from moekit.checkpoint.gguf import Metadata, Written
 from moekit.checkpoint.gguf.values import Value
 from moekit.config import AttentionConfig, Config, DenseConfig, ModelConfig, MoEConfig
-from moekit.config.comparing import differences
+from moekit.config.comparing import Difference, differences
 from moekit.core.errors import MoekitError
 from moekit.families.gguf.architectures import ARCHITECTURES, Architecture, Contents, read_config
 from moekit.families.gguf.rope_metadata import rope_factors, write_rope
@@ -23,14 +23,14 @@ def describe(config: Config) -> tuple[Architecture, dict[str, Written]]:
     """
     if not isinstance(config, ModelConfig):
         raise ValueError("GGUF files hold causal decoders")
-    nearest: list[str] = []
+    nearest: list[Difference] = []
     name = ""
     for architecture in ARCHITECTURES.values():
         if not _has_usual_biases(architecture, config):
             continue
         try:
             keys = dict(_keys(architecture, config))
-            unsaid = differences(read_again(architecture, config, keys), with_plain_norms(config))
+            unsaid = list(differences(with_plain_norms(config), read_again(architecture, config, keys)))
         except (MoekitError, ValueError):
             continue
         if not unsaid:
@@ -133,6 +133,6 @@ def _expert_keys(architecture: Architecture, layer: MoEConfig) -> Iterator[tuple
         yield f"{prefix}.expert_shared_feed_forward_length", layer.branch_width
 
 
-def _in_words(fields: list[str]) -> str:
-    shown = ", ".join(fields[:3])
-    return shown if len(fields) <= 3 else f"{shown} and {len(fields) - 3} more"
+def _in_words(unsaid: list[Difference]) -> str:
+    shown = ", ".join(field.path or "its class" for field in unsaid[:3])
+    return shown if len(unsaid) <= 3 else f"{shown} and {len(unsaid) - 3} more"

@@ -5,9 +5,8 @@ configuration. `rebuild` makes a configuration of a description alone. Where it 
 model has something that the kernels would pass over in silence: `unsupported` finds it, whatever it is called.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from moekit.config import (
     ActivationName,
@@ -26,17 +25,9 @@ from moekit.config import (
     SoftmaxTopKConfig,
     YarnScaling,
 )
+from moekit.config.comparing import TRAINING_ONLY, differences
 
-OF_TRAINING: dict[type[Config], frozenset[str]] = {
-    ModelConfig: frozenset({"init_std"}),
-    SoftmaxTopKConfig: frozenset({"balance_loss", "z_loss"}),
-}
-"""Fields that change nothing once a model is trained."""
-
-OF_WEIGHTS: dict[type[Config], frozenset[str]] = {
-    ModelConfig: frozenset({"tie_embeddings"}),
-    NormConfig: frozenset({"zero_centered"}),
-}
+STORED_OTHERWISE = frozenset({"tie_embeddings", "zero_centered"})
 """Fields that say how weights are stored: `DecoderWeights` has them as they are computed with."""
 
 WIDEST_HEAD = 1024
@@ -149,28 +140,11 @@ def unsupported(config: ModelConfig) -> str | None:
             return f"{path}.kind is {layer.attention.kind}"
         if layer.attention.head_width > WIDEST_HEAD:
             return f"{path}.head_width is over {WIDEST_HEAD}"
-    return next(_differences("", config, rebuild(describe(config))), None)
-
-
-def _differences(path: str, given: Any, rebuilt: Any) -> Iterator[str]:
-    """Name, one after another, what `given` says and `rebuilt` does not."""
-    if isinstance(given, tuple) and isinstance(rebuilt, tuple) and len(given) == len(rebuilt):
-        for index, pair in enumerate(zip(given, rebuilt, strict=True)):
-            yield from _differences(f"{path}[{index}]", *pair)
-    elif isinstance(given, Config) and isinstance(rebuilt, Config):
-        for name in _computed_fields(type(given)):
-            inner = f"{path}.{name}" if path else name
-            yield from _differences(inner, getattr(given, name), getattr(rebuilt, name, None))
-        if type(given) is not type(rebuilt):
-            yield f"{path or 'the model'} is a {type(given).__name__}"
-    elif given != rebuilt:
-        yield f"{path} is {given}"
-
-
-def _computed_fields(kind: type[Config]) -> list[str]:
-    passed = {name for listed in (OF_TRAINING, OF_WEIGHTS) for base in kind.__mro__ for name in listed.get(base, ())}
-    # A part of another kind is named as such, not by the first of its fields.
-    return sorted((name for name in kind.model_fields if name not in passed), key=lambda name: name != "kind")
+    for path, given, rebuilt in differences(config, rebuild(describe(config)), TRAINING_ONLY | STORED_OTHERWISE):
+        if isinstance(given, Config) and isinstance(rebuilt, Config):
+            return f"{path or 'the model'} is a {type(given).__name__}"
+        return f"{path} is {given}"
+    return None
 
 
 def _layer(layer: LayerConfig) -> LayerDescription:
