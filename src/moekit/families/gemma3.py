@@ -24,6 +24,7 @@ from moekit.families.llama_like import (
     number_of_layers,
     only_dense,
     windows_of,
+    write_sizes,
 )
 from moekit.families.parts import read_rope, write_rope
 from moekit.families.settings import Settings
@@ -142,22 +143,13 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     }
     written = {kind: write_rope(rope)["rope_parameters"] for kind, rope in ropes.items()}
     return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": len(config.layers),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_width,
+        **write_sizes(config, attention),
         "query_pre_attn_scalar": _scalar(attention),
         "intermediate_size": layer.width,
         "hidden_activation": ACTIVATION_NAMES[layer.activation],
         "attention_bias": attention.qkv_bias,
         "sliding_window": sizes.pop() if sizes else 4096,
         "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
-        "rms_norm_eps": config.norm.eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
         "rope_parameters": written,
         **_older_keys(ropes, written),
     }

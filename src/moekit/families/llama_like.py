@@ -126,6 +126,16 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
     if attention is None or len(activations) > 1:
         return None
     return {
+        **write_sizes(config, attention),
+        "hidden_act": ACTIVATION_NAMES[activations.pop()],
+        **write_rope(attention),
+        **more,
+    }
+
+
+def write_sizes(config: ModelConfig, attention: AttentionConfig) -> dict[str, Any]:
+    """Give the settings of the whole model and of heads, which have the same keys in all of these families."""
+    return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "max_position_embeddings": config.context,
@@ -133,12 +143,9 @@ def write_decoder(config: ModelConfig, **more: Any) -> dict[str, Any] | None:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_width,
-        "hidden_act": ACTIVATION_NAMES[activations.pop()],
         "tie_word_embeddings": config.tie_embeddings,
         "rms_norm_eps": config.norm.eps,
         "initializer_range": config.init_std,
-        **write_rope(attention),
-        **more,
     }
 
 
