@@ -1,6 +1,7 @@
 """The house: a module's name says what it holds, and a function's docstring begins with what the function does."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,39 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
     files = [file for file in SOURCES.rglob("*.py") if file.relative_to(SOURCES).parts[0] not in NOT_DONE]
     found = {str(file.relative_to(SOURCES)): list(without_verb(file.read_text(encoding="utf-8"))) for file in files}
     assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+# The reference shows a table of fields, a row each.
+SEVERAL_NAMES = re.compile(r"^ +\w+(, \w+)+: ", re.MULTILINE)
+
+
+def with_several_names(source: str) -> Iterator[str]:
+    """Yield the lines of classes' docstrings that stand for several fields at once, below `Attributes:`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and (text := ast.get_docstring(node)):
+            _, _, attributes = text.partition("\nAttributes:\n")
+            yield from (found.group().strip() for found in SEVERAL_NAMES.finditer(attributes))
+
+
+def test_every_field_has_a_line_of_its_own() -> None:
+    files = [file for file in SOURCES.rglob("*.py") if file.relative_to(SOURCES).parts[0] not in NOT_DONE]
+    found = {
+        str(file.relative_to(SOURCES)): list(with_several_names(file.read_text(encoding="utf-8"))) for file in files
+    }
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_a_line_for_several_fields_is_found() -> None:
+    source = """
+class Some:
+    '''A class.
+
+    Attributes:
+        width: of it, in a, b: units.
+        first, second: of both.
+    '''
+"""
+    assert list(with_several_names(source)) == ["first, second:"]
 
 
 def test_a_docstring_without_a_verb_is_found() -> None:

@@ -50,7 +50,8 @@ class ModelConfig(Config):
         layers: the plan, a LayerConfig a layer.
         norm: the last norm, before the head.
         learned_positions: whether a table of `context` positions is added to embeddings.
-        embedding_scale, logit_scale: the factors of the embeddings and of the logits.
+        embedding_scale: the factor of the embeddings.
+        logit_scale: the factor of the logits.
         init_std: the deviation of the normal initialisation; matrices that write to the residual stream get init_std /
             sqrt(2 * layers) (GPT-2).
     """

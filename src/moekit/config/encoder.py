@@ -25,8 +25,11 @@ class EncoderConfig(Config):
             the exact one.
         next_sentence: whether there is a head that tells whether the second sentence follows the first.
         init_std: the deviation of the normal initialisation of all matrices.
-        pad_token, start_token, separator_token, mask_token: ids of [PAD], [CLS], [SEP] and [MASK] where the model has
-            them: making batches and pseudo-log-likelihoods needs them, the forward pass does not.
+        pad_token: the id of [PAD], where the model has it. Making batches and pseudo-log-likelihoods needs this and
+            the following tokens, the forward pass does not.
+        start_token: the id of [CLS].
+        separator_token: the id of [SEP].
+        mask_token: the id of [MASK].
     """
 
     kind: Literal["encoder"] = "encoder"

@@ -24,12 +24,14 @@ class EncoderDecoderConfig(Config):
             one table.
         width: the width of the residual stream (D).
         head_width: the width of a head; attention's inner width, heads · head_width, may differ from D.
-        encoder_layers, decoder_layers: the plan, one feed-forward configuration a layer.
+        encoder_layers: the encoder's plan, one feed-forward configuration a layer.
+        decoder_layers: the decoder's plan, likewise.
         positions: `relative`, a learned bias per head and bucket of distances, one table a stack, used in all of its
             layers (arXiv 1910.10683, section 2.1); or `learned`, a table of `context` positions added to each stack's
             embedding.
-        buckets, max_distance: of relative positions, in tokens; half of the buckets are for single distances, the
-            others grow up to max_distance; an encoder needs half of them for either direction.
+        buckets: the number of buckets of relative positions; half of them are for single distances, the others grow up
+            to max_distance; an encoder needs half of them for either direction.
+        max_distance: the distance, in tokens, from which on all share the last bucket.
         tie_embeddings: whether the output matrix is the target's table.
         scaled_logits: whether logits are multiplied by D^-1/2.
         start_token: the token that the decoder reads first.

@@ -33,7 +33,9 @@ class MoEConfig(Config):
             output (a shared expert; DeepSeekMoE, arXiv 2401.06066); `gated_shared` adds it times the sigmoid of a
             learned value per token (Qwen1.5-MoE); `residual` mixes it with the experts' output by two learned,
             softmax-normalised coefficients per token (Residual-MoE, arXiv 2201.05596, section 4.1.1).
-        activation, gated, bias: of the experts and of the branch, as in DenseConfig.
+        activation: the activation of the experts and of the branch, as in DenseConfig.
+        gated: whether the experts and the branch have gates, as in DenseConfig.
+        bias: whether their matrices have biases, as in DenseConfig.
     """
 
     kind: Literal["moe"] = "moe"

@@ -27,8 +27,9 @@ class LSTMConfig(Config):
         locked: whether these three keep one mask for all tokens of a sequence (variational dropout, section 4.2);
             otherwise there is a mask a token (Zaremba et al., arXiv 1409.2329).
         weight_dropout: the dropout of the recurrent matrices, one mask a pass (DropConnect, section 2).
-        activation_penalty, temporal_penalty: alpha and beta of section 4.6, on the last layer's mean square (after
-            dropout) and on the mean square of its change from token to token (before dropout).
+        activation_penalty: alpha of section 4.6, the factor of the last layer's mean square, after dropout.
+        temporal_penalty: beta of section 4.6, the factor of the mean square of the last layer's change from token to
+            token, before dropout.
         init_range: embedding and output matrix are drawn from U(-init_range, init_range); the output's bias is 0.
         recurrent_init_range: the same for the layers, None for 1 / sqrt(width of the layer).
     """

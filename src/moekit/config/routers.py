@@ -68,7 +68,8 @@ class NoisyTopKConfig(TopKConfig):
     """Noise with a learned scale before the choice, in training (Shazeer et al., arXiv 1701.06538).
 
     Attributes:
-        importance_loss, load_loss: the coefficients of the squared coefficients of variation (eq. 7 and 11).
+        importance_loss: the coefficient of the squared coefficient of variation of the experts' importance (eq. 7).
+        load_loss: the same of their load (eq. 11).
     """
 
     kind: Literal["noisy_top_k"] = "noisy_top_k"
@@ -139,8 +140,8 @@ class SigmoidBiasConfig(RenormalizingConfig):
 
     Attributes:
         bias_step: how far the bias moves after each optimiser step.
-        groups, top_groups: experts are chosen inside the `top_groups` of `groups` equal groups whose two best are
-            highest.
+        groups: how many equal groups the experts form.
+        top_groups: a token's experts are chosen inside so many groups, those whose two best experts score highest.
         scale: the factor of the renormalised weights.
     """
 

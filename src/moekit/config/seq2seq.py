@@ -14,7 +14,8 @@ class Seq2SeqConfig(Config):
     """What both kinds have in common.
 
     Attributes:
-        source_vocab_size, target_vocab_size: the numbers of tokens.
+        source_vocab_size: the number of tokens that a source may have.
+        target_vocab_size: the number of tokens that a target may have.
         end_token: a token of both vocabularies. It ends a target, and it is what the decoder reads first.
     """
 
@@ -38,7 +39,8 @@ class LSTMSeq2SeqConfig(Seq2SeqConfig):
     in all; batches of 128 sentences of about the same length; the gradient, divided by 128, clipped at a norm of 5.
 
     Attributes:
-        width, layers: of the encoder and of the decoder, each.
+        width: the width of the encoder's layers, and of the decoder's.
+        layers: the number of the encoder's layers, and of the decoder's.
         reverse_source: whether the source is read from its end (section 3.3).
         init_range: all parameters are drawn from U(-init_range, init_range).
     """
@@ -60,7 +62,10 @@ class GRUSeq2SeqConfig(Seq2SeqConfig):
     clipped at a norm of 1.
 
     Attributes:
-        embedding_width, width, alignment_width, maxout_width: m, n, n' and l of the paper.
+        embedding_width: m of the paper.
+        width: n of the paper.
+        alignment_width: n' of the paper.
+        maxout_width: l of the paper.
         attention: if False, the encoder reads forwards alone and its last state is the context of every step
             (RNNencdec).
     """

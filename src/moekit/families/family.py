@@ -15,7 +15,8 @@ class Preset:
 
     Attributes:
         source: where it is published.
-        parameters, active: totals as published, where they are, for the table that holds ours against them.
+        parameters: the total as published, where it is, for the table that holds ours against it.
+        active: the parameters of a token, likewise.
     """
 
     config: Config
@@ -29,7 +30,8 @@ class Family:
     """A kind of folder.
 
     Attributes:
-        model_type, architecture: the values in config.json.
+        model_type: the value in config.json.
+        architecture: the name in config.json's `architectures`.
         read: reads our configuration from its settings; it raises what Settings raises.
         write: writes the settings of config.json for a configuration of ours, or gives None where the family cannot say
             it: `read` of what it gives has to be the configuration again.

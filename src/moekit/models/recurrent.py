@@ -82,8 +82,9 @@ class LSTMState:
     """The state of the layers after the tokens so far; a model's call reads it and writes it.
 
     Attributes:
-        hidden, cell: one tensor of shape (B, N) a layer, without gradients: a call does not reach back into the one
-            before.
+        hidden: the output of each layer, a tensor of shape (B, N) a layer, without gradients: a call does not reach
+            back into the one before.
+        cell: the cell of each layer, likewise.
     """
 
     def __init__(self, hidden: list[Tensor], cell: list[Tensor]) -> None:

@@ -17,7 +17,8 @@ class Experts(nn.Module):
         gate_up_EGD: the gate's F rows over those of the up projection (G = 2 F); the up projection alone (G = F) where
             experts are not gated.
         down_EDF: the down projection.
-        gate_up_bias_EG, down_bias_ED: None where the configuration has no biases.
+        gate_up_bias_EG: the biases of the gate and of the up projection; None where the configuration has none.
+        down_bias_ED: the biases of the down projection, likewise.
         kernel: the function of the chosen backend; all backends agree to rounding.
     """
 

@@ -72,7 +72,9 @@ class StepReport(BaseModel):
     Attributes:
         loss: bits per token.
         seconds: the time spent in training steps so far.
-        load_max_over_mean, dead_experts: the worst of all MoE layers, None where there is no such layer.
+        load_max_over_mean: the load of the busiest expert over the mean load, in the worst MoE layer; None where there
+            is no such layer.
+        dead_experts: the experts that got no token, in the worst MoE layer; None where there is no such layer.
         warnings: what became wrong with the routing at this step, in words.
     """
 

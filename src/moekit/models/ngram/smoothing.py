@@ -33,7 +33,8 @@ class Tables:
     Attributes:
         bits: the bits of a word's number in the keys.
         levels: the n-grams of orders 2 to N.
-        log10_probs, log10_backoffs: (n,) each; of order 1 by inside number of the word.
+        log10_probs: for each order an array (n,); that of order 1 is by inside number of the word.
+        log10_backoffs: the same of the backoff weights.
     """
 
     bits: int
