@@ -194,8 +194,8 @@ def test_a_warning_survives_a_stop(make_config: Callable[..., ModelConfig], tmp_
     with pytest.raises(Interrupted):
         forced(25).run(stop_at(10))
     reports: list[StepReport] = []
-    progress = forced(25).run(reports.append)
+    history = forced(25).run(reports.append)
     assert [(report.step, report.warnings) for report in reports if report.warnings] == [
         (20, ["layer 0: 6 of 8 experts get no tokens (step 20)"])
     ]
-    assert progress.collapse.warnings == {0: "layer 0: 6 of 8 experts get no tokens (step 20)"}
+    assert history.collapse.warnings == {0: "layer 0: 6 of 8 experts get no tokens (step 20)"}

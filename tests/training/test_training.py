@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_bit_identical(
     with pytest.raises(Interrupted):
         trainer(config, tmp_path / "parts", precision=precision).run(interrupt)
     second = trainer(config, tmp_path / "parts", precision=precision)
-    assert second.progress.step == stop_at
+    assert second.history.step == stop_at
     parts = second.run(ignore)
     assert [(p.step, p.bits_per_byte, p.train_loss) for p in parts.points] == [
         (p.step, p.bits_per_byte, p.train_loss) for p in whole.points

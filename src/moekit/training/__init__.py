@@ -4,9 +4,9 @@ from moekit.training.average import AVERAGE_TEXT, new_average
 from moekit.training.job import Schedule, TrainingJob, read_job
 from moekit.training.loop import (
     Interrupted,
-    Progress,
     StepReport,
     Trainer,
+    TrainingHistory,
 )
 from moekit.training.schedule import SCHEDULE_TEXT, learning_rate
 from moekit.training.step import StepResult, matrix_precision, new_optimizer, training_step
@@ -19,7 +19,6 @@ __all__ = [
     "SCHEDULE_TEXT",
     "CollapseWatch",
     "Interrupted",
-    "Progress",
     "Schedule",
     "StepLog",
     "StepRecord",
@@ -27,6 +26,7 @@ __all__ = [
     "StepResult",
     "Trainer",
     "TrainingConfig",
+    "TrainingHistory",
     "TrainingJob",
     "TrainingResult",
     "check_trainable",

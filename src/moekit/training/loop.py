@@ -50,11 +50,17 @@ class Point(BaseModel):
     train_loss: float
 
 
-class Progress(BaseModel):
-    """How far a run has come; all of it is in the checkpoint.
+class TrainingHistory(BaseModel):
+    """How far a run has come, and what was seen on the way; all of it is in the checkpoint.
 
     Attributes:
+        step: the steps that are done.
         seconds: the time spent in training steps alone.
+        spikes: how often the loss jumped.
+        points: what was measured on held-out text.
+        recent_losses: the losses of the latest steps, bits per token, by which a spike is told.
+        losses_since_point: the losses since the last point.
+        collapse: what became of the routing.
     """
 
     step: int = 0
@@ -116,16 +122,16 @@ class Trainer:
         self.moe_configs = {
             place: layer.config for place, layer in zip(model.moe_places, model.moe_layers, strict=True)
         }
-        self.progress = Progress()
+        self.history = TrainingHistory()
         if state_path.exists():
-            self.progress = Progress.model_validate(load_state(state_path, model, self.average, self.optimizer))
+            self.history = TrainingHistory.model_validate(load_state(state_path, model, self.average, self.optimizer))
 
     @property
     def averaged(self) -> LanguageModel:
         """The model with averaged weights, which is what is measured; `model` itself has the latest."""
         return cast(LanguageModel, self.average.module)
 
-    def run(self, on_step: Callable[[StepReport], None]) -> Progress:
+    def run(self, on_step: Callable[[StepReport], None]) -> TrainingHistory:
         """Train to the last step, calling on_step after each.
 
         Raises:
@@ -135,75 +141,75 @@ class Trainer:
         """
         saved = time.monotonic()
         self.model.train()
-        logging = self.log.going_on(self.progress.step) if self.log else nullcontext()
+        logging = self.log.going_on(self.history.step) if self.log else nullcontext()
         with logging, stop_request() as stop:
-            while self.progress.step < self.config.steps:
+            while self.history.step < self.config.steps:
                 on_step(self._step())
                 if stop.is_set() or time.monotonic() - saved >= self.config.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
                 if stop.is_set():
-                    raise Interrupted(f"Stopped after step {self.progress.step}.")
+                    raise Interrupted(f"Stopped after step {self.history.step}.")
         self.save()
-        return self.progress
+        return self.history
 
     def save(self) -> None:
         """Write the state to disk, all of it or nothing."""
-        save_state(self.state_path, self.model, self.average, self.optimizer, self.progress.model_dump())
+        save_state(self.state_path, self.model, self.average, self.optimizer, self.history.model_dump())
 
     def _step(self) -> StepReport:
-        progress = self.progress
-        batch = self.batch(progress.step + 1)
+        history = self.history
+        batch = self.batch(history.step + 1)
         begin = time.perf_counter()
-        rate = learning_rate(progress.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
+        rate = learning_rate(history.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
         result = training_step(self.model, self.optimizer, batch, self.config, rate)
         loss = result.loss / math.log(2)
         self.average.update_parameters(self.model)
-        progress.seconds += time.perf_counter() - begin
-        progress.step += 1
+        history.seconds += time.perf_counter() - begin
+        history.step += 1
         self._record_loss(loss)
         report = self._report(loss, rate, result.sums)
-        if progress.step in self.config.evaluate_at:
+        if history.step in self.config.evaluate_at:
             report.bits_per_byte = self._measure()
         return report
 
     def _report(self, loss: float, rate: float, sums: Sequence[Sums]) -> StepReport:
         """Report the step just taken, and write it to the log."""
-        step, seconds = self.progress.step, self.progress.seconds
+        step, seconds = self.history.step, self.history.seconds
         layers = routing_by_layer(self.moe_configs, sums)
         report = StepReport(step=step, loss=loss, seconds=seconds)
         if layers:
             report.load_max_over_mean = max(stats.load_max_over_mean for stats in layers.values())
             report.dead_experts = max(stats.dead_experts for stats in layers.values())
-            report.warnings = self.progress.collapse.see(step, self.moe_configs, layers)
+            report.warnings = self.history.collapse.see(step, self.moe_configs, layers)
         if self.log:
             self.log.write(StepRecord.of(step, loss, rate, seconds, layers))
         return report
 
     def _record_loss(self, loss: float) -> None:
-        progress = self.progress
+        history = self.history
         if not math.isfinite(loss):
-            raise TrainingFailed(f"the loss was no longer a number at step {progress.step} of {self.config.steps}")
-        if is_spike(loss, progress.recent_losses):
-            progress.spikes += 1
-        progress.recent_losses = [*progress.recent_losses, loss][-SPIKE_WINDOW:]
-        progress.losses_since_point.append(loss)
+            raise TrainingFailed(f"the loss was no longer a number at step {history.step} of {self.config.steps}")
+        if is_spike(loss, history.recent_losses):
+            history.spikes += 1
+        history.recent_losses = [*history.recent_losses, loss][-SPIKE_WINDOW:]
+        history.losses_since_point.append(loss)
 
     def _measure(self) -> float:
-        progress = self.progress
+        history = self.history
         with torch.no_grad():
             bits_per_byte = self.evaluate(self.averaged.eval())
         if not math.isfinite(bits_per_byte):
-            raise TrainingFailed(f"the held-out loss was no longer a number at step {progress.step}")
-        progress.points.append(
+            raise TrainingFailed(f"the held-out loss was no longer a number at step {history.step}")
+        history.points.append(
             Point(
-                step=progress.step,
-                seconds=progress.seconds,
+                step=history.step,
+                seconds=history.seconds,
                 bits_per_byte=bits_per_byte,
-                train_loss=statistics.fmean(progress.losses_since_point),
+                train_loss=statistics.fmean(history.losses_since_point),
             )
         )
-        progress.losses_since_point = []
+        history.losses_since_point = []
         return bits_per_byte
 
 

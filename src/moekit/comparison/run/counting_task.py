@@ -22,7 +22,7 @@ from moekit.config import BYTE_VOCAB_SIZE, NGramConfig
 from moekit.core import hardware
 from moekit.core.errors import TrainingFailed
 from moekit.models import NGram
-from moekit.training import Interrupted, Progress, StepReport
+from moekit.training import Interrupted, StepReport, TrainingHistory
 from moekit.training.loop import Point
 from moekit.training.signals import stop_request
 
@@ -34,17 +34,17 @@ class CountingTask(RunTask):
 
     def run(self) -> Run:
         """Count at each point of the curve and measure; a failure gives a Run that says why."""
-        progress = Progress()
+        history = TrainingHistory()
         try:
-            model = self._count(progress)
+            model = self._count(history)
         except FAILURES as error:
-            return self.record(progress, failure=failure_text(error))
+            return self.record(history, failure=failure_text(error))
         peak = self.peak_memory_bytes()
         found = {
             domain: held_out_bits(model, windows_NT, self.training.precision)
             for domain, windows_NT in self.windows(self.plan.final_tokens).items()
         }
-        return self.record(progress, failure=None).model_copy(
+        return self.record(history, failure=None).model_copy(
             update={
                 "peak_memory_bytes": peak,
                 "params_by_part": params_by_part(model),
@@ -80,8 +80,8 @@ class CountingTask(RunTask):
             + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
         )
 
-    def _count(self, progress: Progress) -> NGram:
-        """Count the model of all windows, with every point of its curve in `progress`."""
+    def _count(self, history: TrainingHistory) -> NGram:
+        """Count the model of all windows, with every point of its curve in `history`."""
         drawn_BT = self._drawn(self.training.steps)
         curve_windows = self.windows(self.plan.curve_tokens)
         steps = sorted(self.training.evaluate_at)
@@ -92,14 +92,14 @@ class CountingTask(RunTask):
                 rows = step * self.training.sequences
                 begin = time.perf_counter()
                 model = self._model(drawn_BT[:rows])
-                progress.seconds = time.perf_counter() - begin
-                spent += progress.seconds
-                progress.step = step
+                history.seconds = time.perf_counter() - begin
+                spent += history.seconds
+                history.step = step
                 bits_per_byte = mean_bits_per_byte(model, curve_windows, self.training.precision)
                 if not math.isfinite(bits_per_byte):
                     raise TrainingFailed(f"the held-out loss was no longer a number at step {step}")
-                progress.points.append(
-                    Point(step=step, seconds=progress.seconds, bits_per_byte=bits_per_byte, train_loss=train_loss)
+                history.points.append(
+                    Point(step=step, seconds=history.seconds, bits_per_byte=bits_per_byte, train_loss=train_loss)
                 )
                 self.tell(StepReport(step=step, loss=train_loss, seconds=spent, bits_per_byte=bits_per_byte))
                 if stop.is_set():

@@ -16,7 +16,7 @@ from moekit.comparison.spec.model_costs import costs_of
 from moekit.core import hardware
 from moekit.core.errors import TrainingFailed
 from moekit.data import Corpus, held_out_windows, training_batch
-from moekit.training import Progress, StepReport
+from moekit.training import StepReport, TrainingHistory
 
 Tell = Callable[[StepReport], None]
 
@@ -84,18 +84,18 @@ class RunTask(ABC):
         """Count the FLOPs spent in training after so many steps."""
         return float(step * self.training.step_tokens * costs_of(self.config, self.training.context).flops_per_token)
 
-    def record(self, progress: Progress, failure: str | None) -> Run:
+    def record(self, history: TrainingHistory, failure: str | None) -> Run:
         """Say what the training itself tells; the final measurements are added to it."""
-        tokens = progress.step * self.training.step_tokens
+        tokens = history.step * self.training.step_tokens
         return Run(
             seed=self.seed,
             status="failed" if failure else "done",
             failure=failure,
             tokens=tokens,
-            seconds=progress.seconds,
-            train_tokens_per_second=tokens / progress.seconds if progress.seconds else None,
-            loss_spikes=progress.spikes,
-            warnings=list(progress.collapse.warnings.values()),
+            seconds=history.seconds,
+            train_tokens_per_second=tokens / history.seconds if history.seconds else None,
+            loss_spikes=history.spikes,
+            warnings=list(history.collapse.warnings.values()),
             curve=[
                 CurvePoint(
                     step=point.step,
@@ -105,7 +105,7 @@ class RunTask(ABC):
                     bits_per_byte=point.bits_per_byte,
                     train_loss=point.train_loss,
                 )
-                for point in progress.points
+                for point in history.points
             ],
         )
 

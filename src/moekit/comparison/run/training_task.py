@@ -15,7 +15,7 @@ from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.core import hardware
 from moekit.models import LanguageModel, build
 from moekit.moe.routers import HashRouter
-from moekit.training import Progress, StepLog, Trainer, TrainingConfig, new_optimizer, training_step
+from moekit.training import StepLog, Trainer, TrainingConfig, TrainingHistory, new_optimizer, training_step
 
 # The first steps, which compile and fill caches, are not counted.
 _CALIBRATION_WARMUP, _CALIBRATION_STEPS = 5, 12
@@ -42,10 +42,10 @@ class TrainingTask(RunTask):
         log = StepLog(self.folder.run(self.contestant, self.seed), **self.logging)
         trainer = self.trainer(self.model, self.training, self.folder.state(self.contestant, self.seed), log)
         try:
-            progress = trainer.run(self.tell)
+            history = trainer.run(self.tell)
         except FAILURES as error:
-            return self.record(trainer.progress, failure=failure_text(error))
-        return self.measured(trainer, progress)
+            return self.record(trainer.history, failure=failure_text(error))
+        return self.measured(trainer, history)
 
     def trainer(
         self, model: LanguageModel, training: TrainingConfig, state: Path, log: StepLog, before: int = 0
@@ -61,13 +61,13 @@ class TrainingTask(RunTask):
             log,
         )
 
-    def measured(self, trainer: Trainer, progress: Progress) -> Run:
+    def measured(self, trainer: Trainer, history: TrainingHistory) -> Run:
         """Say what a training that came to its end tells, the final measurements included."""
         peak = self.peak_memory_bytes()
         bits_per_byte, by_domain, routing, tables = measure_domains(
             trainer.averaged, self.windows(self.plan.final_tokens), self.training.precision
         )
-        return self.record(progress, failure=None).model_copy(
+        return self.record(history, failure=None).model_copy(
             update={
                 "peak_memory_bytes": peak,
                 "bits_per_byte": bits_per_byte,

@@ -21,7 +21,7 @@ from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.comparison.spec.upcycling_phases import UpcyclingPhases
 from moekit.convert.dense_to_moe.upcycling import plan_upcycling
 from moekit.models import LanguageModel, load
-from moekit.training import Progress, StepLog, StepRecord, StepReport, Trainer
+from moekit.training import StepLog, StepRecord, StepReport, Trainer, TrainingHistory
 from moekit.training.loop import Point
 
 Message = TypeVar("Message", Point, StepRecord, StepReport)
@@ -51,11 +51,11 @@ class UpcyclingTask(TrainingTask):
         first, second = self.phases.trainings(self.training)
         dense = self.trainer(self.model, first, self.place / "dense.safetensors", StepLog(self.place, **self.logging))
         try:
-            if dense.progress.step < first.steps:  # the log may go on beyond this phase already
+            if dense.history.step < first.steps:  # the log may go on beyond this phase already
                 dense.run(self.tell)
         except FAILURES as error:
-            return self.record(dense.progress, failure=failure_text(error))
-        before = dense.progress
+            return self.record(dense.history, failure=failure_text(error))
+        before = dense.history
         self.model = self._converted(dense.averaged, self.place)
         del dense  # its memory is free for what follows
         log = _LaterLog(self.place, before, **self.logging)
@@ -64,8 +64,8 @@ class UpcyclingTask(TrainingTask):
         try:
             trainer.run(lambda report: self.tell(_after(before, report)))
         except FAILURES as error:
-            return self.record(joined(before, trainer.progress), failure=failure_text(error))
-        return self.measured(trainer, joined(before, trainer.progress))
+            return self.record(joined(before, trainer.history), failure=failure_text(error))
+        return self.measured(trainer, joined(before, trainer.history))
 
     def flops(self, step: int) -> float:
         """Count the FLOPs spent after so many steps of both phases."""
@@ -101,7 +101,7 @@ class UpcyclingTask(TrainingTask):
 class _LaterLog(StepLog):
     """The log of a phase that has another before it: its steps and seconds are counted from that one's start."""
 
-    def __init__(self, folder: Path, before: Progress, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, before: TrainingHistory, *, tensorboard: bool) -> None:
         super().__init__(folder, tensorboard=tensorboard)
         self.before = before
 
@@ -121,14 +121,14 @@ def _go_on_averaging(trainer: Trainer, before: int) -> None:
 
     So the curve has no jump where the function has none, and what the dense model was fades as a run's past does.
     """
-    if trainer.progress.step == 0:
+    if trainer.history.step == 0:
         trainer.average.n_averaged.fill_(before)
 
 
-def joined(before: Progress, after: Progress) -> Progress:
-    """Join both phases to one progress."""
+def joined(before: TrainingHistory, after: TrainingHistory) -> TrainingHistory:
+    """Join both phases to one history."""
     warnings = {layer: f"after upcycling, {text}" for layer, text in after.collapse.warnings.items()}
-    return Progress(
+    return TrainingHistory(
         step=before.step + after.step,
         seconds=before.seconds + after.seconds,
         spikes=before.spikes + after.spikes,
@@ -137,6 +137,6 @@ def joined(before: Progress, after: Progress) -> Progress:
     )
 
 
-def _after(before: Progress, message: Message) -> Message:
+def _after(before: TrainingHistory, message: Message) -> Message:
     """Count what the second phase says from the start of the first."""
     return message.model_copy(update={"step": before.step + message.step, "seconds": before.seconds + message.seconds})
