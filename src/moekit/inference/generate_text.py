@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TypedDict, Unpack, overload
 
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.inference.generation import Completion, GenerationOptions, OnText, complete
@@ -14,42 +14,28 @@ from moekit.inference.prompt_tokens import prompt_ids
 from moekit.inference.sampling import SamplingOptions
 
 
-@overload
-def generate(
-    model: str | Path | LoadedModel,
-    prompts: str,
-    *,
-    max_tokens: int | None = None,
-    stop: Sequence[str] = (),
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
-    on_text: OnText | None = None,
-    progress: Progress = no_progress,
-) -> Completion: ...
+class _Options(TypedDict, total=False):
+    """The options of `generate`, so that its two signatures need not list them."""
+
+    max_tokens: int | None
+    stop: Sequence[str]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    on_text: OnText | None
+    progress: Progress
 
 
 @overload
-def generate(
-    model: str | Path | LoadedModel,
-    prompts: list[str],
-    *,
-    max_tokens: int | None = None,
-    stop: Sequence[str] = (),
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
-    on_text: OnText | None = None,
-    progress: Progress = no_progress,
-) -> list[Completion]: ...
+def generate(model: str | Path | LoadedModel, prompts: str, **options: Unpack[_Options]) -> Completion: ...
+
+
+@overload
+def generate(model: str | Path | LoadedModel, prompts: list[str], **options: Unpack[_Options]) -> list[Completion]: ...
 
 
 def generate(
