@@ -9,7 +9,7 @@ from tests.convert.dense_models import MODELS
 
 from moekit.config import ModelConfig
 from moekit.convert.stored_model import StoredModel
-from moekit.convert.streamed_decoder import TokenBatch
+from moekit.models.streamed_decoder import TokenBatch
 from moekit.convert.verify import EXACT, Difference, compare, probe_of, tolerance
 from moekit.models import Decoder
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
-from moekit.convert.lora import Adapter
+from moekit.checkpoint.lora import Adapter
 from moekit.convert.storage.output_tensors import Copy, Made, Piece
 from moekit.core.errors import UsageError
 from moekit.families import Family
@@ -27,24 +26,6 @@ from moekit.models.folder import layout_of, own_tensors, read_config, read_setti
 from moekit.nn.meta import on_meta
 
 _READ_BYTES = 16 << 20
-
-
-class ReadableModel(Protocol):
-    """A decoder whose parameters are read by our names when they are asked for; it need not lie in a folder."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """What the decoder is."""
-        ...
-
-    @property
-    def shapes(self) -> Mapping[str, Tensor]:
-        """Our parameters, on the meta device."""
-        ...
-
-    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
-        """Read rows of a parameter, (end - begin, last dimension), into memory of their own."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.convert.stored_model import StoredModel, row_count, row_width
-from moekit.convert.streamed_decoder import StreamedDecoder, TokenBatch
+from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch
 from moekit.core.errors import MoekitError
 
 _HEAD_ROWS = 8192

@@ -11,7 +11,7 @@ from tests.addresses import OFFSETS, shift_file
 from tests.convert.merging.merge_recipes import make_models, planned, problems_of, recipe, write
 from tests.families.round_trips import stored_tensors
 
-from moekit.convert.lora import open_adapter
+from moekit.checkpoint.lora import open_adapter
 from moekit.core.errors import MoekitError
 
 pytest.importorskip("transformers")

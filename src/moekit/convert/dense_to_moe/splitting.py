@@ -23,7 +23,7 @@ from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose
 from moekit.convert.dense_to_moe.expert_channels import Mixture, Slot
 from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator, indivisible
 from moekit.convert.stored_model import StoredModel, dense_of
-from moekit.convert.streamed_decoder import StreamedDecoder, TokenBatch
+from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch
 from moekit.kernels.activation import Activation, plain_activation
 
 _log = logging.getLogger(__name__)

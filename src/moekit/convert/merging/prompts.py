@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from moekit.convert.stored_model import StoredModel
-from moekit.convert.streamed_decoder import TokenBatch
+from moekit.models.streamed_decoder import TokenBatch
 from moekit.data.tokenizers import Tokenizer, tokenizer_of
 from moekit.models.special_tokens import read_object
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from moekit.convert.merging.merge_config import ExpertConfig
 from moekit.convert.merging.prompts import PromptEncoder, prompt_batches
-from moekit.convert.stored_model import ReadableModel
-from moekit.convert.streamed_decoder import StreamedDecoder
+from moekit.models.streamed_decoder import ReadableModel, StreamedDecoder
 
 # The penalty on the squared weights, for inputs whose mean square distance from their mean is 1.
 PENALTY = 1e-4

@@ -13,7 +13,7 @@ from torch import Tensor
 from moekit.convert.merging.merge_config import MergeConfig
 from moekit.convert.merging.merged_model import MergedModel
 from moekit.convert.merging.prompts import PromptEncoder, prompt_batches
-from moekit.convert.streamed_decoder import StreamedDecoder
+from moekit.models.streamed_decoder import StreamedDecoder
 
 _SHOWN_CHARACTERS = 60
 

@@ -6,10 +6,10 @@ B batch, T tokens, D model width, S assignments of an expert.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,34 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from moekit.checkpoint.alignment import aligned
-from moekit.config import MoEConfig
-from moekit.convert.stored_model import ReadableModel
+from moekit.config import ModelConfig, MoEConfig
 from moekit.kernels.activation import Activation, plain_activation
 from moekit.kernels.assignments import Assignments
 from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn.meta import on_meta
+
+
+class ReadableModel(Protocol):
+    """A decoder whose parameters are read by our names when they are asked for; it need not lie in a folder.
+
+    Rows are those of a parameter flattened to its last dimension; a vector has as many as elements.
+    """
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the decoder is."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, Tensor]:
+        """Our parameters, on the meta device."""
+        ...
+
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """Read rows of a parameter, (end - begin, last dimension), into memory of their own."""
+        ...
 
 
 @dataclass(frozen=True)
