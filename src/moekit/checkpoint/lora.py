@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moekit.checkpoint.alignment import aligned
+from moekit.checkpoint.read_weights import memory_of
+from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.core.errors import MoekitError, UsageError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -67,6 +70,30 @@ class Adapter:
                 raise MoekitError(
                     f"{self.folder / WEIGHTS} has the shape {list(shape)} for {name!r}, the model {list(shapes[name])}."
                 )
+
+
+class AdaptedTensors(StoredTensors):
+    """The tensors of a folder with an adapter on top: what it touches is computed when it is read, and read again.
+
+    Raises MoekitError where the adapter is for a model of other shapes.
+    """
+
+    def __init__(self, tensors: StoredTensors, adapter: Adapter) -> None:
+        super().__init__(tensors)
+        adapter.check({name: info.shape for name, info in tensors.items()})
+        self.adapter = adapter
+        self._held: tuple[str, Tensor] | None = None
+
+    def read(self, name: str, begin: int, into: memoryview) -> None:
+        """Fill `into` as `StoredTensors.read` does; one tensor that was computed is kept until another is."""
+        if not self.adapter.touches(name):
+            super().read(name, begin, into)
+            return
+        if self._held is None or self._held[0] != name:
+            weight = torch.empty(self[name].shape, dtype=self[name].dtype)
+            super().read(name, 0, memory_of(weight))
+            self._held = name, self.adapter.applied(name, weight).contiguous()
+        into[:] = memory_of(self._held[1])[begin : begin + len(into)]
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -152,4 +179,4 @@ def _of_pattern(pattern: object, module: str, default: Any) -> Any:
     return default
 
 
-__all__ = ["SETTINGS", "WEIGHTS", "Adapter", "Factors", "open_adapter"]
+__all__ = ["SETTINGS", "WEIGHTS", "AdaptedTensors", "Adapter", "Factors", "open_adapter"]

@@ -5,7 +5,7 @@ vector as many as elements.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
-from moekit.checkpoint.lora import Adapter
-from moekit.convert.storage.output_tensors import Copy, Made, Piece
+from moekit.checkpoint.lora import AdaptedTensors, Adapter
+from moekit.convert.storage.output_tensors import Copy, Made, Piece, tensor_of
 from moekit.core.errors import UsageError
 from moekit.families import Family
 from moekit.models import Decoder
@@ -52,11 +52,10 @@ class StoredModel:
             raise UsageError(f"{folder} holds no causal decoder ({family.model_type}).")
         self.folder, self.family, self.config, self.adapter = folder, family, config, adapter
         self.settings = read_settings(folder).values
-        self.tensors = StoredTensors.open(folder)
+        tensors = StoredTensors.open(folder)
         self.shapes, self.layout = shapes_of(family, config)
-        check_weights(self.shapes, self.layout, self.tensors, ignored=family.ignored)
-        if adapter is not None:
-            adapter.check({name: info.shape for name, info in self.tensors.items()})
+        check_weights(self.shapes, self.layout, tensors, ignored=family.ignored)
+        self.tensors = tensors if adapter is None else AdaptedTensors(tensors, adapter)
         self.dtypes = dtype_of(self.layout, self.tensors)
         self._by_stored_name = {entry.name: entry for entry in self.layout if entry.name in self.tensors}
         self._entries: dict[str, list[Stored]] = {}
@@ -67,7 +66,6 @@ class StoredModel:
         self._all_runs: dict[str, list[_Run] | None] = {}
         # What is read whole, though its rows are asked for one after the other, is kept until another is.
         self._held: tuple[str, Tensor] | None = None
-        self._adapted: tuple[str, Tensor] | None = None
 
     def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
         """Read rows of the parameter `name`, (end - begin, last dimension), in the type that it is stored in."""
@@ -78,10 +76,6 @@ class StoredModel:
         rows = torch.empty(end - begin, row_width(self.shapes[name]), dtype=self.dtypes[name])
         for run in runs:
             into = rows[run.begin - begin : run.end - begin]
-            if self._is_adapted(run.name):
-                stored = self.read_stored(run.name).view(-1, rows.shape[1])
-                into.copy_(stored[run.stored_begin : run.stored_begin + len(into)])
-                continue
             info = self.tensors[run.name]
             raw = into if info.dtype is rows.dtype else torch.empty(into.shape, dtype=info.dtype)
             self.tensors.read(run.name, run.stored_begin * rows.shape[1] * info.dtype.itemsize, memory_of(raw))
@@ -116,41 +110,20 @@ class StoredModel:
             return False
         return _places(entry, shapes) == _places(ours, self.shapes)
 
-    def stored_piece(self, name: str) -> Piece:
-        """Give a stored tensor as a piece: its bytes, or computed where the adapter changes it."""
-        if not self._is_adapted(name):
-            return Copy(self.tensors, name)
-        info = self.tensors[name]
-        return self._adapted_piece(info.shape, lambda: self.read_stored(name))
-
-    def read_stored(self, name: str) -> Tensor:
-        """Read a stored tensor with the adapter, in its shape and the type that it is stored in."""
-        if self._adapted is not None and self._adapted[0] == name:
-            return self._adapted[1]
-        info = self.tensors[name]
-        tensor = torch.empty(info.shape, dtype=info.dtype)
-        self.tensors.read(name, 0, memory_of(tensor))
-        if self.adapter is not None and self.adapter.touches(name):
-            tensor = self.adapter.applied(name, tensor)
-            self._adapted = (name, tensor)
-        return tensor
-
-    def _is_adapted(self, name: str) -> bool:
-        return self.adapter is not None and self.adapter.touches(name)
-
-    def _adapted_piece(self, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Made:
-        """In fp32 the product and the sum, beside what is read and what comes out."""
-        elements = math.prod(shape)
-        return Made(make, shape, elements * 16, f"lora {self.adapter.folder if self.adapter else ''}")
+    def stored_piece(self, name: str, begin_row: int = 0, end_row: int | None = None) -> Piece:
+        """Give rows of a stored tensor as a piece: its bytes, or computed where the adapter changes it."""
+        copy = Copy(self.tensors, name, begin_row, end_row)
+        if self.adapter is None or not self.adapter.touches(name):
+            return copy
+        # In fp32 the product and the sum, beside what is read and what comes out.
+        return Made(lambda: tensor_of(copy), copy.shape, 16 * math.prod(copy.shape), f"lora {self.adapter.folder}")
 
     def _piece(self, run: _Run, name: str) -> Piece:
         shape, width, count = self.tensors[run.name].shape, row_width(self.shapes[name]), run.end - run.begin
-        if self._is_adapted(run.name):
-            return self._adapted_piece((count, width), lambda: self.rows(name, run.begin, run.end))
         each = math.prod(shape[1:]) // width  # rows of ours in one of the stored tensor's, which may be stacked
         if run.stored_begin % each == 0 and count % each == 0:
             begin = run.stored_begin // each
-            return Copy(self.tensors, run.name, begin, begin + count // each)
+            return self.stored_piece(run.name, begin, begin + count // each)
         memory = count * width * self.dtypes[name].itemsize
         return Made(lambda: self.rows(name, run.begin, run.end), (count, width), memory, f"{name} {run.begin}")
 
@@ -192,10 +165,6 @@ class StoredModel:
         return self._held[1]
 
     def _read(self, stored: str, pair: Pair) -> None:
-        if self._is_adapted(stored):
-            view = pair.stored
-            pair.ours.copy_(self.read_stored(stored).as_strided(view.shape, view.stride(), view.storage_offset()))
-            return
         info = self.tensors[stored]
         for piece in pieces(pair, info.dtype.itemsize, _READ_BYTES):
             raw = torch.empty(piece.span(), dtype=info.dtype)
