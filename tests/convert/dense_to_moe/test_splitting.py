@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tests.convert.dense_models import VOCAB, difference, logits
 
-from moekit.convert.dense_to_moe.expert_channels import Slot
+from moekit.convert.expert_channels import Slot
 from moekit.convert.dense_to_moe.splitting import Splitting, activity, balanced_clusters, plan_splitting
 from moekit.convert.dense_to_moe.upcycling import generator
 from moekit.convert.stored_model import StoredModel

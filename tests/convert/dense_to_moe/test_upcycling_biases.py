@@ -12,7 +12,7 @@ from tests.convert.dense_models import check_same, model_type, save
 
 from moekit.cli.upcycle import upcycle
 from moekit.config import MoEConfig
-from moekit.convert.dense_to_moe.expert_channels import Slot
+from moekit.convert.expert_channels import Slot
 from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
 from moekit.core.errors import MoekitError
 from moekit.models import load

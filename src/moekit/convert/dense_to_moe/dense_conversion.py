@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from moekit.config import ModelConfig
 from moekit.convert.conversion import folder_problems, json_text
-from moekit.convert.dense_to_moe.expert_channels import Mixture, MixtureParameters
-from moekit.convert.output_model import output_tensors
+from moekit.convert.expert_channels import Mixture, MixtureParameters
+from moekit.convert.mixture_model import output_tensors
 from moekit.convert.storage.output_tensors import OutputTensor
 from moekit.convert.storage.partial_folder import checksums_text, discard
 from moekit.convert.storage.streaming_writer import file_bytes, output_bytes, peak_memory_bytes, write_tensors

@@ -20,7 +20,7 @@ from torch import Tensor
 from moekit.config import Config, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.conversion import Refused
 from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose_family
-from moekit.convert.dense_to_moe.expert_channels import Mixture, Slot
+from moekit.convert.expert_channels import Mixture, Slot
 from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator, indivisible
 from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch

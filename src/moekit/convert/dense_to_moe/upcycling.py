@@ -29,7 +29,7 @@ from moekit.config import (
 )
 from moekit.convert.conversion import Refused
 from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose_family
-from moekit.convert.dense_to_moe.expert_channels import Matrix, Mixture, Slot
+from moekit.convert.expert_channels import Matrix, Mixture, Slot
 from moekit.convert.stored_model import StoredModel, dense_of, moe_of
 
 _Branch = Literal["none", "shared", "gated_shared"]

@@ -17,7 +17,7 @@ from moekit.config import ModelConfig
 from moekit.convert.merging.merge_config import DRAWN_MODES, MergeConfig
 from moekit.convert.merging.mergekit_arithmetic import Draw, Noise, drawn_gates, noise_order
 from moekit.convert.merging.output_formats import Output
-from moekit.convert.output_model import output_tensors
+from moekit.convert.mixture_model import output_tensors
 from moekit.convert.storage.output_tensors import Copy, Made, OutputTensor, Piece, rows_of_pieces
 from moekit.convert.stored_model import StoredModel, dense_of, row_count, row_width, shapes_of
 
