@@ -78,7 +78,7 @@ def merge(
         "report": report,
     }
     if dry_run:
-        show_plan(lambda: verbs.plan_merge(config, **options), out, _print_plan, as_json=as_json, refused=MergePlan)
+        show_plan(lambda: verbs.plan_merge(config, options), out, _print_plan, as_json=as_json, refused=MergePlan)
         return
     command = shlex.join(["moekit", *sys.argv[1:]])
     found = verbs.merge(config, out, **options, command=command, progress=ProgressDisplay())

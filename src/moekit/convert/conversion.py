@@ -1,7 +1,8 @@
 """What every conversion is: a plan with every problem, a run that leaves a whole result or nothing, and its proof."""
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from moekit.core import files
 from moekit.core.errors import UsageError
 from moekit.core.formatting import bytes_text
 from moekit.core.progress import Progress, no_progress
+from moekit.models.folder import COMPANIONS
 
 
 class Refused(UsageError):
@@ -80,6 +82,19 @@ def folder_problems(out: Path, needed: int) -> list[str]:
     if needed - held > free:
         return [f"{out} needs {bytes_text(needed - held)} more and the disk has {bytes_text(free)} free."]
     return []
+
+
+def companions(folder: Path) -> list[Path]:
+    """Find what stands beside the weights in a folder and goes with them."""
+    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
+
+
+def write_beside(folder: Path, texts: Mapping[str, str], origin: Path) -> None:
+    """Write texts by the names of their files, and copy the companions in `origin`, as they are."""
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for file in companions(origin):
+        shutil.copyfile(file, folder / file.name)
 
 
 def json_text(values: dict[str, Any]) -> str:

@@ -1,77 +1,119 @@
-"""The tensors of a model that is to be written, made of its parameters by our names and a family's layout."""
+"""A mixture that is to be written: its parameters by our names and its tensors by a layout, made of other models."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.views import pairs
-from moekit.convert.storage.output_tensors import Made, OutputTensor, Piece
-from moekit.convert.stored_model import rows_of
+from moekit.checkpoint.views import pairs, stored_shape
+from moekit.config import ModelConfig
+from moekit.convert.expert_channels import Mixture, zeros
+from moekit.convert.storage.output_tensors import Made, OutputTensor, Piece, rows_of_pieces, tensor_of
+from moekit.convert.stored_model import StoredModel, row_count, row_width, rows_of
 
 
-class NewParameters(Protocol):
-    """What the parameters of a new model are made of."""
+@dataclass(frozen=True, kw_only=True)
+class MixtureModel:
+    """A model made of dense ones: its mixtures of their networks, everything else of the base, or the mean of several.
+
+    base: what else it is made of. config, shapes, layout: of the new model. mixtures: by layer. averaged: models whose
+    mean stands for what is the base's, if there are any. dtype_of_all: of the result; None: each tensor keeps its own.
+    """
+
+    base: StoredModel
+    config: ModelConfig
+    shapes: Mapping[str, Tensor]
+    layout: Sequence[Stored]
+    mixtures: Mapping[int, Mixture]
+    averaged: tuple[StoredModel, ...] = ()
+    dtype_of_all: torch.dtype | None = None
+
+    @cached_property
+    def tensors(self) -> list[OutputTensor]:
+        """All that is written, in the layout's order. What lies in the base's folder in the same way is copied."""
+        return [self._output_tensor(entry) for entry in self.layout]
 
     def dtype(self, name: str) -> torch.dtype:
-        """Give the type of numbers that a parameter is written in."""
-        ...
+        """Give the type that a parameter is written in: that of the whole result, else that of what it is made of."""
+        if self.dtype_of_all is not None:
+            return self.dtype_of_all
+        if name in self.base.dtypes:
+            return self.base.dtypes[name]
+        layer, _, role = name.partition(".feed_forward.")
+        if role:
+            return self.mixtures[int(layer.split(".")[1])].dtype(role)
+        return self.base.dtypes[name.replace(".bias", ".weight")]  # that the format wants and the base has not
 
     def pieces(self, name: str, rows: range) -> Iterable[Piece]:
         """Give rows of a parameter (as in `StoredModel`) as pieces that follow each other."""
-        ...
+        layer, _, role = name.partition(".feed_forward.")
+        if name not in self.base.shapes:
+            if role:
+                return self.mixtures[int(layer.split(".")[1])].pieces(role, rows, self.shapes[name])
+            return [zeros((len(rows),))]
+        models = self.averaged or (self.base,)
+        if len(models) == 1:
+            return models[0].pieces(name, rows.start, rows.stop)
+        shape = (len(rows), row_width(self.shapes[name]))
+        return [_average(shape, lambda: (model.rows(name, rows.start, rows.stop) for model in models))]
+
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """Read or compute rows of a parameter, (end - begin, last dimension)."""
+        end = row_count(self.shapes[name]) if end is None else end
+        return rows_of_pieces(self.pieces(name, range(begin, end)), row_width(self.shapes[name]), self.dtype(name))
 
     def parameter(self, name: str) -> Tensor:
         """Read or compute a whole parameter in its shape."""
-        ...
+        return self.rows(name).view(self.shapes[name].shape)
 
-    def stored(self, entry: Stored) -> Piece | None:
-        """Give a stored tensor that lies in a source in the same way; None where there is none."""
-        ...
+    def _output_tensor(self, entry: Stored) -> OutputTensor:
+        shape, dtype = stored_shape(entry, self.shapes), self.dtype(entry.parts[0].ours)
+        if self.base.holds(entry, self.shapes):
+            return OutputTensor(entry.name, dtype, shape, (self._as_stored(entry.name, shape),))
+        found = zip(entry.parts, pairs(entry, self.shapes), strict=True)
+        pieces: list[Piece] = []
+        for part, pair in sorted(found, key=lambda both: both[1].stored.storage_offset()):
+            rows = rows_of(pair, self.shapes[part.ours])
+            if rows is None or not pair.stored.is_contiguous():
+                return OutputTensor(entry.name, dtype, shape, (self._assembled(entry, shape, dtype),))
+            pieces += self.pieces(part.ours, rows)
+        return OutputTensor(entry.name, dtype, shape, tuple(pieces))
+
+    def _as_stored(self, name: str, shape: tuple[int, ...]) -> Piece:
+        """Give a tensor of the base's folder, or the mean of such."""
+        models = self.averaged or (self.base,)
+        if len(models) == 1:
+            return models[0].stored_piece(name)
+        return _average(shape, lambda: (tensor_of(model.stored_piece(name)) for model in models))
+
+    def _assembled(self, entry: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> Made:
+        """Give a tensor whose parts do not lie in it row by row."""
+        names = {part.ours for part in entry.parts}
+
+        def make() -> Tensor:
+            result = torch.empty(shape, dtype=dtype)
+            for pair in pairs(entry, {name: self.parameter(name) for name in names}):
+                stored = pair.stored
+                result.as_strided(stored.shape, stored.stride(), stored.storage_offset()).copy_(pair.ours)
+            return result
+
+        held = sum(self.shapes[name].numel() * 8 for name in names)
+        return Made(make, shape, held + 2 * math.prod(shape) * dtype.itemsize, entry.name)
 
 
-def output_tensors(
-    layout: Sequence[Stored], shapes: Mapping[str, Tensor], parameters: NewParameters
-) -> list[OutputTensor]:
-    """Give the tensors of a layout as pieces. shapes: of our parameters, on the meta device."""
-    return [_output_tensor(entry, shapes, parameters) for entry in layout]
-
-
-def _output_tensor(entry: Stored, shapes: Mapping[str, Tensor], parameters: NewParameters) -> OutputTensor:
-    found = pairs(entry, shapes)
-    shape, dtype = tuple(entry.shape or found[0].stored.shape), parameters.dtype(entry.parts[0].ours)
-    as_it_is = parameters.stored(entry)
-    if as_it_is is not None:
-        return OutputTensor(entry.name, dtype, shape, (as_it_is,))
-    in_rows = sorted(zip(entry.parts, found, strict=True), key=lambda both: both[1].stored.storage_offset())
-    pieces: list[Piece] = []
-    for part, pair in in_rows:
-        rows = rows_of(pair, shapes[part.ours])
-        if rows is None or not pair.stored.is_contiguous():
-            return OutputTensor(entry.name, dtype, shape, (_assembled(entry, shape, dtype, shapes, parameters),))
-        pieces += parameters.pieces(part.ours, rows)
-    return OutputTensor(entry.name, dtype, shape, tuple(pieces))
-
-
-def _assembled(
-    entry: Stored,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    shapes: Mapping[str, Tensor],
-    parameters: NewParameters,
-) -> Made:
-    """Give a tensor whose parts do not lie in it row by row."""
+def _average(shape: tuple[int, ...], read: Callable[[], Iterable[Tensor]]) -> Made:
+    """Give the mean of tensors, summed in fp32, in the type of the first."""
 
     def make() -> Tensor:
-        whole = {part.ours: parameters.parameter(part.ours) for part in entry.parts}
-        result = torch.empty(shape, dtype=dtype)
-        for pair in pairs(entry, whole):
-            stored = pair.stored
-            result.as_strided(stored.shape, stored.stride(), stored.storage_offset()).copy_(pair.ours)
-        return result
+        found = iter(read())
+        first = next(found)
+        total, count = first.float(), 1
+        for tensor in found:
+            total, count = total + tensor.float(), count + 1
+        return (total / count).to(first.dtype)
 
-    held = sum(shapes[name].numel() * 8 for name in {part.ours for part in entry.parts})
-    return Made(make, shape, held + 2 * math.prod(shape) * dtype.itemsize, entry.name)
+    return Made(make, shape, 16 * math.prod(shape), "average")

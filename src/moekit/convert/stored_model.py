@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
+from moekit.checkpoint.lora import AdaptedTensors, Adapter
 from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
-from moekit.checkpoint.lora import AdaptedTensors, Adapter
 from moekit.convert.storage.output_tensors import Copy, Made, Piece, tensor_of
 from moekit.core.errors import UsageError
 from moekit.families import Family

@@ -7,8 +7,10 @@ standard `logging`, how far the work is to `progress`.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from moekit.config import Config
 from moekit.convert.conversion import Refused
 from moekit.convert.dense_to_moe.dense_conversion import ConversionReport, DenseConversion
 from moekit.convert.dense_to_moe.sample_text import sample_tokens
@@ -78,20 +80,7 @@ def upcycle(
         >>> report.exact, report.model_type
         (True, 'mixtral')
     """
-    options = {
-        "experts": experts,
-        "top_k": top_k,
-        "granularity": granularity,
-        "layers": layers,
-        "shared": shared,
-        "method": method,
-        "noise": noise,
-        "drop": drop,
-        "renormalize": renormalize,
-        "router_std": router_std,
-        "seed": seed,
-    }
-    return plan_upcycle(model, options).run(Path(out), progress)
+    return plan_upcycle(model, _options(Upcycling, locals())).run(Path(out), progress)
 
 
 def plan_upcycle(model: str | Path, options: Mapping[str, Any]) -> DenseConversion:
@@ -142,15 +131,7 @@ def split(
         >>> report.exact
         True
     """
-    options = {
-        "experts": experts,
-        "top_k": top_k,
-        "layers": layers,
-        "method": method,
-        "router_std": router_std,
-        "seed": seed,
-    }
-    return plan_split(model, options, data).run(Path(out), progress)
+    return plan_split(model, _options(Splitting, locals()), data).run(Path(out), progress)
 
 
 def plan_split(
@@ -207,41 +188,21 @@ def merge(
         >>> moekit.merge(recipe, "./merged").architecture
         'Mixtral'
     """
-    conversion = plan_merge(
-        config,
-        seed=seed,
-        fused=fused,
-        train_router=train_router,
-        train_steps=train_steps,
-        held_out=held_out,
-        report=report,
-        command=command,
-    )
+    conversion = plan_merge(config, _options(MergeOptions, locals()))
     for warning in conversion.warnings:
         _log.warning("Note: %s", warning)
     return conversion.run(Path(out), progress)
 
 
 def plan_merge(
-    config: str | Path | Mapping[str, Any],
-    *,
-    seed: int = 0,
-    fused: bool = False,
-    train_router: Sequence[str] = (),
-    train_steps: int = 200,
-    held_out: Sequence[str] = (),
-    report: bool = True,
-    command: str = "",
+    config: str | Path | Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})
 ) -> MergeConversion:
-    """Plan what `merge` would do with these arguments; no weight is read."""
+    """Plan what `merge` would do with these options; no weight is read."""
     if isinstance(config, Mapping):
         recipe = validate(MergeConfig, dict(config), where="moekit merge")
     else:
         recipe = read_merge_config(Path(config))
-    options = MergeOptions(
-        train_router=train_router, train_steps=train_steps, held_out=held_out, report=report, command=command
-    )
-    return plan_merging(recipe, seed=seed, fused=fused, options=options)
+    return plan_merging(recipe, validate(MergeOptions, dict(options), where="moekit merge"))
 
 
 def quantize(
@@ -278,3 +239,8 @@ def plan_quantize(model: str | Path, type: str = "q4_k") -> Quantization:
     if type not in BLOCK_TYPES_BY_NAME:
         raise Refused([f"There is no type {type!r}; {did_you_mean(type, BLOCK_TYPES_BY_NAME)}"])
     return plan_quantization(find(model), BLOCK_TYPES_BY_NAME[type])
+
+
+def _options(kind: type[Config], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick from all arguments of a verb those that the class of its options has as fields."""
+    return {name: value for name, value in arguments.items() if name in kind.model_fields}

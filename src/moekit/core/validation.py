@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> Any:
     """Read a file of YAML; raise UsageError where it cannot be read."""
     try:
         return yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 

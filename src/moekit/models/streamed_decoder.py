@@ -54,6 +54,16 @@ class TokenBatch:
     tokens_BT: Tensor
     real_BT: Tensor
 
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], *, padding: int = 0, left: bool = False) -> "TokenBatch":
+        """Make a batch of rows of tokens, padded at their end, or on the left."""
+        length = max(map(len, rows))
+        filled = [[padding] * (length - len(row)) for row in rows]
+        tokens = [[*fill, *row] if left else [*row, *fill] for row, fill in zip(rows, filled, strict=True)]
+        place_T = torch.arange(length).flip(0) if left else torch.arange(length)
+        counts_B1 = torch.tensor([len(row) for row in rows])[:, None]
+        return cls(torch.tensor(tokens, dtype=torch.int64).view(len(rows), length), place_T < counts_B1)
+
 
 @dataclass(frozen=True)
 class LayerRun:

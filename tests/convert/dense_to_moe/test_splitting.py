@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from tests.convert.dense_models import VOCAB, difference, logits
 
-from moekit.convert.expert_channels import Slot
 from moekit.convert.dense_to_moe.splitting import Splitting, activity, balanced_clusters, plan_splitting
 from moekit.convert.dense_to_moe.upcycling import generator
+from moekit.convert.expert_channels import Slot
 from moekit.convert.stored_model import StoredModel
 from moekit.core.errors import MoekitError, UsageError
 from moekit.models import load
@@ -64,7 +64,7 @@ def test_without_the_scale_it_fails(dense: dict[str, Path], tmp_path: Path, monk
     from moekit.convert.dense_to_moe import splitting as module
 
     real = module.Slot
-    monkeypatch.setattr(module, "Slot", lambda channels, scale: real(channels=channels, scale=1.0))
+    monkeypatch.setattr(module, "Slot", lambda **given: real(**given | {"scale": 1.0}))
     with pytest.raises(MoekitError, match="not the same function"):
         plan_splitting(dense["llama"], Splitting(experts=4, top_k=4, method="random")).run(tmp_path / "out")
 
@@ -74,7 +74,7 @@ def test_with_a_bias_scaled_wrongly_it_fails(
     dense: dict[str, Path], tmp_path: Path, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of four experts holds the whole bias of down; neither a share of it, nor that times 4 like the matrix."""
-    monkeypatch.setattr(Slot, "bias_scale", lambda slot, channels: wrong)
+    monkeypatch.setattr(Slot, "bias_scale", wrong)
     with pytest.raises(MoekitError, match="not the same function"):
         plan_splitting(dense["gpt2"], Splitting(experts=4, top_k=4, method="random")).run(tmp_path / "out")
 

@@ -93,7 +93,7 @@ def write_recipe(folder: Path, data: dict[str, Any], name: str = "merge.yaml") -
 
 def plan_of(folder: Path, data: dict[str, Any], **options: Any) -> MergeConversion:
     """Plan the merge that the recipe `data` says, which has no problems."""
-    return plan_merging(read_merge_config(write_recipe(folder, data)), **options)
+    return plan_merging(read_merge_config(write_recipe(folder, data)), MergeOptions(**options))
 
 
 def planned(folder: Path, data: dict[str, Any], **options: Any) -> MergedModel:

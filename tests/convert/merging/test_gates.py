@@ -12,8 +12,8 @@ from tests.convert.merging.merge_recipes import PROMPTS, make_models, planned, r
 from torch import Tensor
 
 from moekit.convert.merging.merge_config import ExpertConfig, Reference
-from moekit.convert.merging.mergekit_arithmetic import block_inputs, drawn_gates, left_padded
-from moekit.convert.merging.prompts import prompt_encoder, right_padded, special_text
+from moekit.convert.merging.mergekit_arithmetic import block_inputs, drawn_gates
+from moekit.convert.merging.prompts import prompt_encoder, special_text
 from moekit.convert.merging.router_input_gates import (
     Labelled,
     centroid_gate,
@@ -22,8 +22,8 @@ from moekit.convert.merging.router_input_gates import (
     router_gates,
 )
 from moekit.convert.stored_model import StoredModel
-from moekit.models.streamed_decoder import ReadableModel, TokenBatch
 from moekit.models import load
+from moekit.models.streamed_decoder import ReadableModel, TokenBatch
 
 transformers = pytest.importorskip("transformers")
 
@@ -53,7 +53,7 @@ def test_block_inputs_have_the_bits_of_transformers(kind: str, dtype: torch.dtyp
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     shift_parameters(theirs, 0)
     base = StoredModel(folder)
-    batches = [left_padded(group) for group in ROWS]
+    batches = [TokenBatch.of(group, left=True) for group in ROWS]
     found = list(block_inputs(base, batches, dtype))
     for place, batch in enumerate(batches):
         with torch.no_grad():
@@ -82,7 +82,7 @@ def test_block_inputs_have_the_same_bits_wherever_weights_lie(
     dtype: torch.dtype, kind: str, offset: int, tmp_path: Path
 ) -> None:
     base = StoredModel(make_models(tmp_path, kind, 0, num_hidden_layers=3, **KINDS[kind]) / "base")
-    batches = [left_padded(group) for group in ROWS]
+    batches = [TokenBatch.of(group, left=True) for group in ROWS]
     expected = list(block_inputs(base, batches, dtype))
     found = list(block_inputs(Elsewhere(base, offset), batches, dtype))
     assert all(
@@ -142,7 +142,7 @@ def test_the_encoder_puts_the_start_token_before_every_prompt_and_pads_on_the_le
     base = StoredModel(make_models(tmp_path, count=0) / "base")
     encoder = prompt_encoder(base)
     assert special_text(base.folder, "bos_token") == "<s>"
-    batch = left_padded([encoder.ids(text) for text in ("abcd", "a")], encoder.padding)
+    batch = TokenBatch.of([encoder.ids(text) for text in ("abcd", "a")], padding=encoder.padding, left=True)
     assert batch.tokens_BT[:, 0].tolist() == [1, 1]
     assert batch.real_BT.tolist() == [[True] * 5, [False] * 3 + [True] * 2]
     assert encoder.ids("abcd")[0] == 1
@@ -243,9 +243,9 @@ def test_gates_on_a_model_are_deterministic_and_tell_prompts_apart(mode: str, tm
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 50), max_size=7), min_size=1, max_size=5).filter(any))
 def test_padding_keeps_every_row(rows: list[list[int]]) -> None:
-    for pad, way in ((left_padded, 1), (right_padded, -1)):
-        batch: TokenBatch = pad(rows)
+    for left, way in ((True, 1), (False, -1)):
+        batch = TokenBatch.of(rows, padding=9, left=left)
         assert [row[real].tolist() for row, real in zip(batch.tokens_BT, batch.real_BT, strict=True)] == rows
         assert batch.real_BT.shape[1] == max(map(len, rows))
         assert (batch.real_BT.int().diff(dim=-1) * way >= 0).all()
-    assert (left_padded(rows, 9).tokens_BT[~left_padded(rows, 9).real_BT] == 9).all()
+        assert (batch.tokens_BT[~batch.real_BT] == 9).all()

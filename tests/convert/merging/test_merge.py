@@ -159,7 +159,7 @@ def test_an_averaged_backbone_is_the_mean_of_the_experts(tmp_path: Path) -> None
     models = [stored_tensors(folder / f"e{index}") for index in range(3)]
     for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"):
         torch.testing.assert_close(out[name], torch.stack([model[name] for model in models]).mean(0))
-    torch.testing.assert_close(merge.rows("embedding.weight", 3, 5), out["model.embed_tokens.weight"][3:5])
+    torch.testing.assert_close(merge.model.rows("embedding.weight", 3, 5), out["model.embed_tokens.weight"][3:5])
 
 
 def test_noise_and_scale_change_what_they_say(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_noise_and_scale_change_what_they_say(tmp_path: Path) -> None:
 def expert_matrix(merge: MergedModel, expert: int, matrix: str) -> Tensor:
     """Give a matrix of an expert of layer 1, as the result holds it."""
     if matrix == "down":
-        return merge.parameter("layers.1.feed_forward.experts.down_EDF")[expert]
-    gate, up = merge.parameter("layers.1.feed_forward.experts.gate_up_EGD")[expert].chunk(2)
+        return merge.model.parameter("layers.1.feed_forward.experts.down_EDF")[expert]
+    gate, up = merge.model.parameter("layers.1.feed_forward.experts.gate_up_EGD")[expert].chunk(2)
     return gate if matrix == "gate" else up
 
 

@@ -104,7 +104,7 @@ def test_tensors_that_replace_others(tmp_path: Path) -> None:
     head = torch.randn(259, 32)
     change_tensors(tmp_path / "lora", lambda tensors: tensors.update({"base_model.model.lm_head.weight": head}))
     data = recipe(folder, 1, base_model=f"{folder / 'base'}+{tmp_path / 'lora'}", experts_per_token=1)
-    assert torch.equal(planned(folder, data).parameter("head.weight"), head)
+    assert torch.equal(planned(folder, data).model.parameter("head.weight"), head)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], Any, str]] = {

@@ -65,7 +65,7 @@ def test_biases_of_attention_are_kept_or_refused_and_never_dropped(tmp_path: Pat
     shared = [{"source_model": str(qwen / "e0"), "positive_prompts": ["x"]}]
     merge = planned(qwen, recipe(qwen, shared_experts=shared))
     name = "model.layers.0.self_attn.k_proj.bias"
-    keys = merge.parameter("layers.0.attention.query_key_value.bias")[32:48]
+    keys = merge.model.parameter("layers.0.attention.query_key_value.bias")[32:48]
     assert torch.equal(keys, stored_tensors(qwen / "base")[name])
 
 
@@ -162,7 +162,7 @@ def test_routers_are_trained_in_the_types_of_the_result(tmp_path: Path, monkeypa
     folder = make_models(tmp_path)
     merges = [planned(folder, recipe(folder, dtype=dtype)) for dtype in ("float32", "bfloat16")]
     wide, narrow = map(training_memory_bytes, merges)
-    assert wide > 4 * sum(tensor.numel() for tensor in map(merges[0].parameter, merges[0].shapes))
+    assert wide > 4 * sum(tensor.numel() for tensor in map(merges[0].model.parameter, merges[0].model.shapes))
     assert narrow < 0.75 * wide
     seen = set()
     monkeypatch.setattr(
@@ -172,7 +172,7 @@ def test_routers_are_trained_in_the_types_of_the_result(tmp_path: Path, monkeypa
     assert seen == {torch.bfloat16}
     assert trained.merged.routers is not None
     for name, router in trained.merged.routers.items():
-        assert not torch.equal(router, merges[1].parameter(name))
+        assert not torch.equal(router, merges[1].model.parameter(name))
 
 
 def _noted(tensors: dict[str, torch.Tensor], seen: set[torch.dtype]) -> dict[str, torch.Tensor]:

@@ -70,8 +70,8 @@ def merged(recipe: Path) -> Write:
             if isinstance(event, Advanced):
                 on_bytes(event.done)
 
-        options = MergeOptions(shard_bytes=100_000)
-        plan_merging(read_merge_config(recipe), seed=3, options=options).run(target, slowed)
+        options = MergeOptions(shard_bytes=100_000, seed=3)
+        plan_merging(read_merge_config(recipe), options).run(target, slowed)
 
     return write
 

@@ -1,31 +1,53 @@
 """One dense model to a mixture: what will be written, the writing, and the proof before it has its name."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from moekit.config import ModelConfig
-from moekit.convert.conversion import folder_problems, json_text
-from moekit.convert.expert_channels import Mixture, MixtureParameters
-from moekit.convert.mixture_model import output_tensors
+from moekit.config import Config, ModelConfig
+from moekit.convert.conversion import companions, folder_problems, json_text, write_beside
+from moekit.convert.expert_channels import Mixture
+from moekit.convert.mixture_model import MixtureModel
 from moekit.convert.storage.output_tensors import OutputTensor
 from moekit.convert.storage.partial_folder import checksums_text, discard
 from moekit.convert.storage.streaming_writer import file_bytes, output_bytes, peak_memory_bytes, write_tensors
-from moekit.convert.stored_model import StoredModel, dense_of, shapes_of
+from moekit.convert.stored_model import StoredModel, shapes_of
 from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.counting import count_parameters
 from moekit.families import Family, describe
-from moekit.models.folder import COMPANIONS, CONFIG, read_settings
+from moekit.models.folder import CONFIG, read_settings
 
 RECORD = "conversion.json"
+
+
+class ExpertOptions(Config):
+    """What every way to make experts of a dense model is told. top_k: of the experts that are stored."""
+
+    experts: Annotated[int, Field(ge=1, le=100_000)] = 8
+    top_k: PositiveInt = 2
+    layers: Literal["every", "alternate"] | tuple[Annotated[int, Field(ge=0)], ...] = "every"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_k > self.stored_experts:
+            raise ValueError(f"top_k ({self.top_k}) is larger than the {self.stored_experts} experts there are")
+        if isinstance(self.layers, tuple) and not self.layers:
+            raise ValueError("layers names no layer")
+        return self
+
+    @property
+    def stored_experts(self) -> int:
+        """How many a layer has."""
+        return self.experts
 
 
 class ConversionPlan(BaseModel):
@@ -91,16 +113,25 @@ class DenseConversion:
     settings: str
 
     @cached_property
-    def tensors(self) -> list[OutputTensor]:
-        """What is written. What lies in both folders in the same way is copied."""
+    def model(self) -> MixtureModel:
+        """What is written."""
         shapes, layout = shapes_of(self.family, self.config)
-        parameters = MixtureParameters(self.source, self.mixtures, shapes)
-        return output_tensors([entry for entry in layout if not entry.optional], shapes, parameters)
+        return MixtureModel(
+            base=self.source,
+            config=self.config,
+            shapes=shapes,
+            layout=[entry for entry in layout if not entry.optional],
+            mixtures=self.mixtures,
+        )
+
+    @property
+    def tensors(self) -> list[OutputTensor]:
+        """Its tensors."""
+        return self.model.tensors
 
     def plan(self, out: Path) -> ConversionPlan:
         """Say what writing it to `out` takes, and what stands in the way."""
         count, needed = count_parameters(self.config), self._output_bytes()
-        shapes, _ = shapes_of(self.family, self.config)
         return ConversionPlan(
             source=str(self.source.folder),
             model_type=self.family.model_type,
@@ -108,7 +139,7 @@ class DenseConversion:
             params_active=count.active,
             output_bytes=needed,
             peak_memory_bytes=max(
-                peak_memory_bytes(self.tensors), memory_bytes(self.source.shapes, shapes) + (32 << 20)
+                peak_memory_bytes(self.tensors), memory_bytes(self.source.shapes, self.model.shapes) + (32 << 20)
             ),
             tensors=len(self.tensors),
             exact=self.inexact is None,
@@ -126,10 +157,7 @@ class DenseConversion:
         found: list[Difference] = []
 
         def fill(folder: Path) -> None:
-            for name, text in self._texts().items():
-                (folder / name).write_text(text, encoding="utf-8")
-            for name in self._companions():
-                shutil.copyfile(self.source.folder / name, folder / name)
+            write_beside(folder, self._texts(), self.source.folder)
             found.append(self._verified(folder, out))
 
         with Task(progress, f"Writing {out}", total=output_bytes(self.tensors), unit="bytes") as task:
@@ -164,12 +192,9 @@ class DenseConversion:
     def tolerance(self) -> float:
         """How far logits may differ, in their standard deviations."""
         scales: set[float] = set()
-        for layer, mixture in self.mixtures.items():
-            dense = dense_of(self.source.config, layer)
+        for mixture in self.mixtures.values():
             for slot in (*mixture.experts, *([mixture.branch] if mixture.branch else [])):
-                scales.update(slot.scales)
-                if dense.bias:
-                    scales.add(slot.bias_scale(dense.width))
+                scales |= {*slot.scales, *([slot.bias_scale] if slot.dense.bias else [])}
         return tolerance(sorted(scales), self.dtype)
 
     @property
@@ -205,13 +230,10 @@ class DenseConversion:
         record = {"verb": self.verb, "source": self.source.folder.name, "options": json.loads(self.settings)}
         return {CONFIG: json_text(kept | settings), RECORD: json_text(record)}
 
-    def _companions(self) -> list[str]:
-        return [name for name in COMPANIONS if (self.source.folder / name).is_file()]
-
     def _output_bytes(self) -> int:
         """Count all files, the checksums included, whose length does not depend on what is in the files."""
         sizes = {name: len(text.encode()) for name, text in self._texts().items()}
-        sizes |= {name: (self.source.folder / name).stat().st_size for name in self._companions()}
+        sizes |= {file.name: file.stat().st_size for file in companions(self.source.folder)}
         sizes |= file_bytes(self.tensors)
         checksums = checksums_text({name: (size, 0) for name, size in sizes.items()})
         return sum(sizes.values()) + len(checksums.encode())

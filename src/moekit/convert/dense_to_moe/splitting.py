@@ -10,21 +10,21 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from moekit.config import Config, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.conversion import Refused
-from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose_family
-from moekit.convert.expert_channels import Mixture, Slot
+from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, ExpertOptions, choose_family
 from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator, indivisible
+from moekit.convert.expert_channels import Mixture, Slot
 from moekit.convert.stored_model import StoredModel, dense_of
-from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch
 from moekit.kernels.activation import Activation, plain_activation
+from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch
 
 _log = logging.getLogger(__name__)
 _ROUNDS = 10
@@ -33,29 +33,17 @@ _ROUNDS = 10
 _ACTIVE = 0.1
 
 
-class Splitting(Config):
-    """How to split. experts: E, which divides each network's channels. top_k: experts for a token.
+class Splitting(ExpertOptions):
+    """How to split: the options of `verbs.split`.
 
-    layers: as in Upcycling. method: which channels come together: `random`; `clustered`, those whose gate rows (up,
-    where there is no gate) point the same way; `co-activation`, those that are large on the same tokens of a text.
-    router_std: of the normal distribution that routers are drawn from; None: 0 where all experts are taken, which is
-    exact, else 0.02.
+    experts: E, which divides each network's channels. method: `clustered`: together come channels whose gate rows (up,
+    where there is no gate) point the same way; `co-activation`: those that are large on the same tokens of a text.
+    router_std: None: 0 where all experts are taken, which is exact, else 0.02.
     """
 
     experts: Annotated[int, Field(ge=2, le=100_000)] = 8
-    top_k: PositiveInt = 2
-    layers: Literal["every", "alternate"] | tuple[Annotated[int, Field(ge=0)], ...] = "every"
     method: Literal["random", "clustered", "co-activation"] = "clustered"
     router_std: Annotated[float, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k ({self.top_k}) is larger than the {self.experts} experts there are")
-        if isinstance(self.layers, tuple) and not self.layers:
-            raise ValueError("layers names no layer")
-        return self
 
     @property
     def std(self) -> float:
@@ -95,7 +83,7 @@ def plan_splitting(
         channels = {layer: _random(dense_of(source.config, layer).width, layer, options) for layer in layers}
     else:
         channels = _clustered(source, layers, options, tokens_BT)
-    mixtures = {layer: _mixture(source.config.width, layer, channels[layer], options) for layer in layers}
+    mixtures = {layer: _mixture(source, layer, channels[layer], options) for layer in layers}
     text = hashlib.sha256(json.dumps(channels).encode()).hexdigest()
     return DenseConversion(
         verb="split",
@@ -124,13 +112,15 @@ def _config(config: ModelConfig, layers: Sequence[int], options: Splitting) -> M
     return config.with_feed_forwards(changed)
 
 
-def _mixture(width: int, layer: int, channels: Channels, options: Splitting) -> Mixture:
+def _mixture(source: StoredModel, layer: int, channels: Channels, options: Splitting) -> Mixture:
     def router() -> Tensor:
-        return torch.randn(options.experts, width, generator=generator(options.seed, layer, "router")) * options.std
+        draw = torch.randn(options.experts, source.config.width, generator=generator(options.seed, layer, "router"))
+        return draw * options.std
 
+    scale = float(options.experts)
     return Mixture(
-        experts=tuple(Slot(channels=tuple(part), scale=float(options.experts)) for part in channels),
-        router=router,
+        experts=tuple(Slot(source=source, layer=layer, channels=tuple(part), scale=scale) for part in channels),
+        routers={"router.weight": router},
         router_key=f"{options.seed} {layer} {options.std}",
     )
 

@@ -9,8 +9,9 @@ with one over all experts, which is exact only while the router is uniform. Bias
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,7 +20,6 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from moekit.config import (
-    Config,
     DenseConfig,
     LatentAttentionConfig,
     ModelConfig,
@@ -28,46 +28,34 @@ from moekit.config import (
     SoftmaxTopKConfig,
 )
 from moekit.convert.conversion import Refused
-from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, choose_family
-from moekit.convert.expert_channels import Matrix, Mixture, Slot
+from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, ExpertOptions, choose_family
+from moekit.convert.expert_channels import Change, Matrix, Mixture, Slot
 from moekit.convert.stored_model import StoredModel, dense_of, moe_of
 
 _Branch = Literal["none", "shared", "gated_shared"]
 
 
-class Upcycling(Config):
-    """How to upcycle.
+class Upcycling(ExpertOptions):
+    """How to upcycle: the options of `verbs.upcycle`.
 
-    experts: copies of each network (E). granularity: parts that a network is cut into (G), so E · G experts are stored.
-    top_k: of those, how many a token gets. layers: which become mixtures; `alternate` is every second one, from the
-    second on. shared: experts that every token gets beside the routed ones.
-    method: `copy`; `noise` adds normal noise of `noise` times a matrix's standard deviation; `drop` draws a share of
-    `drop` of each expert's channels anew (Drop-Upcycling, arXiv 2502.19261, section 3.2). Both treat a channel's biases
-    as they do its weights; the bias of down, which is no channel's, stays.
-    renormalize: whether the weights of the chosen experts sum to one; None: wherever a router can learn so (K > 1).
-    router_std: of the normal distribution that routers are drawn from; 0 is uniform.
+    experts: E. granularity: G, so E · G experts are stored. method: `noise` is normal, of `noise` times a matrix's
+    standard deviation; `drop` draws a share of `drop` of each expert's channels anew (Drop-Upcycling, arXiv 2502.19261,
+    section 3.2). Both treat a channel's biases as they do its weights; the bias of down, which is no channel's, stays.
+    renormalize: None: where K > 1. router_std: 0 is uniform.
     """
 
-    experts: Annotated[int, Field(ge=1, le=100_000)] = 8
-    top_k: PositiveInt = 2
     granularity: PositiveInt = 1
-    layers: Literal["every", "alternate"] | tuple[Annotated[int, Field(ge=0)], ...] = "every"
     shared: Annotated[int, Field(ge=0)] = 0
     method: Literal["copy", "noise", "drop"] = "copy"
     noise: Annotated[float, Field(gt=0)] = 0.01
     drop: Annotated[float, Field(gt=0, le=1)] = 0.5
     renormalize: bool | None = None
     router_std: Annotated[float, Field(ge=0)] = 0.02
-    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.top_k > self.stored_experts:
-            raise ValueError(f"top_k ({self.top_k}) is larger than the {self.stored_experts} experts there are")
+    def _check_renormalized(self) -> Self:
         if self.renormalize and self.top_k == 1:
             raise ValueError("a renormalised top-1 router never learns; leave renormalize out, or take top_k 2 or more")
-        if isinstance(self.layers, tuple) and not self.layers:
-            raise ValueError("layers names no layer")
         return self
 
     @property
@@ -227,19 +215,32 @@ def _mixture(config: ModelConfig, layer: int, source: StoredModel, options: Upcy
     experts = []
     for expert in range(moe.experts):
         part = expert % parts
-        change = _change(options, layer, expert, width)
-        key = f"{options.method} {options.noise} {options.drop} {options.seed} {layer} {expert}" if change else ""
-        channels = range(part * width, (part + 1) * width)
-        experts.append(Slot(channels=channels, scale=options.scale * divided.routed[part], change=change, key=key))
+        changes = _changes(options, layer, expert, width)
+        key = f"{options.method} {options.noise} {options.drop} {options.seed} {layer} {expert}" if changes else ""
+        experts.append(
+            Slot(
+                source=source,
+                layer=layer,
+                channels=range(part * width, (part + 1) * width),
+                scale=options.scale * divided.routed[part],
+                changes=changes,
+                key=key,
+            )
+        )
     branch = None
     if options.shared:
         held = [channel for part, _ in divided.slots for channel in range(part * width, (part + 1) * width)]
         scale = torch.tensor([scale for _, scale in divided.slots]).repeat_interleave(width)
         whole = held == list(range(dense.width)) and len(set(scale.tolist())) == 1
-        branch = Slot(channels=range(dense.width) if whole else tuple(held), scale=float(scale[0]) if whole else scale)
+        branch = Slot(
+            source=source,
+            layer=layer,
+            channels=range(dense.width) if whole else tuple(held),
+            scale=float(scale[0]) if whole else scale,
+        )
     return Mixture(
         experts=tuple(experts),
-        router=lambda: _router(options, layer, config.width),
+        routers={"router.weight": lambda: _router(options, layer, config.width)},
         router_key=f"{options.seed} {layer} {options.router_std} {parts}",
         branch=branch,
     )
@@ -251,23 +252,27 @@ def _router(options: Upcycling, layer: int, width: int) -> Tensor:
     return (weight * options.router_std).repeat_interleave(options.granularity, 0)
 
 
-def _change(options: Upcycling, layer: int, expert: int, width: int) -> Callable[[Matrix, Tensor], Tensor] | None:
+def _changes(options: Upcycling, layer: int, expert: int, width: int) -> dict[Matrix, Change]:
     """Give what the method does to an expert's matrices, (channels, D), and to biases of gate and up, (channels, 1)."""
     if options.method == "copy":
-        return None
+        return {}
 
     def noise(matrix: Matrix, values: Tensor) -> Tensor:
+        values = values.float()
         draw = torch.randn(values.shape, generator=generator(options.seed, layer, expert, matrix))
         return values + draw * (options.noise * _std(values))
 
     def drop(matrix: Matrix, values: Tensor) -> Tensor:
         order = torch.randperm(width, generator=generator(options.seed, layer, expert, "channels"))
         dropped = order[: round(options.drop * width)]
+        values = values.float()
         old = values[dropped]
         draw = torch.randn(old.shape, generator=generator(options.seed, layer, expert, matrix))
         return values.index_copy(0, dropped, draw * _std(old) + old.mean())
 
-    return noise if options.method == "noise" else drop
+    change = noise if options.method == "noise" else drop
+    changed: tuple[Matrix, ...] = ("gate", "up", "down", "gate bias", "up bias")
+    return {matrix: partial(change, matrix) for matrix in changed}
 
 
 def _std(values: Tensor) -> Tensor:

@@ -4,17 +4,19 @@ L layers, E experts, D model width.
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from moekit.convert.merging.merge_config import DRAWN_MODES, MergeConfig
 from moekit.convert.merging.merged_model import MergedModel
-from moekit.convert.merging.mergekit_arithmetic import drawn_gates, left_padded, prompted_gates, runs
+from moekit.convert.merging.mergekit_arithmetic import drawn_gates, prompted_gates, runs
 from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.merging.router_input_gates import router_gates, shared_gates
 from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.core.errors import MoekitError
+from moekit.models.streamed_decoder import TokenBatch
 
 _log = logging.getLogger(__name__)
 
@@ -63,13 +65,13 @@ def _gates(merged: MergedModel) -> tuple[Tensor, Tensor]:
         of_shared = [shared_gates(mode, base, encoder, routed, shared) for shared in gated]
         return router_gates(mode, base, encoder, routed), torch.cat(of_shared or [torch.zeros(layers, 0, width)], 1)
     prompted = [expert for expert in recipe.all_experts if expert.positive_prompts]
-    prompts = [left_padded([encoder.ids(text) for text in one.positive_prompts], encoder.padding) for one in prompted]
-    against = [
-        left_padded([encoder.ids(text) for text in one.negative_prompts], encoder.padding)
-        if one.negative_prompts
-        else None
-        for one in prompted
-    ]
+
+    def batch(texts: Sequence[str]) -> TokenBatch:
+        """Pad where mergekit pads."""
+        return TokenBatch.of([encoder.ids(text) for text in texts], padding=encoder.padding, left=True)
+
+    prompts = [batch(one.positive_prompts) for one in prompted]
+    against = [batch(one.negative_prompts) if one.negative_prompts else None for one in prompted]
     gate_LED = prompted_gates(mode, base, prompts, against)
     return gate_LED[:, : len(routed)], gate_LED[:, len(routed) :]
 

@@ -3,18 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from moekit.config import Config
-from moekit.core.errors import UsageError, did_you_mean
-from moekit.core.validation import validate
+from moekit.core.errors import did_you_mean
+from moekit.core.validation import read_yaml, validate
 
 DRAWN_MODES = ("random", "uniform_random")
 PROMPT_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "router_input", "fitted")
 GATE_MODES = (*PROMPT_MODES, *DRAWN_MODES)
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-_MAX_FILE_BYTES = 100_000_000
 
 
 def _gate_mode(mode: str) -> str:
@@ -126,15 +124,7 @@ def read_merge_config(file: Path) -> MergeConfig:
 
     Raises UsageError naming the file and the key: unknown keys with the nearest one, values that cannot be.
     """
-    try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise UsageError(f"{file} is larger than a configuration can be.")
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
-    return validate(MergeConfig, data, where=str(file))
+    return validate(MergeConfig, read_yaml(file), where=str(file))
 
 
 def prompt_problems(config: MergeConfig) -> list[str]:

@@ -2,18 +2,18 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from moekit.checkpoint.read_weights import memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
-from moekit.convert.conversion import Refused, folder_problems, json_text, taken
+from moekit.config import Config
+from moekit.convert.conversion import Refused, folder_problems, json_text, taken, write_beside
 from moekit.convert.merging.gates import gate_problems, gates_memory_bytes, make_gates
 from moekit.convert.merging.merge_config import DRAWN_MODES, DTYPES, MergeConfig, prompt_problems
 from moekit.convert.merging.merged_model import MergedModel
@@ -29,7 +29,7 @@ from moekit.convert.stored_model import StoredModel
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document, read_sources
-from moekit.models.folder import COMPANIONS, CONFIG
+from moekit.models.folder import CONFIG
 
 REPORT, CARD, COPY = "report.json", "README.md", "merge.json"
 _log = logging.getLogger(__name__)
@@ -86,18 +86,19 @@ class MergeReport(BaseModel):
     routing: RoutingReport | None = Field(exclude=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MergeOptions:
-    """What a run does beside writing.
+class MergeOptions(Config):
+    """What a merge is told beside its recipe: the options of `verbs.merge`.
 
     train_router: sources of text that the routers are trained on, in `train_steps` steps; none: they are not trained.
     report: whether there is a routing report, of prompts and of the text of `held_out`: prompts are routed where they
     made the gates or where routers were trained; drawn gates know nothing of them. command: for the model card.
     """
 
-    train_router: Sequence[str] = ()
-    train_steps: int = 200
-    held_out: Sequence[str] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    fused: bool = False
+    train_router: tuple[str, ...] = ()
+    train_steps: PositiveInt = 200
+    held_out: tuple[str, ...] = ()
     report: bool = True
     command: str = ""
     shard_bytes: int = 5_000_000_000
@@ -222,22 +223,16 @@ class MergeConversion:
         if routing is not None:
             texts[REPORT] = routing.model_dump_json(indent=2) + "\n"
         texts[CARD] = model_card(merged, title, self.options.command, routing, _said(trained))
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        for name in COMPANIONS:
-            # As it is: a tokenizer that is loaded and saved comes out with the padding of whoever loaded it.
-            if (merged.base.folder / name).is_file():
-                shutil.copyfile(merged.base.folder / name, folder / name)
+        # As they are: a tokenizer that is loaded and saved comes out with the padding of whoever loaded it.
+        write_beside(folder, texts, merged.base.folder)
 
 
-def plan_merging(
-    recipe: MergeConfig, *, seed: int = 0, fused: bool = False, options: MergeOptions | None = None
-) -> MergeConversion:
+def plan_merging(recipe: MergeConfig, options: MergeOptions | None = None) -> MergeConversion:
     """Open the models and check all that can be known without reading a weight.
 
     Raises `Refused` with everything that stands in the way.
     """
-    problems = prompt_problems(recipe)
+    options, problems = options or MergeOptions(), prompt_problems(recipe)
     base, experts = open_models(recipe, problems)
     if base is None:
         raise Refused(problems)
@@ -248,7 +243,7 @@ def plan_merging(
     dtype, output = recipe.dtype or _stored_dtype(base), None
     try:
         output = choose_output(recipe, base, dtype)
-        if fused and not output.family.other_layouts:
+        if options.fused and not output.family.other_layouts:
             problems.append(f"--fused: nothing reads {output.name} with all experts of a layer in one tensor.")
     except MoekitError as error:
         problems.append(str(error))
@@ -261,10 +256,10 @@ def plan_merging(
         base=base,
         experts=tuple(expert for expert in experts if expert is not None),
         dtype_of_all=getattr(torch, dtype) if dtype else None,
-        seed=seed,
-        fused=fused,
+        seed=options.seed,
+        fused=options.fused,
     )
-    return MergeConversion(merged=merged, options=options or MergeOptions(), warnings=_warnings(recipe, base))
+    return MergeConversion(merged=merged, options=options, warnings=_warnings(recipe, base))
 
 
 def _documents(sources: Sequence[str]) -> list[Document]:

@@ -59,18 +59,6 @@ def runs(config: ModelConfig) -> bool:
     return same_function(seen_model, config)
 
 
-def left_padded(rows: Sequence[Sequence[int]], padding: int = 0) -> TokenBatch:
-    """Make a batch of rows of tokens, padded where mergekit pads."""
-    length = max(map(len, rows))
-    token_BT = torch.full((len(rows), length), padding)
-    real_BT = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        if row:
-            token_BT[index, -len(row) :] = torch.tensor(row)
-            real_BT[index, -len(row) :] = True
-    return TokenBatch(token_BT, real_BT)
-
-
 def drawn_gates(mode: str, layers: int, experts: int, width: int, generator: torch.Generator) -> Tensor:
     """Draw gate_LED in fp32: `random` from N(0, 1), `uniform_random` from U(-1/sqrt(D), 1/sqrt(D))."""
     if mode == "random":

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from moekit.convert.stored_model import StoredModel
-from moekit.models.streamed_decoder import TokenBatch
 from moekit.data.tokenizers import Tokenizer, tokenizer_of
 from moekit.models.special_tokens import read_object
+from moekit.models.streamed_decoder import TokenBatch
 
 # Prompts of a batch hold about so many tokens together.
 _BATCH_TOKENS = 2048
@@ -67,7 +65,7 @@ def prompt_batches(
     rows = [encoder.ids(text)[: min(_MAX_TOKENS, context)] for text in texts]
     order = sorted((index for index, row in enumerate(rows) if row), key=lambda index: len(rows[index]))
     groups = list(_grouped(order, rows))
-    return rows, groups, [right_padded([rows[index] for index in group]) for group in groups]
+    return rows, groups, [TokenBatch.of([rows[index] for index in group]) for group in groups]
 
 
 def _grouped(order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -80,14 +78,3 @@ def _grouped(order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[li
         group.append(index)
     if group:
         yield group
-
-
-def right_padded(rows: Sequence[Sequence[int]]) -> TokenBatch:
-    """Make a batch of rows of tokens, padded at their end."""
-    length = max(map(len, rows))
-    tokens_BT = torch.zeros(len(rows), length, dtype=torch.int64)
-    real_BT = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        tokens_BT[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        real_BT[index, : len(row)] = True
-    return TokenBatch(tokens_BT, real_BT)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from moekit.checkpoint.read_weights import memory_of
 from moekit.config import never_learns
-from moekit.convert.merging.merged_model import ROUTERS, MergedModel
-from moekit.convert.merging.prompts import prompt_encoder, right_padded
+from moekit.convert.expert_channels import ROUTERS
+from moekit.convert.merging.merged_model import MergedModel
+from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.storage.output_tensors import tensor_of
 from moekit.convert.stored_model import dense_of, row_count, row_width
 from moekit.core.errors import MoekitError, UsageError
@@ -22,6 +23,7 @@ from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document
 from moekit.models import Decoder
 from moekit.models.folder import allocate, own_tensors
+from moekit.models.streamed_decoder import TokenBatch
 from moekit.nn.meta import on_meta
 
 
@@ -80,7 +82,7 @@ def train_routers(
             task.set(len(losses), note=f"loss {loss:.3f}")
     if _digest(_others(model)) != frozen:
         raise MoekitError("Training changed more than the routers; nothing was written.")
-    found = {name: router.detach().to(merged.dtype(name)).clone() for name, router in routers.items()}
+    found = {name: router.detach().to(merged.model.dtype(name)).clone() for name, router in routers.items()}
     few = max(1, len(losses) // 10)
     before, after = sum(losses[:few]) / few, sum(losses[-few:]) / few
     key = _digest({merged.router_names[name]: router for name, router in found.items()})
@@ -110,10 +112,10 @@ def loaded(merged: MergedModel) -> Decoder:
     """Make the merged model in memory, as the folder would be loaded, one piece of it at a time."""
     with on_meta():
         model = Decoder(merged.config)
-    allocate(model, {name: merged.dtype(name) for name in merged.shapes})
+    allocate(model, {name: merged.model.dtype(name) for name in merged.model.shapes})
     for name, parameter in own_tensors(model).items():
         rows, at = parameter.view(-1, row_width(parameter)), 0
-        for piece in merged.pieces(name, range(row_count(parameter))):
+        for piece in merged.model.pieces(name, range(row_count(parameter))):
             found = tensor_of(piece).reshape(-1, rows.shape[1])
             rows[at : at + len(found)] = found
             at += len(found)
@@ -149,7 +151,7 @@ def _steps(
         for group in optimizer.param_groups:
             group["lr"] = training.rate * scale * (1 - 0.9 * step / training.steps)
         chosen = torch.randint(len(rows), (training.sequences,), generator=generator).tolist()
-        batch = right_padded([rows[index] for index in chosen])
+        batch = TokenBatch.of([rows[index] for index in chosen])
         nats, count = model.loss({"tokens": batch.tokens_BT, "real": batch.real_BT})
         loss = nats / count
         if not bool(loss.isfinite()):

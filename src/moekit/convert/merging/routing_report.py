@@ -73,7 +73,7 @@ def routing_report(merged: MergedModel, encoder: PromptEncoder, texts: Sequence[
     layers, experts = len(merged.config.layers), len(merged.recipe.experts)
     top_1 = torch.zeros(len(texts), layers, experts)
     load = torch.zeros(layers, experts)
-    for run in StreamedDecoder(merged, dtype).run(batches):
+    for run in StreamedDecoder(merged.model, dtype).run(batches):
         for group, batch, routing in zip(groups, batches, run.routings, strict=True):
             chosen_TK = routing.probs_TE.topk(merged.recipe.experts_per_token, -1).indices
             chosen_BTK = chosen_TK.view(*batch.real_BT.shape, -1)

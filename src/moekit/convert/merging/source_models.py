@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moekit.config import AttentionConfig, DenseConfig
 from moekit.checkpoint.lora import open_adapter
+from moekit.config import AttentionConfig, DenseConfig
 from moekit.convert.merging.merge_config import MergeConfig, Reference
 from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.core.errors import MoekitError, UsageError

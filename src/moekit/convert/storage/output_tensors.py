@@ -1,7 +1,7 @@
 """A tensor to write, as pieces: rows of stored tensors, copied as they are, or numbers that are computed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -80,11 +80,10 @@ def tensor_of(piece: Piece) -> Tensor:
 
 def whole_tensor(tensor: OutputTensor) -> Tensor:
     """Read or compute an output tensor in its shape and type."""
-    parts = [tensor_of(piece).to(tensor.dtype) for piece in tensor.pieces]
-    return parts[0].reshape(tensor.shape) if len(parts) == 1 else torch.cat(parts).reshape(tensor.shape)
+    return rows_of_pieces(tensor.pieces, 1, tensor.dtype).reshape(tensor.shape)
 
 
-def rows_of_pieces(pieces: Sequence[Piece], width: int, dtype: torch.dtype) -> Tensor:
+def rows_of_pieces(pieces: Iterable[Piece], width: int, dtype: torch.dtype) -> Tensor:
     """Read or compute pieces that follow each other, as rows of `width` numbers of that type."""
     parts = [tensor_of(piece).to(dtype).reshape(-1, width) for piece in pieces]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moekit.checkpoint.write_weights import check_replaceable
+from moekit.core import files
 from moekit.core.errors import MoekitError, UsageError
 
 JOURNAL = "journal.jsonl"
@@ -64,15 +65,15 @@ class Partial:
 
         Raises UsageError where something has taken the place meanwhile.
         """
-        files = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        sums = {name: self._sum(name) for name in files if name not in (JOURNAL, CHECKSUMS)}
+        names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+        sums = {name: self._sum(name) for name in names if name not in (JOURNAL, CHECKSUMS)}
         (self.folder / CHECKSUMS).write_text(checksums_text(sums), encoding="utf-8")
         for path in [*self.folder.rglob("*"), self.folder]:
-            _sync(path)
+            files.sync(path)
         target = Path(os.path.realpath(target))
         check_replaceable(target)
         os.rename(self.folder, target)
-        _sync(target.parent)
+        files.sync(target.parent)
         # Last, so that a kill in between leaves a folder that says whose it is (`already_finished`).
         (target / JOURNAL).unlink()
 
@@ -161,11 +162,3 @@ def _lines(text: bytes) -> list[dict[str, Any]]:
         except ValueError:
             break
     return found
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
