@@ -8,9 +8,9 @@ from tests.conftest import MOE, PLANS, SHARED, model_config
 from tests.convert.dense_models import MODELS
 
 from moekit.config import ModelConfig
-from moekit.convert.stored_model import StoredModel
 from moekit.convert.verify import EXACT, Difference, compare, probe_of, tolerance
 from moekit.models import Decoder
+from moekit.models.stored_model import StoredModel
 from moekit.models.streamed_decoder import TokenBatch
 
 pytestmark = pytest.mark.usefixtures("quick")

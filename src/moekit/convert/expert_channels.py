@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from moekit.config import DenseConfig
+from moekit.convert.model_pieces import pieces_of
 from moekit.convert.storage.output_tensors import Made, Piece
-from moekit.convert.stored_model import StoredModel, dense_of, row_count, row_width
+from moekit.models.stored_model import StoredModel, dense_of, row_count, row_width
 
 # A matrix whose columns are scaled or left out is read and computed so many bytes at a time.
 _BLOCK_BYTES = 16 << 20
@@ -98,7 +99,7 @@ class Slot:
         # Of a bias a run of neighbours would be a few numbers only.
         if change is None and (isinstance(wanted, range) or not matrix.endswith("bias")):
             for run in runs_of(wanted):
-                yield from self.source.pieces(name, offset + run.start, offset + run.stop)
+                yield from pieces_of(self.source, name, offset + run.start, offset + run.stop)
             return
 
         def make() -> Tensor:
@@ -112,7 +113,7 @@ class Slot:
     def _down_rows(self, name: str, rows: range) -> Iterator[Piece]:
         width, change = self.dense.width, self.changes.get("down")
         if change is None and self.scales == (1.0,) and self.channels == range(width):
-            yield from self.source.pieces(name, rows.start, rows.stop)
+            yield from pieces_of(self.source, name, rows.start, rows.stop)
             return
         # Changes are drawn for a matrix as a whole; columns are taken a block of rows at a time.
         step = len(rows) if change is not None else max(1, _BLOCK_BYTES // (4 * width))
@@ -134,7 +135,7 @@ class Slot:
     def _down_bias(self, name: str) -> Iterator[Piece]:
         scale, count, change = self.bias_scale, row_count(self.source.shapes[name]), self.changes.get("down bias")
         if change is None and scale == 1:
-            yield from self.source.pieces(name, 0, count)
+            yield from pieces_of(self.source, name, 0, count)
             return
 
         def make() -> Tensor:

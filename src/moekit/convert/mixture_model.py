@@ -12,8 +12,9 @@ from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, stored_shape
 from moekit.config import ModelConfig
 from moekit.convert.expert_channels import Mixture, zeros
+from moekit.convert.model_pieces import pieces_of, stored_piece
 from moekit.convert.storage.output_tensors import Made, OutputTensor, Piece, rows_of_pieces, tensor_of
-from moekit.convert.stored_model import StoredModel, row_count, row_width, rows_of
+from moekit.models.stored_model import StoredModel, row_count, row_width, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class MixtureModel:
             return [zeros((len(rows),))]
         models = self.averaged or (self.base,)
         if len(models) == 1:
-            return models[0].pieces(name, rows.start, rows.stop)
+            return pieces_of(models[0], name, rows.start, rows.stop)
         shape = (len(rows), row_width(self.shapes[name]))
         return [_average(shape, lambda: (model.rows(name, rows.start, rows.stop) for model in models))]
 
@@ -87,8 +88,8 @@ class MixtureModel:
         """Give a tensor of the base's folder, or the mean of such."""
         models = self.averaged or (self.base,)
         if len(models) == 1:
-            return models[0].stored_piece(name)
-        return _average(shape, lambda: (tensor_of(model.stored_piece(name)) for model in models))
+            return stored_piece(models[0], name)
+        return _average(shape, lambda: (tensor_of(stored_piece(model, name)) for model in models))
 
     def _assembled(self, entry: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> Made:
         """Give a tensor whose parts do not lie in it row by row."""

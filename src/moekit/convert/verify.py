@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.convert.stored_model import StoredModel, row_count, row_width
 from moekit.core.errors import MoekitError
+from moekit.models.stored_model import StoredModel, row_count, row_width
 from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch
 
 _HEAD_ROWS = 8192

@@ -20,8 +20,7 @@ from moekit.checkpoint.alignment import aligned
 from moekit.config import ModelConfig, MoEConfig
 from moekit.kernels.activation import Activation, plain_activation
 from moekit.kernels.assignments import Assignments
-from moekit.models import Decoder
-from moekit.models.decoder import DecoderLayer
+from moekit.models.decoder import Decoder, DecoderLayer
 from moekit.moe import MoELayer, RouterInput, Routing
 from moekit.nn.meta import on_meta
 

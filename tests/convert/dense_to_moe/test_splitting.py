@@ -10,9 +10,9 @@ from tests.convert.dense_models import VOCAB, difference, logits
 from moekit.convert.dense_to_moe.splitting import Splitting, activity, balanced_clusters, plan_splitting
 from moekit.convert.dense_to_moe.upcycling import generator
 from moekit.convert.expert_channels import Slot
-from moekit.convert.stored_model import StoredModel
 from moekit.core.errors import MoekitError, UsageError
 from moekit.models import load
+from moekit.models.stored_model import StoredModel
 
 pytestmark = pytest.mark.usefixtures("quick")
 METHODS = ["random", "clustered", "co-activation"]

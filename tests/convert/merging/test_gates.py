@@ -21,8 +21,8 @@ from moekit.convert.merging.router_input_gates import (
     labelled_layers,
     router_gates,
 )
-from moekit.convert.stored_model import StoredModel
 from moekit.models import load
+from moekit.models.stored_model import StoredModel
 from moekit.models.streamed_decoder import ReadableModel, TokenBatch
 
 transformers = pytest.importorskip("transformers")

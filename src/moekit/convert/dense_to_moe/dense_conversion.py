@@ -17,13 +17,13 @@ from moekit.convert.mixture_model import MixtureModel
 from moekit.convert.storage.output_tensors import OutputTensor
 from moekit.convert.storage.partial_folder import checksums_text, discard
 from moekit.convert.storage.streaming_writer import file_bytes, output_bytes, peak_memory_bytes, write_tensors
-from moekit.convert.stored_model import StoredModel, shapes_of
 from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.counting import count_parameters
 from moekit.families import Family, describe
 from moekit.models.folder import CONFIG, read_settings
+from moekit.models.stored_model import StoredModel, shapes_of
 
 RECORD = "conversion.json"
 

@@ -22,8 +22,8 @@ from moekit.convert.conversion import Refused
 from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, ExpertOptions, choose_family
 from moekit.convert.dense_to_moe.upcycling import chosen_layers, generator, indivisible
 from moekit.convert.expert_channels import Mixture, Slot
-from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.kernels.activation import Activation, plain_activation
+from moekit.models.stored_model import StoredModel, dense_of
 from moekit.models.streamed_decoder import StreamedDecoder, TokenBatch
 
 _log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from moekit.config import (
 from moekit.convert.conversion import Refused
 from moekit.convert.dense_to_moe.dense_conversion import DenseConversion, ExpertOptions, choose_family
 from moekit.convert.expert_channels import Change, Matrix, Mixture, Slot
-from moekit.convert.stored_model import StoredModel, dense_of, moe_of
+from moekit.models.stored_model import StoredModel, dense_of, moe_of
 
 _Branch = Literal["none", "shared", "gated_shared"]
 

@@ -20,7 +20,6 @@ from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Written, check_free, 
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, pieces, stored_shape
 from moekit.convert.conversion import Refused
-from moekit.convert.stored_model import StoredModel, row_width
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data.gguf_vocabulary import tokenizer_metadata
@@ -29,6 +28,7 @@ from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
 from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes
 from moekit.kernels.packed.quantize_blocks import quantize
+from moekit.models.stored_model import StoredModel, row_width
 
 # llama.h's llama_ftype, by which other programs name the whole file.
 _FILE_TYPES = {F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K: 14, Q6_K: 18, BF16: 32}

@@ -14,8 +14,8 @@ from moekit.convert.merging.merged_model import MergedModel
 from moekit.convert.merging.mergekit_arithmetic import drawn_gates, prompted_gates, runs
 from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.merging.router_input_gates import router_gates, shared_gates
-from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.core.errors import MoekitError
+from moekit.models.stored_model import StoredModel, dense_of
 from moekit.models.streamed_decoder import TokenBatch
 
 _log = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from moekit.convert.merging.routing_report import RoutingReport, Text, prompts_o
 from moekit.convert.merging.source_models import difference, open_models
 from moekit.convert.storage.output_tensors import whole_tensor
 from moekit.convert.storage.streaming_writer import output_bytes, peak_memory_bytes, write_tensors
-from moekit.convert.stored_model import StoredModel
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document, read_sources
 from moekit.models.folder import CONFIG
+from moekit.models.stored_model import StoredModel
 
 REPORT, CARD, COPY = "report.json", "README.md", "merge.json"
 _log = logging.getLogger(__name__)

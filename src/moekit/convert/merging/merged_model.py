@@ -18,7 +18,7 @@ from moekit.convert.merging.mergekit_arithmetic import Draw, Noise, drawn_gates,
 from moekit.convert.merging.output_formats import Output
 from moekit.convert.mixture_model import MixtureModel
 from moekit.convert.storage.output_tensors import Copy, OutputTensor, Piece
-from moekit.convert.stored_model import StoredModel, dense_of, shapes_of
+from moekit.models.stored_model import StoredModel, dense_of, shapes_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from moekit.checkpoint.alignment import aligned
 from moekit.config import AttentionConfig, DenseConfig, LayerConfig, ModelConfig, NormConfig
 from moekit.config.comparing import same_function
-from moekit.convert.stored_model import dense_of
+from moekit.models.stored_model import dense_of
 from moekit.models.streamed_decoder import ReadableModel, TokenBatch, embedding_rows
 from moekit.nn.rope import Rope
 from moekit.nn.scores import visible

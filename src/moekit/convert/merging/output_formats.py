@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from moekit.config import ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.merging.merge_config import PROMPT_MODES, MergeConfig
-from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.core.errors import MoekitError, did_you_mean
 from moekit.families import FAMILIES, Family, describe
 from moekit.families.deepseek import AUTO_MAP
+from moekit.models.stored_model import StoredModel, dense_of
 
 
 @dataclass(frozen=True, kw_only=True)

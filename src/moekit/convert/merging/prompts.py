@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moekit.convert.stored_model import StoredModel
 from moekit.data.tokenizers import Tokenizer, tokenizer_of
 from moekit.models.special_tokens import read_object
+from moekit.models.stored_model import StoredModel
 from moekit.models.streamed_decoder import TokenBatch
 
 # Prompts of a batch hold about so many tokens together.

@@ -17,12 +17,12 @@ from moekit.convert.expert_channels import ROUTERS
 from moekit.convert.merging.merged_model import MergedModel
 from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.storage.output_tensors import tensor_of
-from moekit.convert.stored_model import dense_of, row_count, row_width
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document
 from moekit.models import Decoder
 from moekit.models.folder import allocate, own_tensors
+from moekit.models.stored_model import dense_of, row_count, row_width
 from moekit.models.streamed_decoder import TokenBatch
 from moekit.nn.meta import on_meta
 

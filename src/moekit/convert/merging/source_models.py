@@ -6,9 +6,9 @@ from pathlib import Path
 from moekit.checkpoint.lora import open_adapter
 from moekit.config import AttentionConfig, DenseConfig
 from moekit.convert.merging.merge_config import MergeConfig, Reference
-from moekit.convert.stored_model import StoredModel, dense_of
 from moekit.core.errors import MoekitError, UsageError
 from moekit.models.load_model import find
+from moekit.models.stored_model import StoredModel, dense_of
 
 
 def open_models(recipe: MergeConfig, problems: list[str]) -> tuple[StoredModel | None, list[StoredModel | None]]:

@@ -4,7 +4,6 @@ Rows are those of a parameter flattened to its last dimension: experts.gate_up_E
 vector as many as elements.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
-from moekit.convert.storage.output_tensors import Copy, Made, Piece, tensor_of
 from moekit.core.errors import UsageError
 from moekit.families import Family
-from moekit.models import Decoder
+from moekit.models.decoder import Decoder
 from moekit.models.folder import layout_of, own_tensors, read_config, read_settings
 from moekit.nn.meta import on_meta
 
@@ -29,7 +27,7 @@ _READ_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Rows `begin` to `end` of a parameter are rows of the stored tensor `name`, from `stored_begin` on."""
 
     begin: int
@@ -63,14 +61,14 @@ class StoredModel:
             if not entry.optional:
                 for part in entry.parts:
                     self._entries.setdefault(part.ours, []).append(entry)
-        self._all_runs: dict[str, list[_Run] | None] = {}
+        self._all_runs: dict[str, list[Run] | None] = {}
         # What is read whole, though its rows are asked for one after the other, is kept until another is.
         self._held: tuple[str, Tensor] | None = None
 
     def rows(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
         """Read rows of the parameter `name`, (end - begin, last dimension), in the type that it is stored in."""
         end = row_count(self.shapes[name]) if end is None else end
-        runs = self._runs(name, begin, end)
+        runs = self.runs(name, begin, end)
         if runs is None:
             return self._assembled(name)[begin:end].clone()
         rows = torch.empty(end - begin, row_width(self.shapes[name]), dtype=self.dtypes[name])
@@ -87,18 +85,10 @@ class StoredModel:
         """Read a whole parameter in its shape."""
         return self.rows(name).view(self.shapes[name].shape)
 
-    def pieces(self, name: str, begin: int, end: int) -> list[Piece]:
-        """Give the rows as pieces of an output: copied where they lie as they are in the files."""
-        runs, width = self._runs(name, begin, end), row_width(self.shapes[name])
-        if runs is not None:
-            return [self._piece(run, name) for run in runs]
-        made = Made(lambda: self.rows(name, begin, end), (end - begin, width), self.memory_bytes(name), name)
-        return [made]
-
     def memory_bytes(self, name: str) -> int:
         """Tell what reading some rows takes beside them: a buffer, or where they lie otherwise all of the parameter."""
         shape = self.shapes[name]
-        return _READ_BYTES if self._runs(name, 0, row_count(shape)) else shape.numel() * self.dtypes[name].itemsize * 2
+        return _READ_BYTES if self.runs(name, 0, row_count(shape)) else shape.numel() * self.dtypes[name].itemsize * 2
 
     def holds(self, entry: Stored, shapes: Mapping[str, Tensor]) -> bool:
         """Tell whether a tensor of another layout lies here under its name: the same elements in the same order.
@@ -110,24 +100,7 @@ class StoredModel:
             return False
         return _places(entry, shapes) == _places(ours, self.shapes)
 
-    def stored_piece(self, name: str, begin_row: int = 0, end_row: int | None = None) -> Piece:
-        """Give rows of a stored tensor as a piece: its bytes, or computed where the adapter changes it."""
-        copy = Copy(self.tensors, name, begin_row, end_row)
-        if self.adapter is None or not self.adapter.touches(name):
-            return copy
-        # In fp32 the product and the sum, beside what is read and what comes out.
-        return Made(lambda: tensor_of(copy), copy.shape, 16 * math.prod(copy.shape), f"lora {self.adapter.folder}")
-
-    def _piece(self, run: _Run, name: str) -> Piece:
-        shape, width, count = self.tensors[run.name].shape, row_width(self.shapes[name]), run.end - run.begin
-        each = math.prod(shape[1:]) // width  # rows of ours in one of the stored tensor's, which may be stacked
-        if run.stored_begin % each == 0 and count % each == 0:
-            begin = run.stored_begin // each
-            return self.stored_piece(run.name, begin, begin + count // each)
-        memory = count * width * self.dtypes[name].itemsize
-        return Made(lambda: self.rows(name, run.begin, run.end), (count, width), memory, f"{name} {run.begin}")
-
-    def _runs(self, name: str, begin: int, end: int) -> list[_Run] | None:
+    def runs(self, name: str, begin: int, end: int) -> list[Run] | None:
         """Give where the rows lie as they are; None where some lie otherwise."""
         if name not in self._all_runs:
             self._all_runs[name] = self._find_runs(name)
@@ -138,10 +111,10 @@ class StoredModel:
         for run in runs:
             first, last = max(run.begin, begin), min(run.end, end)
             if first < last:
-                cut.append(_Run(first, last, run.name, run.stored_begin + first - run.begin))
+                cut.append(Run(first, last, run.name, run.stored_begin + first - run.begin))
         return cut
 
-    def _find_runs(self, name: str) -> list[_Run] | None:
+    def _find_runs(self, name: str) -> list[Run] | None:
         """Find the runs of all rows, in their order."""
         found = []
         for entry in self._entries[name]:
@@ -217,11 +190,11 @@ def moe_of(config: ModelConfig, layer: int) -> MoEConfig:
     return found
 
 
-def _run(entry: Stored, pair: Pair, parameter: Tensor) -> _Run | None:
+def _run(entry: Stored, pair: Pair, parameter: Tensor) -> Run | None:
     rows, width, begin = rows_of(pair, parameter), row_width(parameter), int(pair.stored.storage_offset())
     if rows is None or not pair.stored.is_contiguous() or begin % width:
         return None
-    return _Run(rows.start, rows.stop, entry.name, begin // width)
+    return Run(rows.start, rows.stop, entry.name, begin // width)
 
 
 def _places(entry: Stored, shapes: Mapping[str, Tensor]) -> list[object]:
