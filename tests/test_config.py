@@ -30,8 +30,8 @@ def test_configurations_are_frozen() -> None:
             "router.topk: there is no such key; did you mean 'top_k'?",
         ),
         ({"kind": "moe", "expert": 4, "expert_width": 8, "router": {"top_k": 2}}, "did you mean 'experts'?"),
-        ({"kind": "moe", "experts": 0, "expert_width": 8, "router": {"top_k": 2}}, "experts: Input should be greater"),
-        ([1], "expected keys and values"),
+        ({"kind": "moe", "experts": 0, "expert_width": 8, "router": {"top_k": 2}}, "experts: must be more than 0"),
+        ([1], "must be keys and values"),
     ],
 )
 def test_a_bad_layer_is_one_sentence(data: object, words: str) -> None:

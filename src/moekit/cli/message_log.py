@@ -9,6 +9,7 @@ class _Lines(logging.Handler):
     """Write each message as it is, to whatever standard error is by then: bars put it above themselves."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's message as a line."""
         click.echo(self.format(record), err=True)
 
 

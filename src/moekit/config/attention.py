@@ -1,6 +1,6 @@
 """Attention: grouped queries or latent, and its positions."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -79,6 +79,8 @@ class AttentionConfig(RotaryConfig):
         soft_cap: scores become cap · tanh(score / cap) (Grok-1).
         query_key_norm: RMSNorm of queries and keys before they are rotated, `head` by head or over `all` heads at once.
     """
+
+    also_read: ClassVar = {"windows": "where attention stands beside layers, for all of them"}
 
     kind: Literal["grouped"] = "grouped"
     heads: PositiveInt

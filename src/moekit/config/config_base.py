@@ -1,6 +1,7 @@
 """The base of all configuration classes, and the bounds that they share."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,12 @@ BYTE_VOCAB_SIZE = 256
 
 
 class Config(BaseModel):
-    """Base of all configuration classes: frozen, and an unknown key is an error."""
+    """Base of all configuration classes: frozen, and an unknown key is an error.
+
+    Attributes:
+        also_read: keys that data may have beside the fields, and where; errors tell it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    also_read: ClassVar[Mapping[str, str]] = {}

@@ -1,7 +1,7 @@
 """The causal decoder's configuration, which GPT-2, Llama, Falcon, Mixtral, Gemma, Grok-1 and DeepSeek-V3 all are."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,12 @@ class ModelConfig(Config):
         init_std: the deviation of the normal initialisation; matrices that write to the residual stream get init_std /
             sqrt(2 * layers) (GPT-2).
     """
+
+    also_read: ClassVar = {
+        "attention": "where layers lists feed-forward parts alone",
+        "block": "where layers lists feed-forward parts alone",
+        "norm_eps": "where norm is missing or a name",
+    }
 
     kind: Literal["decoder"] = "decoder"
     vocab_size: Count

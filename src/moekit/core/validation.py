@@ -2,14 +2,17 @@
 
 import codecs
 import json
+import re
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from moekit.core.errors import UsageError, did_you_mean
 
@@ -80,49 +83,174 @@ def validate(model: type[Model], data: Any, *, where: str) -> Model:
         UsageError: with `where`, the path of the wrong key, and the nearest valid key where there is no such key.
     """
     if not isinstance(data, dict):
-        raise UsageError(f"{where}: expected keys and values ({', '.join(model.model_fields)}), got {data!r}.")
+        raise UsageError(f"{where}: must be keys and values ({', '.join(model.model_fields)}), not {_shown(data)}.")
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-    # A misspelt key is an unknown one and a missing one: the unknown one is what the user typed.
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    path, parent = _follow(model, first["loc"])
-    if first["type"] == "extra_forbidden":
-        problem = f"there is no such key; {did_you_mean(str(first['loc'][-1]), _fields(parent))}"
-    elif first["type"] == "union_tag_invalid":
-        chosen, by = first["ctx"]["tag"], first["ctx"]["discriminator"].strip("'")
-        tags = [tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")]
-        problem = f"there is no {by} {chosen!r}; {did_you_mean(chosen, tags)}"
-    else:
-        problem = first["msg"].removeprefix("Value error, ").rstrip(".") + "."
-    raise UsageError(": ".join(part for part in (where, path, problem) if part))
+        raise UsageError(f"{where}: {problem_of(error, model)}") from error
 
 
-def _follow(model: type, location: tuple[int | str, ...]) -> tuple[str, type]:
-    """Find the path in words, `layers[0].router.top_k`, and the model that holds its last key.
+def problem_of(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Say the first thing that is wrong with data, as in "layers[0].router.top_k: must be more than 0, not -1.".
 
-    pydantic puts the members of unions between the keys: they choose a model and are not part of the path.
+    Args:
+        error: what pydantic found.
+        model: the class that was to be made; None where that is not known.
     """
-    path, choices, parent = "", [model], model
+    problems = [_Problem(details, _follow(model, details["loc"])) for details in error.errors(include_url=False)]
+    # A misspelt key is an unknown one and a missing one: the unknown one is what the user typed.
+    first = next((problem for problem in problems if problem.is_unknown_key), problems[0])
+    # Of a value that may be this or that, each is found missing; what is wrong within it says more.
+    first = next((problem for problem in problems if problem.place.within(first.place)), first)
+    told = _in_words([problem for problem in problems if problem.place.path == first.place.path])
+    return ": ".join(filter(None, (first.place.path, told if told.endswith(("?", ".")) else f"{told}.")))
+
+
+class _Place(NamedTuple):
+    """Where a problem is.
+
+    Attributes:
+        path: as `layers[0].router.top_k`.
+        parent: the class that holds the last key; None where that is not known.
+        choices: what may stand there.
+    """
+
+    path: str
+    parent: Any
+    choices: list[Any]
+
+    def within(self, other: "_Place") -> bool:
+        return bool(other.path) and self.path.startswith((f"{other.path}.", f"{other.path}["))
+
+    @property
+    def also_read(self) -> Mapping[str, str]:
+        """What `Config.also_read` says of the class that holds the last key."""
+        return getattr(self.parent, "also_read", {})
+
+
+class _Problem(NamedTuple):
+    details: ErrorDetails
+    place: _Place
+
+    @property
+    def key(self) -> str:
+        """The last key of the path."""
+        return str(self.details["loc"][-1]) if self.details["loc"] else ""
+
+    @property
+    def is_unknown_key(self) -> bool:
+        return self.details["type"] == "extra_forbidden" and self.key not in self.place.also_read
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "string_unicode": "text",
+    "path_type": "the path of a file or folder",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
+    "dict_type": "keys and values",
+    "mapping_type": "keys and values",
+    "model_type": "keys and values",
+    "model_attributes_type": "keys and values",
+    "none_required": "null",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of at most {max_length}",
+    "string_too_short": "text of {min_length} or more characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "literal_error": "{expected}",
+}
+"""What a value must be, by the type of pydantic's error."""
+
+
+def _in_words(problems: Sequence[_Problem]) -> str:
+    """Say what is wrong with a value, of which pydantic found one problem for each thing that it may be."""
+    (details, place), key = problems[0], problems[0].key
+    context, given = details.get("ctx", {}), details["input"]
+    match details["type"]:
+        case "extra_forbidden" if key in place.also_read:
+            return f"this key is read only {place.also_read[key]}"
+        case "extra_forbidden" if place.parent is not None:
+            return f"there is no such key; {did_you_mean(key, (*_fields(place.parent), *place.also_read))}"
+        case "missing":
+            return "this key is missing"
+        case "union_tag_not_found":
+            return f"the key {_KIND} is missing; valid are {', '.join(sorted(map(_kind_of, place.choices)))}"
+        case "union_tag_invalid":
+            return _unknown(_KIND, context["tag"], map(_kind_of, place.choices))
+        case "literal_error" if len(problems) == 1 and isinstance(given, str):
+            return _unknown(key, given, re.findall(r"'([^']*)'", context["expected"]))
+        case "too_short" if isinstance(given, Mapping):
+            return f"must have {context['min_length']} or more entries, not {len(given)}"
+    expected = [_expected(problem.details) for problem in problems if problem.details["type"] in _EXPECTED]
+    if not expected:
+        return details["msg"].removeprefix("Value error, ")
+    return f"must be {' or '.join(dict.fromkeys(expected))}, not {_shown(given)}"
+
+
+def _expected(details: ErrorDetails) -> str:
+    context = details.get("ctx", {}).items()
+    whole = {key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in context}
+    return _EXPECTED[details["type"]].format(**whole)
+
+
+def _unknown(key: str, chosen: str, valid: Iterable[str]) -> str:
+    return f"there is no {key} {_shown(chosen)}; {did_you_mean(chosen, valid)}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _follow(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> _Place:
+    """Find the place of a problem.
+
+    pydantic puts which member of a union it tried between the keys: that chooses a class and is not part of the path.
+    """
+    path, choices, parent = "", _members(model), model
     for part in location:
-        tagged = [choice for choice in choices if _tag(choice) == part]
+        if len(choices) > 1:
+            choices = [choice for choice in choices if _is_tried(choice, str(part))][:1]
+            continue
+        holder: Any = choices[0] if choices else None
+        fields = _fields(holder) if _is_model(holder) else {}
         if isinstance(part, int):
             path += f"[{part}]"
-        elif tagged and len(choices) > 1:
-            choices = tagged
-        elif choices:
+            inside = typing.get_args(holder)[:1]  # of a list
+        else:
             path += f".{part}" if path else part
-            parent = choices[0]
-            fields = _fields(parent)
-            choices = _models_in(fields[part]) if part in fields else choices
-    return path, parent
+            inside = (fields[part],) if part in fields else typing.get_args(holder)[-1:]  # of what is kept by name
+        parent = holder if fields else None
+        choices = [member for annotation in inside for member in _members(annotation)]
+    return _Place(path, parent, choices)
 
 
-def _models_in(annotation: Any) -> list[type]:
-    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
-        return [annotation]
-    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]
+def _members(annotation: Any) -> list[Any]:
+    """List what a value may be, null apart."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [found for member in typing.get_args(annotation) for found in _members(member)]
+    return [] if annotation in (None, type(None)) else [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation))
 
 
 def _fields(model: type) -> dict[str, Any]:
@@ -132,5 +260,17 @@ def _fields(model: type) -> dict[str, Any]:
     return typing.get_type_hints(model)
 
 
-def _tag(model: type) -> Any:
-    return model.model_fields["kind"].default if "kind" in _fields(model) and issubclass(model, BaseModel) else None
+_KIND = "kind"
+"""The key that chooses among several classes, wherever there are several."""
+
+
+def _kind_of(choice: Any) -> str:
+    if _is_model(choice) and issubclass(choice, BaseModel) and _KIND in choice.model_fields:
+        return str(choice.model_fields[_KIND].default)
+    return ""
+
+
+def _is_tried(choice: Any, label: str) -> bool:
+    """Tell whether pydantic calls that member of a union so: by its kind, its name, or as `tuple[int, ...]`."""
+    name = str(getattr(typing.get_origin(choice) or choice, "__name__", choice))
+    return label in (_kind_of(choice), name) or label.partition("[")[0].lower() == name.lower()

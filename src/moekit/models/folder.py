@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import Stored, stored
@@ -17,6 +18,7 @@ from moekit.checkpoint.write_weights import write_weights
 from moekit.config import Config
 from moekit.config.comparing import same_function
 from moekit.core.errors import MoekitError
+from moekit.core.validation import problem_of
 from moekit.families import Family, Settings, describe, family_of
 from moekit.models.special_tokens import with_special_tokens
 from moekit.nn.meta import on_meta
@@ -62,8 +64,10 @@ def read_config(folder: Path) -> tuple[Family, Config]:
     family = family_of(settings)
     try:
         return family, with_special_tokens(family.read(settings), folder)
-    except ValueError as error:  # pydantic's: the settings contradict each other or lie out of bounds
-        raise MoekitError(f"{settings.file}: {_first_line(error)}") from error
+    except ValidationError as error:  # the settings contradict each other or lie out of bounds
+        raise MoekitError(f"{settings.file}: {problem_of(error)}") from error
+    except ValueError as error:
+        raise MoekitError(f"{settings.file}: {error}.") from error
 
 
 def read_model(
@@ -223,12 +227,3 @@ def _types(model: nn.Module) -> dict[str, str]:
 
 def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-
-def _first_line(error: ValueError) -> str:
-    problems = getattr(error, "errors", None)
-    if problems is None:
-        return f"{error}."
-    first = problems(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}.".lstrip(": ")

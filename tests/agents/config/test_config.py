@@ -134,16 +134,16 @@ BAD: dict[str, tuple[str, Any, str]] = {
         {"kind": "self-moa", "member": "gpt", "window": 6},
         "strategies.cheap: window: form: parallel puts all samples together",
     ),
-    "no time": ("deadlines.call", 0, "deadlines.call: Input should be greater than 0"),
-    "endless": ("deadlines.answer", float("inf"), "deadlines.answer: Input should be less than or equal to 86400"),
-    "priceless": ("members.gpt.price.input", float("inf"), "members.gpt.price.input: Input should be a finite number"),
-    "many retries": ("retries", 1000, "retries: Input should be less than or equal to 20"),
-    "negative budget": ("budget.tokens", -1, "budget.tokens: Input should be greater than 0"),
+    "no time": ("deadlines.call", 0, "deadlines.call: must be more than 0"),
+    "endless": ("deadlines.answer", float("inf"), "deadlines.answer: must be 86400 or less"),
+    "priceless": ("members.gpt.price.input", float("inf"), "members.gpt.price.input: must be a finite number"),
+    "many retries": ("retries", 1000, "retries: must be 20 or less"),
+    "negative budget": ("budget.tokens", -1, "budget.tokens: must be more than 0"),
     "no price": ("members.gpt.price", None, "members.gpt.price: a budget of money needs the price"),
     "quorum": ("strategies.answer.quorum", 2, "strategies.answer: quorum: 2 are more than the 1 proposers of a layer"),
     "no layer": ("strategies.answer.layers", [], "strategies.answer.layers: "),
     "no room": ("members.mine.context", 256, "members.mine: max_tokens: 256 leave no room"),
-    "temperature": ("members.gpt.temperature", 3, "members.gpt.temperature: Input should be less than or equal to 2"),
+    "temperature": ("members.gpt.temperature", 3, "members.gpt.temperature: must be 2 or less"),
     "ensemble of endpoints": (
         "strategies.mixed.members",
         ["mine", "gpt"],
@@ -159,7 +159,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "no examples": ("strategies.cheap.examples", None, "strategies.cheap: by examples needs examples or data"),
     "no members": ("members", {}, "members: "),
     "a name that is none": ("members. ", {"path": "x"}, "' ' is no name"),
-    "a cache without a folder": ("cache", {"mode": "use"}, "cache.folder: Field required"),
+    "a cache without a folder": ("cache", {"mode": "use"}, "cache.folder: this key is missing"),
 }
 
 

@@ -113,7 +113,7 @@ def test_examples_stand_in_the_configuration_and_in_a_file(tmp_path: Path) -> No
     ("text", "words"),
     [
         ("{", "line 1: not valid JSON"),
-        ("[1]", "line 1: expected keys and values"),
+        ("[1]", "line 1: must be keys and values"),
         ('\n{"text": "x", "memer": "code"}', "line 2: memer: there is no such key; did you mean 'member'"),
         ('{"text": "x", "member": "cod"}', "line 1: there is no member 'cod'; did you mean 'code'"),
         ('{"text": "x", "member": "code"}', "No example goes to prose"),

@@ -182,9 +182,9 @@ def test_yaml_takes_whole_models(tmp_path: Path) -> None:
             "contestants: [{name: x, model: {kind: ngram}, upcycle: {experts: 4}}]",
             "upcycle is for decoders, and model is of kind ngram",
         ),
-        ("- a\n- b", "expected keys and values"),
+        ("- a\n- b", "must be keys and values"),
         ("a: [", "is not valid YAML"),
-        ("", "expected keys and values"),
+        ("", "must be keys and values"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )

@@ -17,9 +17,9 @@ from moekit.comparison.spec.contestants import (
     router_contestants,
     upcycled_contestant,
 )
-from moekit.config import Config
+from moekit.config import Config, ModelConfig
 from moekit.core.errors import UsageError, did_you_mean
-from moekit.core.validation import read_yaml, validate
+from moekit.core.validation import problem_of, read_yaml, validate
 
 
 class ContestantsFile(Config):
@@ -101,11 +101,10 @@ def _checked(contestant: Contestant, size: Size, where: str) -> Contestant:
     """Give the contestant; raises UsageError with `where` where its model as a whole is wrong in that size."""
     try:
         contestant.config(size)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {problem_of(error, ModelConfig)}") from error
     except ValueError as error:
-        problem = str(error)
-        if isinstance(error, ValidationError):
-            problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{where}: {problem}.") from error
+        raise UsageError(f"{where}: {error}.") from error
     if contestant.upcycle is not None:
         contestant.upcycled(size, where=f"{where}.upcycle")
     return contestant
