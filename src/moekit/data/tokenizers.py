@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moekit.config import BYTE_VOCAB_SIZE
 from moekit.core.errors import MoekitError, UsageError
+from moekit.data.tokenizer_files import ids_of, read_object, read_tokenizer_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Rust
 
 TOKENIZER = "tokenizer.json"
+_GENERATION = "generation_config.json"
 
 SEPARATOR = 0
 """The byte before each document; text itself never holds it."""
@@ -33,6 +35,10 @@ class Tokenizer(Protocol):
         """Encode a text to ids, without start or end."""
         ...
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Encode a text in which nothing is a special token."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to a text; bytes that are no UTF-8 become replacement characters."""
         ...
@@ -50,36 +56,54 @@ class ByteTokenizer:
         """Encode a text to its bytes."""
         return list(text.encode("utf-8"))
 
+    encode_plain = encode
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode bytes to a text."""
         return bytes(id_ for id_ in ids if id_ < BYTE_VOCAB_SIZE).decode("utf-8", errors="replace")
 
 
 class FileTokenizer:
-    """The tokenizer.json of a folder, by Hugging Face's `tokenizers`.
+    """The tokenizer.json of a folder, by Hugging Face's `tokenizers`, with the tokens that the files beside it add.
+
+    Args:
+        folder: where it lies.
+        most: the tokens that the model has; the files beside it add none beyond them. None for any number.
 
     Attributes:
-        start: config.json's bos_token_id, or its eos_token_id where there is no other, as GPT-2's texts are told apart.
+        start: config.json's bos_token_id, else the tokenizer's bos_token, else config.json's eos_token_id, as GPT-2's
+            texts are told apart, or the tokenizer's eos_token.
         special_tokens: ids by the texts of special tokens.
+        special_texts: the texts of `bos_token` and others, by the names that chat templates know them by.
+        end_tokens: the ids that end a text or an answer: those of generation_config.json, else of config.json, and the
+            tokenizer's eos_token.
 
     Raises:
-        MoekitError: where the file cannot be read.
+        MoekitError: where a file cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most: int | None = None) -> None:
         from tokenizers import Tokenizer as Rust
 
-        file = folder / TOKENIZER
+        self.file = folder / TOKENIZER
         try:
-            self._rust = Rust.from_file(str(file))
+            self._rust = Rust.from_file(str(self.file))
         except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
-            raise MoekitError(f"{file} is not a tokenizer: {' '.join(str(error).split())}") from error
+            raise MoekitError(f"{self.file} is not a tokenizer: {' '.join(str(error).split())}") from error
         self._rust.no_truncation()
         self._rust.no_padding()
+        settings = read_tokenizer_settings(folder)
+        for token in settings.added:
+            if most is None or self._rust.token_to_id(token.content) is not None or self._rust.get_vocab_size() < most:
+                self._rust.add_tokens([token])
         self.vocab_size = self._rust.get_vocab_size()
-        self.start = _start(folder)
+        self.special_texts = settings.named
         added = self._rust.get_added_tokens_decoder()
         self.special_tokens: Mapping[str, int] = {token.content: id_ for id_, token in added.items() if token.special}
+        config = read_object(folder / "config.json")
+        self.start = next(iter(self._ids(config, "bos_token") + self._ids(config, "eos_token")), None)
+        ends = [ids_of(settings.get("eos_token_id")) for settings in (read_object(folder / _GENERATION), config)]
+        self.end_tokens = frozenset([*next(filter(None, ends), []), *self._ids({}, "eos_token")])
 
     def encode(self, text: str) -> list[int]:
         """Encode a text to ids."""
@@ -104,6 +128,17 @@ class FileTokenizer:
         """Decode ids to a text."""
         return str(self._rust.decode(list(ids)))
 
+    def described(self) -> dict[str, Any]:
+        """Give the tokenizer.json, with the tokens that the files beside it add."""
+        described: dict[str, Any] = json.loads(self._rust.to_str())
+        return described
+
+    def _ids(self, config: Mapping[str, Any], name: str) -> list[int]:
+        """Find the ids of a special token: what config.json says, then the tokenizer's own settings."""
+        word = self.special_texts.get(name)
+        own = None if word is None else self._rust.token_to_id(word)
+        return ids_of(config.get(f"{name}_id")) + ids_of(own)
+
 
 def tokenizer_of(folder: Path | None, vocab_size: int) -> Tokenizer:
     """Load the tokenizer for a model of `vocab_size` tokens that came from `folder`.
@@ -114,7 +149,7 @@ def tokenizer_of(folder: Path | None, vocab_size: int) -> Tokenizer:
         UsageError: where there is no tokenizer, or where its ids would not all be tokens of the model.
     """
     if folder is not None and (folder / TOKENIZER).is_file():
-        tokenizer = FileTokenizer(folder)
+        tokenizer = FileTokenizer(folder, vocab_size)
         if tokenizer.vocab_size > vocab_size:
             raise UsageError(
                 f"{folder / TOKENIZER} has {tokenizer.vocab_size:,} tokens, and the model beside it {vocab_size:,}."
@@ -127,16 +162,3 @@ def tokenizer_of(folder: Path | None, vocab_size: int) -> Tokenizer:
         f"{where} no {TOKENIZER}, and {vocab_size:,} tokens are not bytes; convert its tokenizer with "
         "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)."
     )
-
-
-def _start(folder: Path) -> int | None:
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    for key in ("bos_token_id", "eos_token_id"):
-        value = values.get(key) if isinstance(values, dict) else None
-        value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None

@@ -12,6 +12,7 @@ from moekit.data.tokenizers import SEPARATOR, ByteTokenizer, Tokenizer
 def tokenized(corpus: Corpus, tokenizer: Tokenizer) -> Corpus:
     """Encode each text of a corpus with `tokenizer`, its start token before each document where it has one.
 
+    A special token that a document writes out is text.
     With a ByteTokenizer, the result is the corpus itself.
     """
     if isinstance(tokenizer, ByteTokenizer):
@@ -29,5 +30,5 @@ def _encode(text: Tokens, tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
         if document:
             ids += [] if tokenizer.start is None else [tokenizer.start]
             # A training text may be cut anywhere, also inside a character.
-            ids += tokenizer.encode(document.decode("utf-8", errors="ignore"))
+            ids += tokenizer.encode_plain(document.decode("utf-8", errors="ignore"))
     return np.array(ids, dtype=np.uint32)

@@ -60,7 +60,7 @@ class WindowScorer:
 
     def __call__(self, text: str) -> Score:
         """Score a text; without a start token the first token is not scored, nor are its bytes."""
-        ids = self.tokenizer.encode(text)
+        ids = self.tokenizer.encode_plain(text)
         size = len(text.encode("utf-8"))
         if self.tokenizer.start is not None:
             ids = [self.tokenizer.start, *ids]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.core.errors import MoekitError
+from moekit.data.tokenizer_files import read_chat_templates, read_tokenizer_settings
 from moekit.data.tokenizers import Tokenizer
 from moekit.inference.prompt_tokens import PromptTokenizer
 
@@ -18,7 +19,6 @@ Message = Mapping[str, Any]
 """`role` (system, user, assistant, …) and `content`, as in OpenAI's API; further keys are the template's to use."""
 
 _SECONDS = 5.0
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Private-use characters: which of the special tokens a user wrote out stands between them.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 
@@ -74,28 +74,13 @@ class ChatTemplate:
 
 
 def folder_template(folder: Path) -> ChatTemplate | None:
-    """Read the template of a Hugging Face folder: chat_template.jinja, or tokenizer_config.json's `chat_template`.
-
-    Of several in a list it is the one named `default`; None where there is no template.
+    """Read the usual template of a Hugging Face folder; None where there is no template of that name.
 
     Raises:
         MoekitError: where a file is not what it should be.
     """
-    settings = _read_object(folder / "tokenizer_config.json")
-    source = settings.get("chat_template")
-    if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        source = _read_text(file)
-    if source is None:
-        return None
-    if not isinstance(source, str):
-        raise MoekitError(f"{folder / 'tokenizer_config.json'}: chat_template must be text.")
-    words = _read_object(folder / "special_tokens_map.json") | settings
-    contents = {name: word.get("content") if isinstance(word := words.get(name), dict) else word for name in _SPECIAL}
-    return ChatTemplate(source, {name: word for name, word in contents.items() if isinstance(word, str)})
+    source = read_chat_templates(folder).get("default")
+    return None if source is None else ChatTemplate(source, read_tokenizer_settings(folder).named)
 
 
 class _Worker:
@@ -174,22 +159,3 @@ def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
 
 def _unmarked(text: str) -> str:
     return text.replace(_OPEN, "").replace(_CLOSE, "")
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoekitError(f"Cannot read {file}: {error}.") from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(_read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise MoekitError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise MoekitError(f"{file} must hold an object of settings.")
-    return values

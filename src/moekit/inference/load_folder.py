@@ -5,10 +5,11 @@ from pathlib import Path
 from moekit.config import ModelConfig
 from moekit.core.errors import UsageError, did_you_mean
 from moekit.core.progress import Progress
-from moekit.data.tokenizers import ByteTokenizer, Tokenizer, tokenizer_of
+from moekit.data.tokenizer_files import ids_of, read_object
+from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
 from moekit.inference.chat_template import folder_template
 from moekit.inference.checks import checked_context, decoder_config
-from moekit.inference.loaded_model import LoadedModel, is_native, token_ids
+from moekit.inference.loaded_model import LoadedModel, is_native
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner
@@ -18,7 +19,6 @@ from moekit.kernels.native.decoder_description import unsupported
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType
 from moekit.models import Decoder, load
 from moekit.models.folder import read_config
-from moekit.models.special_tokens import read_object
 
 
 def load_folder(folder: Path, context: int | None, quantize: str | None, progress: Progress) -> LoadedModel:
@@ -53,12 +53,8 @@ def _runner(folder: Path, context: int | None, kind: BlockType | None, progress:
 
 
 def _end_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Read the eos_token_id of generation_config.json, else of config.json, as transformers does.
-
-    Bytes end at a separator.
-    """
-    for name in ("generation_config.json", "config.json"):
-        ids = token_ids(read_object(folder / name).get("eos_token_id"))
-        if ids:
-            return ids
-    return token_ids(tokenizer.start) if isinstance(tokenizer, ByteTokenizer) else frozenset()
+    """Give the tokens that end an answer; bytes end as config.json says, or at a separator."""
+    if isinstance(tokenizer, FileTokenizer):
+        return tokenizer.end_tokens
+    ids = (ids_of(read_object(folder / name).get("eos_token_id")) for name in ("generation_config.json", "config.json"))
+    return frozenset(next(filter(None, ids), ids_of(tokenizer.start)))

@@ -15,16 +15,12 @@ Prompt = str | Sequence[int]
 
 @runtime_checkable
 class PromptTokenizer(Tokenizer, Protocol):
-    """A tokenizer that knows what stands around a prompt, and special tokens from text that reads like them."""
+    """A tokenizer that knows its special tokens, and which of them stand around a prompt."""
 
     special_tokens: Mapping[str, int]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a text with the special tokens that the tokenizer puts around it."""
-        ...
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Encode a text in which nothing is a special token."""
         ...
 
 
