@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from moekit.checkpoint.gguf import GGUFFile, write_gguf
 from moekit.checkpoint.gguf.metadata import Metadata
 from moekit.core.errors import MoekitError, UsageError
-from moekit.data.gguf_pre_tokenizers import PATTERNS, name_of
+from moekit.data.gguf_pre_tokenizers import PRE_TOKENIZERS, name_of
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
-from moekit.data.gguf_vocabulary import tokenizer_metadata
+from moekit.data.gguf_vocabulary import chat_template_metadata, tokenizer_metadata
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer
 
 VOCAB = 700
@@ -22,11 +22,8 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def byte_level(pre: str) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(ignore_merges=pre.startswith("llama")))
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    tokenizer = Tokenizer(models.BPE(ignore_merges=PRE_TOKENIZERS[pre].whole_words_first))
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre].steps()
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -96,13 +93,14 @@ def saved(tokenizer: Tokenizer, folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {name: tokenizer.token_to_id(word) for name, word in (("bos_token_id", "<s>"), ("eos_token_id", "</s>"))}
     (folder / "config.json").write_text(json.dumps(ids | {"vocab_size": VOCAB}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"chat_template": TEMPLATE}))
     return folder
 
 
 def through_file(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda keys: None) -> Metadata:
     """The tokenizer's metadata, written and read; `change` may spoil it."""
-    keys: dict[str, Any] = tokenizer_metadata(folder, VOCAB)
+    keys: dict[str, Any] = tokenizer_metadata(FileTokenizer(folder), VOCAB) | chat_template_metadata(folder)
     change(keys)
     path = folder / "tokenizer.gguf"
     path.unlink(missing_ok=True)
@@ -149,20 +147,24 @@ def test_ids_are_those_of_the_folder_s_tokenizer(folder: Path) -> None:
         assert ours.encode_plain(text) == plain.encode(text, add_special_tokens=False).ids, text
     end = rust.token_to_id("<|im_end|>")
     assert ours.special_tokens["<|im_end|>"] == end
-    assert ours.end_tokens == {end, rust.token_to_id("</s>")}
+    assert ours.end_tokens == theirs.end_tokens == {rust.token_to_id("</s>")}
+    assert GGUFTokenizer(through_file(folder), usual_keys=True).end_tokens == {end, rust.token_to_id("</s>")}
     assert ours.special_texts["bos_token"] == "<s>"
     assert ours.chat_template == TEMPLATE
 
 
-@pytest.mark.parametrize("pre", sorted(PATTERNS))
+@pytest.mark.parametrize("pre", [name for name, made in PRE_TOKENIZERS.items() if made.byte_level])
 def test_every_name_is_recognised_by_what_it_does(pre: str) -> None:
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
+    wanted = PRE_TOKENIZERS[pre]
     made = Tokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
-    found = name_of(json.loads(made.to_str())["pre_tokenizer"])
+    made.pre_tokenizer = wanted.steps()
+    described = json.loads(made.to_str())["pre_tokenizer"]
+    found = name_of(described, whole_words_first=wanted.whole_words_first)
     assert found is not None
-    assert PATTERNS[found] == PATTERNS[pre]
+    assert PRE_TOKENIZERS[found].whole_words_first == wanted.whole_words_first
+    steps = PRE_TOKENIZERS[found].steps()  # some names write the same cuts by other patterns
+    for text in random_texts():
+        assert steps.pre_tokenize_str(text) == made.pre_tokenizer.pre_tokenize_str(text), text
 
 
 def test_steps_of_other_kinds_that_do_the_same_are_recognised() -> None:
@@ -202,7 +204,7 @@ def with_value(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 )
 def test_bad_metadata_is_one_sentence(message: str, change: Callable[[dict[str, Any]], Any], gpt2: Path) -> None:
     with pytest.raises(MoekitError, match=message) as error:
-        GGUFTokenizer(through_file(gpt2, change))
+        GGUFTokenizer(through_file(gpt2, change), usual_keys=True)
     assert "\n" not in str(error.value)
 
 
@@ -212,7 +214,6 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_without_a_tokenizer_reads_bytes_or_is_refused(tmp_path: Path, gpt2: Path) -> None:
-    assert tokenizer_metadata(tmp_path, 256) == {"tokenizer.ggml.model": "no_vocab"}
     none = Metadata({}, Path("x.gguf"))
     assert isinstance(gguf_tokenizer(none, 256), ByteTokenizer)
     with pytest.raises(UsageError, match="holds no tokenizer"):
@@ -225,14 +226,14 @@ def test_what_gguf_has_no_word_for_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UsageError, match="of the kind 'WordLevel'"):
-        tokenizer_metadata(tmp_path, 10)
+        tokenizer_metadata(FileTokenizer(tmp_path), 10)
     made = Tokenizer(models.BPE({"a": 0, "b": 11}, []))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UsageError, match="has ids up to 11"):
-        tokenizer_metadata(tmp_path, 10)
+        tokenizer_metadata(FileTokenizer(tmp_path), 10)
     with pytest.raises(UsageError, match="no name for"):
-        tokenizer_metadata(tmp_path, 20)
+        tokenizer_metadata(FileTokenizer(tmp_path), 20)
 
 
 @pytest.mark.parametrize("odd", ["a\0b", "\0", "\0\0"])

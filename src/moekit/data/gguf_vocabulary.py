@@ -1,108 +1,198 @@
 """The tokenizer of a folder as metadata of a GGUF file."""
 
-import json
+import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Rust
+import numpy as np
 
 from moekit.checkpoint.gguf import Written
-from moekit.core.errors import MoekitError, UsageError
-from moekit.data.gguf_pre_tokenizers import name_of
+from moekit.core.errors import UsageError
+from moekit.data.gguf_exact_tokenizer import KEY as EXACT_KEY
+from moekit.data.gguf_exact_tokenizer import ExactTokenizer
+from moekit.data.gguf_merges import KEY, merges_of_scores, scores_of_merges
+from moekit.data.gguf_pre_tokenizers import PRE_TOKENIZERS, name_of, steps_within
 from moekit.data.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from moekit.data.tokenizers import TOKENIZER
+from moekit.data.tokenizer_files import read_chat_templates
+from moekit.data.tokenizers import FileTokenizer
 
-_KEY = "tokenizer.ggml"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+_NAMED = {
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",  # so spelled in the format
+    "pad_token": "padding_token_id",
+    "mask_token": "mask_token_id",
+}
+_WAY_ON = "`moekit generate` runs the folder itself, with --quantize in a type of few bits"
 
 
-def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Written]:
-    """Make the keys for the tokenizer.json of a folder and what stands beside it; `no_vocab` where there is none.
+def tokenizer_metadata(tokenizer: FileTokenizer, vocab_size: int) -> dict[str, Written]:
+    """Make the keys for a folder's tokenizer.
 
     Args:
-        folder: the model's folder.
+        tokenizer: the folder's.
         vocab_size: the model's; ids that the tokenizer does not use become unused tokens.
 
     Raises:
         UsageError: where GGUF has no word for the tokenizer, or its ids would not all be tokens of the model.
-        MoekitError: where it cannot be read.
+        MoekitError: where a file beside it cannot be read.
     """
-    file = folder / TOKENIZER
-    if not file.is_file():
-        return {f"{_KEY}.model": "no_vocab"}
-    described = _object(file)
-    model = described.get("model") or {}
-    if model.get("type") != "BPE":
-        raise UsageError(f"{file} is a tokenizer of the kind {model.get('type')!r}; GGUF files take BPE from moekit.")
-    words, kinds = _vocabulary(described, file, vocab_size)
-    keys = _byte_fallback(described, words, kinds) if model.get("byte_fallback") else _byte_level(described, file)
-    keys |= {f"{_KEY}.tokens": words, f"{_KEY}.token_type": kinds}
-    return keys | _special(folder, file, vocab_size) | _chat_template(folder)
-
-
-def _vocabulary(described: Mapping[str, Any], file: Path, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Find every token's text and kind, by its id."""
-    added = described.get("added_tokens") or []
-    ids = dict(described["model"]["vocab"]) | {token["content"]: token["id"] for token in added}
+    described, file = tokenizer.described(), tokenizer.file
+    model = described["model"]
+    ids = _ids(described)
     if any(not 0 <= id_ < vocab_size for id_ in ids.values()):
         raise UsageError(f"{file} has ids up to {max(ids.values()):,}, and the model beside it {vocab_size:,} tokens.")
-    words = [f"[PAD{id_}]" for id_ in range(vocab_size)]
+    words, kinds = _vocabulary(described, ids, vocab_size)
+    match model["type"]:
+        case "BPE" if model.get("byte_fallback"):
+            keys = _byte_fallback(described, words, kinds, file)
+        case "BPE":
+            keys = _byte_level(described, file)
+        case "Unigram":
+            keys = _unigram(described, words)
+        case kind:
+            raise UsageError(f"{file} is a tokenizer of the kind {kind!r}, which GGUF has no decoder for; {_WAY_ON}.")
+    keys |= {f"{KEY}.tokens": words, f"{KEY}.token_type": kinds}
+    return keys | _special(tokenizer, words) | {EXACT_KEY: _exact(tokenizer, described).written()}
+
+
+def chat_template_metadata(folder: Path) -> dict[str, Written]:
+    """Make the keys for a folder's chat templates: the usual one, and others by their names.
+
+    Raises:
+        MoekitError: where a file cannot be read.
+    """
+    templates = read_chat_templates(folder)
+    others = {name: text for name, text in templates.items() if name != "default"}
+    found: dict[str, Written] = {f"tokenizer.chat_template.{name}": text for name, text in others.items()}
+    if others:
+        found["tokenizer.chat_templates"] = list(others)
+    if "default" in templates:
+        found["tokenizer.chat_template"] = templates["default"]
+    return found
+
+
+def _ids(described: Mapping[str, Any]) -> dict[str, int]:
+    """Find every token's id by its text: the model's own and those added."""
+    vocabulary = described["model"]["vocab"]
+    own = {word: id_ for id_, (word, _) in enumerate(vocabulary)} if isinstance(vocabulary, list) else dict(vocabulary)
+    return own | {token["content"]: token["id"] for token in described["added_tokens"]}
+
+
+def _vocabulary(described: Mapping[str, Any], ids: Mapping[str, int], vocab_size: int) -> tuple[list[str], list[int]]:
+    """Give every token's text and kind, by its id."""
+    model = described["model"]
+    words = [f"[PAD{id_}]" if f"[PAD{id_}]" not in ids else f"[UNUSED{id_}]" for id_ in range(vocab_size)]
     kinds = [UNUSED] * vocab_size
+    has_bytes = model["type"] == "Unigram" or model.get("byte_fallback")
     for word, id_ in ids.items():
-        words[id_], kinds[id_] = word, NORMAL
-    for token in added:
-        kinds[token["id"]] = CONTROL if token.get("special") else USER_DEFINED
+        words[id_], kinds[id_] = word, BYTE if has_bytes and _BYTE_TOKEN.fullmatch(word) else NORMAL
+    for token in described["added_tokens"]:
+        kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    unknown = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
+    if has_bytes and unknown is not None:
+        kinds[unknown] = UNKNOWN
     return words, kinds
 
 
 def _byte_level(described: Mapping[str, Any], file: Path) -> dict[str, Written]:
-    pre = name_of(described.get("pre_tokenizer"))
-    if pre is None or described.get("normalizer") not in (None, {"type": "NFC"}):
-        raise UsageError(f"{file} cuts or changes texts in a way that GGUF files have no name for.")
+    whole_words_first = bool(described["model"].get("ignore_merges"))
+    pre = name_of(described.get("pre_tokenizer"), whole_words_first=whole_words_first)
+    if pre is None:
+        raise UsageError(f"{file} cuts texts in a way that GGUF files have no name for; {_WAY_ON}.")
     return {
-        f"{_KEY}.model": "gpt2",
-        f"{_KEY}.pre": pre,
-        f"{_KEY}.merges": [" ".join(pair) for pair in _merges(described)],
+        f"{KEY}.model": "gpt2",
+        f"{KEY}.pre": pre,
+        f"{KEY}.merges": _joined(_merges(described), file),
     }
 
 
-def _byte_fallback(described: Mapping[str, Any], words: list[str], kinds: list[int]) -> dict[str, Written]:
-    """Describe a tokenizer of SentencePiece's kind, and enter bytes and <unk> into `kinds`.
+def _byte_fallback(described: Mapping[str, Any], words: list[str], kinds: list[int], file: Path) -> dict[str, Written]:
+    """Describe a tokenizer of SentencePiece's kind by scores, and by merges where these say more."""
+    merges = _merges(described)
+    scores = scores_of_merges(merges, words)
+    outside = _outside(described)
+    own = [UNUSED if id_ in outside else kind for id_, kind in enumerate(kinds)]
+    keys: dict[str, Written] = {
+        f"{KEY}.model": "llama",
+        f"{KEY}.pre": "default",
+        f"{KEY}.scores": scores,
+        f"{KEY}.add_space_prefix": _is_prefixed(described),
+    }
+    if merges_of_scores(scores, words, own, (NORMAL, USER_DEFINED)) != merges:
+        keys[f"{KEY}.merges"] = _joined(merges, file)
+    return keys
 
-    A token's score is the rank of the first merge that makes it, negated.
+
+def _unigram(described: Mapping[str, Any], words: list[str]) -> dict[str, Written]:
+    scores = dict(enumerate(score for _, score in described["model"]["vocab"]))
+    keys: dict[str, Written] = {
+        f"{KEY}.model": "t5",
+        f"{KEY}.pre": "default",
+        f"{KEY}.scores": [float(scores.get(id_, 0.0)) for id_ in range(len(words))],
+        f"{KEY}.add_space_prefix": _is_prefixed(described),
+        f"{KEY}.remove_extra_whitespaces": _joins_spaces(described),
+    }
+    charsmap = next((step["precompiled_charsmap"] for step in _steps(described) if step["type"] == "Precompiled"), None)
+    if charsmap:
+        keys[f"{KEY}.precompiled_charsmap"] = base64.b64decode(charsmap)
+    return keys
+
+
+def _special(tokenizer: FileTokenizer, words: Sequence[str]) -> dict[str, Written]:
+    """Give the ids of special tokens, and which of them stand around a text.
+
+    GGUF has room for three ends: of a text, of a turn, and of a message.
     """
-    ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(_merges(described)):
-        ranks.setdefault(left + right, rank)
-    unknown = described["model"].get("unk_token")
-    for id_, word in enumerate(words):
-        if _BYTE_TOKEN.fullmatch(word):
-            kinds[id_] = BYTE
-        elif word == unknown:
-            kinds[id_] = UNKNOWN
-    # A token that no merge makes is never joined, whatever its score.
-    scores = [-float(ranks.get(word, len(ranks))) if kinds[id_] == NORMAL else 0.0 for id_, word in enumerate(words)]
-    return {
-        f"{_KEY}.model": "llama",
-        f"{_KEY}.pre": "default",
-        f"{_KEY}.scores": scores,
-        f"{_KEY}.add_space_prefix": _is_prefixed(described.get("normalizer"), described.get("pre_tokenizer")),
-    }
+    ids = {word: id_ for id_, word in enumerate(words)}
+    named = {name: ids[word] for name, word in tokenizer.special_texts.items() if word in ids}
+    found: dict[str, Written] = {f"{KEY}.{key}": named[name] for name, key in _NAMED.items() if name in named}
+    before, after = _around(tokenizer)
+    start = named.get("bos_token", before[0] if before else tokenizer.start)
+    ends = [*[id_ for name, id_ in named.items() if name == "eos_token"], *sorted(tokenizer.end_tokens)]
+    ends = [id_ for id_ in dict.fromkeys(ends) if id_ < len(words)]
+    if start is not None and start < len(words):
+        found[f"{KEY}.bos_token_id"] = start
+    for name, id_ in zip(("eos", "eot", "eom"), ends, strict=False):
+        found[f"{KEY}.{name}_token_id"] = id_
+    found[f"{KEY}.add_bos_token"] = bool(before) and before[0] == start
+    found[f"{KEY}.add_eos_token"] = bool(after) and after[-1:] == ends[:1]
+    return found
 
 
-def _is_prefixed(*steps: Mapping[str, Any] | None) -> bool:
-    """Tell whether one of these steps, or of those inside them, puts a space before a text."""
-    for step in steps:
-        if step is None:
-            continue
-        if step.get("type") == "Prepend" or step.get("prepend_scheme", "never") != "never":
-            return True
-        if _is_prefixed(*step.get("normalizers", []), *step.get("pretokenizers", [])):
-            return True
-    return False
+def _around(tokenizer: FileTokenizer) -> tuple[list[int], list[int]]:
+    """Find the special tokens before and after a prompt."""
+    text, prompt = tokenizer.encode("a"), tokenizer.encode_prompt("a")
+    for begin in range(len(prompt) - len(text) + 1):
+        if prompt[begin : begin + len(text)] == text:
+            return prompt[:begin], prompt[begin + len(text) :]
+    return [], []
+
+
+def _exact(tokenizer: FileTokenizer, described: Mapping[str, Any]) -> ExactTokenizer:
+    """Say of a tokenizer what GGUF's own keys do not."""
+    model = dict(described["model"])
+    vocabulary = model.pop("vocab")
+    model.pop("merges", None)
+    scores = [score for _, score in vocabulary] if isinstance(vocabulary, list) else []
+    is_rounded = any(float(np.float32(score)) != score for score in scores)
+    return ExactTokenizer(
+        steps={**described, "model": model},
+        outside=_outside(described),
+        scores=scores if is_rounded else None,
+        start=tokenizer.start,
+        end_tokens=tokenizer.end_tokens,
+        special_texts=tokenizer.special_texts,
+    )
+
+
+def _outside(described: Mapping[str, Any]) -> frozenset[int]:
+    """Find the added tokens that are none of the model's own."""
+    vocabulary = described["model"]["vocab"]
+    own = {word for word, _ in vocabulary} if isinstance(vocabulary, list) else vocabulary
+    return frozenset(token["id"] for token in described["added_tokens"] if token["content"] not in own)
 
 
 def _merges(described: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -112,44 +202,46 @@ def _merges(described: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def _special(folder: Path, file: Path, vocab_size: int) -> dict[str, Written]:
-    """Find the ids of special tokens, and which of them stand around a text."""
-    config = _object(folder / "config.json")
-    found: dict[str, Written] = {}
-    for theirs, ours in _IDS.items():
-        value = config.get(theirs)
-        value = value[0] if isinstance(value, list) and value else value
-        if type(value) is int and 0 <= value < vocab_size:
-            found[f"{_KEY}.{ours}"] = value
-    try:
-        ids = Rust.from_file(str(file)).encode("a", add_special_tokens=True).ids
-    except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
-        raise MoekitError(f"{file} is not a tokenizer: {' '.join(str(error).split())}") from error
-    found[f"{_KEY}.add_bos_token"] = bool(ids) and ids[0] == found.get(f"{_KEY}.bos_token_id")
-    found[f"{_KEY}.add_eos_token"] = bool(ids) and ids[-1] == found.get(f"{_KEY}.eos_token_id")
+def _joined(merges: Sequence[tuple[str, str]], file: Path) -> list[str]:
+    if any(" " in left or " " in right for left, right in merges):
+        raise UsageError(f"{file} merges tokens with spaces in them, which GGUF files cannot list; {_WAY_ON}.")
+    return [" ".join(pair) for pair in merges]
+
+
+def _steps(described: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from steps_within(described.get("normalizer"))
+    yield from steps_within(described.get("pre_tokenizer"))
+
+
+def _is_prefixed(described: Mapping[str, Any]) -> bool:
+    """Tell whether a step puts a space before a text."""
+    return any(
+        step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never" for step in _steps(described)
+    )
+
+
+def _joins_spaces(described: Mapping[str, Any]) -> bool:
+    """Tell whether a step makes one space of several."""
+    patterns = [step["pattern"].get("Regex", "") for step in _steps(described) if step["type"] == "Replace"]
+    return any(pattern.startswith((" {2,}", r"\s+", " +")) for pattern in patterns)
+
+
+def unsaid(tokenizer: FileTokenizer, pre: str) -> list[str]:
+    """Name what the tokenizer does and GGUF's own keys have no word for, a few words each.
+
+    pre: the name of the pre-tokenizer that is written.
+    """
+    described = tokenizer.described()
+    said = {"Prepend", "Replace", "Metaspace", "Precompiled", "Strip", "ByteLevel", "Split", "Digits", "Punctuation"}
+    found = [f"its normaliser {step['type']}" for step in _steps(described) if step["type"] not in said]
+    schemes = [step["prepend_scheme"] for step in _steps(described) if step.get("prepend_scheme") == "first"]
+    found += [f"a space before a text by the scheme {scheme!r}" for scheme in schemes]
+    if any(step.get("add_prefix_space") for step in _steps(described)):
+        found.append("a space before a text")
+    if bool(described["model"].get("ignore_merges")) is not PRE_TOKENIZERS[pre].whole_words_first:
+        found.append("ignore_merges")
+    for flag in ("lstrip", "rstrip", "single_word", "normalized"):
+        words = [token["content"] for token in described["added_tokens"] if token[flag]]
+        if words:
+            found.append(f"{flag} of {words[0]!r}" + (f" and {len(words) - 1} more" if len(words) > 1 else ""))
     return found
-
-
-def _chat_template(folder: Path) -> dict[str, Written]:
-    """Find the template of the tokenizer's configuration, or of a file of its own."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return {"tokenizer.chat_template": file.read_text(encoding="utf-8")}
-    template = _object(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return {"tokenizer.chat_template": template} if isinstance(template, str) else {}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Read the object in a file of JSON; it is empty where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MoekitError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise MoekitError(f"{file} must hold an object.")
-    return values

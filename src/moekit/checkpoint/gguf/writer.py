@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 32
 
-Written = int | float | bool | str | list[str] | list[int] | list[float]
-"""What metadata may be when it is written: numbers become 4 bytes, integers without a sign, lists of them with one."""
+Written = int | float | bool | str | bytes | list[str] | list[int] | list[float]
+"""What metadata may be when it is written: numbers become 4 bytes, integers without a sign, lists of them with one.
+
+Bytes become an array of them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ def write_gguf(
     metadata: Mapping[str, Written],
     tensors: Sequence[OutputTensor],
     on_bytes: Callable[[int], None] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a file of GGUF version 3, all of it or nothing.
 
@@ -84,6 +88,7 @@ def write_gguf(
         metadata: the other values by key.
         tensors: the tensors, in the order of the file.
         on_bytes: called with the bytes of each chunk written.
+        check: called with the whole file before it gets its name, which it does not get where this raises.
 
     Raises:
         UsageError: where something stands at `path`.
@@ -109,6 +114,8 @@ def write_gguf(
             stream.flush()
         finally:
             writer.close()
+        if check is not None:
+            check(temporary)
 
 
 def _header(

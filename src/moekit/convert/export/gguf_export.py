@@ -2,14 +2,15 @@
 
 What stays finer than the type that is asked for, as llama.cpp has it by default: norms, biases and routers are f32; the
 head, or the embedding where it is also the head, is q6_k for q4_0 and q4_k. Matrices whose rows are not whole blocks
-become q8_0, or f16 where not even that fits.
+become q8_0, or f16 where not even that fits. A tensor with a number too large for its type becomes bf16, or f32.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Written, check_free, 
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, pieces, stored_shape
 from moekit.convert.conversion import Refused
+from moekit.convert.export.tokenizer_proof import prove_tokenizer
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
-from moekit.data.gguf_vocabulary import tokenizer_metadata
-from moekit.data.tokenizers import TOKENIZER
+from moekit.data.gguf_vocabulary import chat_template_metadata, tokenizer_metadata
+from moekit.data.tokenizers import TOKENIZER, FileTokenizer
 from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
 from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes
@@ -34,6 +36,8 @@ from moekit.models.stored_model import StoredModel, row_width
 _FILE_TYPES = {F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K: 14, Q6_K: 18, BF16: 32}
 _QUANTIZATION_VERSION = 2
 _PIECE_BYTES = 16 << 20
+_TOKENIZER = "tokenizer.ggml.model"
+_BUFFERS = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", "position_ids")
 
 
 class QuantizationPlan(BaseModel):
@@ -57,49 +61,85 @@ class QuantizationPlan(BaseModel):
     problems: list[str]
 
 
-@dataclass(frozen=True, kw_only=True)
+class _TooLarge(MoekitError):
+    """A tensor has a number that its type cannot hold."""
+
+
+@dataclass(kw_only=True)
 class Quantization:
-    """A model and the file that it becomes; `run` writes it."""
+    """A model and the file that it becomes; `run` writes it.
+
+    What a number is too large for becomes known with the weights: `run` then changes the types of such tensors.
+    """
 
     source: StoredModel
+    tokenizer: FileTokenizer | None
     type: BlockType
     architecture: str
     metadata: dict[str, Written]
-    tensors: list[OutputTensor]
+    matrices: "list[_Matrix]"
     notes: list[str]
+
+    @property
+    def tensors(self) -> list[OutputTensor]:
+        """The tensors of the file, in their order."""
+        return [matrix.packed(matrix.type) for matrix in self.matrices]
 
     def plan(self, out: Path) -> QuantizationPlan:
         """Say what writing it to `out` takes, and what stands in the way."""
-        needed = gguf_bytes(self.architecture, self.metadata, self.tensors)
-        numbers = sum(torch.Size(tensor.shape).numel() for tensor in self.tensors)
         problems = []
         try:
-            check_free(out, needed)
+            check_free(out, gguf_bytes(self.architecture, self.metadata, self.tensors))
         except MoekitError as error:
             problems.append(str(error))
+        return self._described(out, problems)
+
+    def _described(self, out: Path, problems: list[str]) -> QuantizationPlan:
+        tensors = self.tensors
+        numbers = sum(torch.Size(tensor.shape).numel() for tensor in tensors)
         return QuantizationPlan(
             source=str(self.source.folder),
             out=str(out),
             type=self.type.name,
             architecture=self.architecture,
             params_total=sum(shape.numel() for shape in self.source.shapes.values()),
-            output_bytes=needed,
-            bits_per_weight=8 * sum(tensor.size for tensor in self.tensors) / numbers,
-            tensors=dict(Counter(tensor.type.name for tensor in self.tensors)),
+            output_bytes=gguf_bytes(self.architecture, self.metadata, tensors),
+            bits_per_weight=8 * sum(tensor.size for tensor in tensors) / numbers,
+            tensors=dict(Counter(tensor.type.name for tensor in tensors)),
             notes=self.notes,
             problems=problems,
         )
 
     def run(self, out: Path, progress: Progress = no_progress) -> QuantizationPlan:
-        """Write the file, all of it or nothing.
+        """Write the file, all of it or nothing; before it gets its name, its tokenizer is held against the folder's.
 
         Raises UsageError where `out` is taken, MoekitError where the disk is full or a weight is not a finite number.
         """
-        plan = self.plan(out)
+        try:
+            self._write(out, progress)
+        except _TooLarge:
+            self._widen()
+            self._write(out, progress)
+        return self._described(out, [])
+
+    def _write(self, out: Path, progress: Progress) -> None:
         total = sum(tensor.size for tensor in self.tensors)
         with Task(progress, f"Writing {out}", total=total, unit="bytes") as task:
-            write_gguf(out, self.architecture, self.metadata, self.tensors, task.advance)
-        return plan
+            write_gguf(out, self.architecture, self.metadata, self.tensors, task.advance, self._prove)
+
+    def _prove(self, file: Path) -> None:
+        if self.tokenizer is not None:
+            prove_tokenizer(self.tokenizer, GGUFFile(file).metadata)
+
+    def _widen(self) -> None:
+        """Give tensors with numbers that are too large for their types another type, and say so."""
+        for index, matrix in enumerate(self.matrices):
+            held = next(kind for kind in (matrix.type, BF16, F32) if matrix.fits(kind))
+            if held is not matrix.type:
+                self.matrices[index] = replace(matrix, type=held)
+                self.notes.append(
+                    f"{matrix.name} holds numbers that are too large for {matrix.type.name}, so it is {held.name}."
+                )
 
     def verify(self, out: Path) -> int:
         """Compare every tensor of the file `out` with the model's, quantised again, byte by byte; count them.
@@ -117,6 +157,38 @@ class Quantization:
         return len(self.tensors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Matrix:
+    """A tensor of the file: where its rows come from, (rows, columns) in fp32, some at a time, and its type."""
+
+    name: str
+    type: BlockType
+    shape: tuple[int, ...]
+    rows: Callable[[], Iterator[Tensor]]
+
+    def packed(self, kind: BlockType) -> OutputTensor:
+        """Give the tensor, packed as it is written."""
+        return OutputTensor(name=self.name, type=kind, shape=self.shape, make=partial(self._pieces, kind))
+
+    def fits(self, kind: BlockType) -> bool:
+        """Tell whether the type can hold all numbers, by packing them."""
+        try:
+            for _ in self._pieces(kind):
+                pass
+        except _TooLarge:
+            return False
+        return True
+
+    def _pieces(self, kind: BlockType) -> Iterator[Bytes]:
+        for rows_RC in self.rows():
+            if not rows_RC.isfinite().all():
+                raise MoekitError(f"{self.name!r} holds numbers that are not finite; the model is damaged.")
+            try:
+                yield quantize(rows_RC, kind).data_RB
+            except OverflowError as error:
+                raise _TooLarge(f"{self.name!r} holds numbers that {kind.name} cannot.") from error
+
+
 def plan_quantization(folder: Path, kind: BlockType) -> Quantization:
     """Plan what quantising the model in `folder` makes, with every error that can be known before a weight is read.
 
@@ -127,35 +199,48 @@ def plan_quantization(folder: Path, kind: BlockType) -> Quantization:
         architecture, described = describe(source.config)
     except ValueError as error:
         raise Refused([f"{folder} cannot become a GGUF file: {error}."]) from error
+    tokenizer = FileTokenizer(folder, source.config.vocab_size) if (folder / TOKENIZER).is_file() else None
+    tokens = {_TOKENIZER: "no_vocab"} if tokenizer is None else tokenizer_metadata(tokenizer, source.config.vocab_size)
     metadata: dict[str, Written] = {
         "general.type": "model",
         "general.name": folder.resolve().name,
         "general.file_type": _FILE_TYPES[kind],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **described,
-        **tokenizer_metadata(folder, source.config.vocab_size),
+        **tokens,
+        **chat_template_metadata(folder),
     }
-    tensors = [_tensor(source, entry, kind) for entry in layout(architecture, source.config)]
+    matrices = [_matrix(source, entry, kind) for entry in layout(architecture, source.config)]
     factors = factors_of(source.config)
     if factors is not None:
         numbers_1C = torch.tensor([factors])
-        make = partial(_packed, FACTORS, F32, lambda: iter([numbers_1C]))
-        tensors.insert(1, OutputTensor(name=FACTORS, type=F32, shape=(len(factors),), make=make))
+        matrices.insert(1, _Matrix(name=FACTORS, type=F32, shape=(len(factors),), rows=lambda: iter([numbers_1C])))
+    notes = _notes(source, kind, matrices)
+    if tokenizer is not None:
+        notes += _proven(tokenizer, architecture.name, metadata)
     return Quantization(
         source=source,
+        tokenizer=tokenizer,
         type=kind,
         architecture=architecture.name,
         metadata=metadata,
-        tensors=tensors,
-        notes=_notes(source, kind, tensors),
+        matrices=matrices,
+        notes=notes,
     )
 
 
-def _tensor(source: StoredModel, entry: Stored, kind: BlockType) -> OutputTensor:
+def _proven(tokenizer: FileTokenizer, architecture: str, metadata: dict[str, Written]) -> list[str]:
+    """Hold the tokenizer of a file without tensors against the folder's; what other programs differ in."""
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "tokenizer.gguf"
+        write_gguf(file, architecture, metadata, [])
+        return prove_tokenizer(tokenizer, GGUFFile(file).metadata)
+
+
+def _matrix(source: StoredModel, entry: Stored, kind: BlockType) -> _Matrix:
     shape = stored_shape(entry, source.shapes)
     found = _type_of(entry.name, shape, kind, tied=source.config.tie_embeddings)
-    make = partial(_packed, entry.name, found, partial(_rows, source, entry))
-    return OutputTensor(name=entry.name, type=found, shape=shape, make=make)
+    return _Matrix(name=entry.name, type=found, shape=shape, rows=partial(_rows, source, entry))
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: BlockType, *, tied: bool) -> BlockType:
@@ -181,14 +266,7 @@ def _rows(source: StoredModel, entry: Stored) -> Iterator[Tensor]:
         yield strided.float().add(entry.plus).reshape(-1, columns)
 
 
-def _packed(name: str, kind: BlockType, rows: Callable[[], Iterator[Tensor]]) -> Iterator[Bytes]:
-    for rows_RC in rows():
-        if not rows_RC.isfinite().all():
-            raise MoekitError(f"{name!r} holds numbers that are not finite; the model is damaged.")
-        yield quantize(rows_RC, kind).data_RB
-
-
-def _notes(source: StoredModel, kind: BlockType, tensors: list[OutputTensor]) -> list[str]:
+def _notes(source: StoredModel, kind: BlockType, tensors: list[_Matrix]) -> list[str]:
     found = []
     other = [
         tensor
@@ -207,4 +285,14 @@ def _notes(source: StoredModel, kind: BlockType, tensors: list[OutputTensor]) ->
         found.append(f"llama.cpp does not know the window of {window:,} tokens in this architecture; moekit does.")
     if not (source.folder / TOKENIZER).is_file():
         found.append(f"{source.folder} has no {TOKENIZER}, so the file has no tokenizer.")
-    return found
+    return found + _left_out(source)
+
+
+def _left_out(source: StoredModel) -> list[str]:
+    """Name the stored tensors that are not carried over; buffers that follow from the configuration carry nothing."""
+    used = {entry.name for entry in source.layout}
+    names = [name for name in source.tensors if name not in used and not name.endswith(_BUFFERS)]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"The GGUF file does not hold {names[0]!r}{more}, which the model computes without."]

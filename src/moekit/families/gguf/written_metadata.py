@@ -65,7 +65,7 @@ def read_again(architecture: Architecture, config: ModelConfig, keys: dict[str, 
     # No key that describes a model holds a list, which a file would give back as an array.
     values: dict[str, Value] = {
         "general.architecture": architecture.name,
-        **{key: value for key, value in keys.items() if not isinstance(value, list)},
+        **{key: value for key, value in keys.items() if not isinstance(value, list | bytes)},
     }
     return read_config(Metadata(values, Path("the file to be written")), contents)
 

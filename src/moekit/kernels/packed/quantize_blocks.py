@@ -21,22 +21,35 @@ _CHUNK = 1 << 17
 
 
 def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
-    """Convert a matrix to fp32 and pack it as `kind`; raise ValueError where its columns are not whole blocks."""
+    """Convert a matrix to fp32 and pack it as `kind`.
+
+    Raises:
+        ValueError: where its columns are not whole blocks.
+        OverflowError: where a number is too large for the type, whose largest is that of fp16 or of a scale in fp16.
+    """
     rows, columns = numbers_RC.shape
     row_bytes = kind.row_bytes(columns)
     if kind in _PLAIN:
-        data_RB = numbers_RC.float().to(_PLAIN[kind]).contiguous().view(torch.uint8)
-        return PackedMatrix(data_RB.view(rows, row_bytes).numpy(), kind, columns)
+        plain_RC = numbers_RC.float().to(_PLAIN[kind]).contiguous()
+        _check(plain_RC, kind)
+        return PackedMatrix(plain_RC.view(torch.uint8).view(rows, row_bytes).numpy(), kind, columns)
     data_RB = torch.empty(rows, row_bytes, dtype=torch.uint8)
     numbers_NC, data_NB = numbers_RC.reshape(-1, kind.numbers), data_RB.view(-1, kind.size)
     step = _CHUNK // kind.numbers
 
     def pack(begin: int) -> None:
         blocks_NC = numbers_NC[begin : begin + step].float().contiguous()
-        data_NB[begin : begin + step] = _BLOCKS[kind](blocks_NC)
+        packed_NB = _BLOCKS[kind](blocks_NC)
+        _check(packed_NB[:, _SCALES[kind]].contiguous().view(torch.float16), kind)
+        data_NB[begin : begin + step] = packed_NB
 
     workers().run(pack, range(0, len(numbers_NC), step))
     return PackedMatrix(data_RB.numpy(), kind, columns)
+
+
+def _check(numbers: Tensor, kind: BlockType) -> None:
+    if not numbers.isfinite().all():
+        raise OverflowError(f"a number is too large for {kind.name}")
 
 
 def _inverse(scale_N: Tensor) -> Tensor:
@@ -68,3 +81,5 @@ def _q4_0(blocks_NC: Tensor) -> Tensor:
 
 _PLAIN = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 _BLOCKS: dict[BlockType, Callable[[Tensor], Tensor]] = {Q8_0: _q8_0, Q4_0: _q4_0, Q4_K: q4_k, Q6_K: q6_k}
+# Where a block holds its scales in fp16.
+_SCALES = {Q8_0: slice(0, 2), Q4_0: slice(0, 2), Q4_K: slice(0, 4), Q6_K: slice(208, 210)}
