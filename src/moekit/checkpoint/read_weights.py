@@ -27,7 +27,6 @@ def read_weights(
     layout: Sequence[Stored],
     tensors: StoredTensors,
     *,
-    ignored: Callable[[str], bool] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
     """Fill `parameters` with what `tensors` holds.
@@ -40,8 +39,6 @@ def read_weights(
         parameters: real CPU tensors by our names; their values may be uninitialised.
         layout: how they and the stored tensors are made of each other.
         tensors: the stored tensors.
-        ignored: tells from the name of a stored tensor that the layout lacks whether to skip it; by default it is an
-            error.
         on_bytes: called with the bytes of each piece read, from reading threads, one call at a time.
 
     Raises:
@@ -49,22 +46,16 @@ def read_weights(
             differ, and where a file can't be read; the parameters are then partly filled.
         LayoutError: where the layout does not cover each parameter completely and once.
     """
-    check_weights(parameters, layout, tensors, ignored=ignored)
+    check_weights(parameters, layout, tensors)
     for parameter in parameters.values():
         _ask_for_huge_pages(parameter)
     _Reading(tensors, _work(parameters, layout, tensors), on_bytes).run()
 
 
-def check_weights(
-    parameters: Mapping[str, Tensor],
-    layout: Sequence[Stored],
-    tensors: StoredTensors,
-    *,
-    ignored: Callable[[str], bool] | None = None,
-) -> None:
+def check_weights(parameters: Mapping[str, Tensor], layout: Sequence[Stored], tensors: StoredTensors) -> None:
     """Check what `read_weights` checks before it reads, and raise the same; `parameters` may be on the meta device."""
     check_cover(layout, parameters)
-    _check_names(layout, tensors, ignored or (lambda name: False))
+    _check_names(layout, tensors)
     for entry in layout:
         if entry.name in tensors:
             _check_tensor(entry, parameters, tensors[entry.name])
@@ -74,13 +65,13 @@ def dtype_of(layout: Sequence[Stored], tensors: StoredTensors) -> dict[str, torc
     """Find the type that each of our parameters has in the folder, by our name.
 
     Where its parts have several types, it is the smallest type that holds the values of all (torch.promote_types; two
-    8-bit floats, or one and another type, meet as bfloat16 does). Parameters of which the folder holds nothing are left
-    out.
+    8-bit floats, or one and another type, meet as bfloat16 does). Numbers that were unpacked have the type in which
+    they are worth keeping. Parameters of which the folder holds nothing are left out.
     """
     found: dict[str, torch.dtype] = {}
     for entry in layout:
         if entry.name in tensors and not entry.optional:
-            dtype = tensors[entry.name].dtype
+            dtype = tensors[entry.name].kept or tensors[entry.name].dtype
             found |= {part.ours: promoted(found.get(part.ours, dtype), dtype) for part in entry.parts}
     return found
 
@@ -94,12 +85,12 @@ def promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return torch.promote_types(a, b)
 
 
-def _check_names(layout: Sequence[Stored], tensors: StoredTensors, ignored: Callable[[str], bool]) -> None:
+def _check_names(layout: Sequence[Stored], tensors: StoredTensors) -> None:
     missing = [entry.name for entry in layout if not entry.optional and entry.name not in tensors]
     if missing:
         raise MoekitError(f"The folder lacks the tensor {_named(missing)}; it is of another model or incomplete.")
     known = {entry.name for entry in layout}
-    unexpected = [name for name in tensors if name not in known and not ignored(name)]
+    unexpected = [name for name in tensors if name not in known]
     if unexpected:
         file = tensors[unexpected[0]].file
         raise MoekitError(f"{file} holds an unexpected tensor {_named(unexpected)}, which the model has no place for.")

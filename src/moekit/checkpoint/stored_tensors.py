@@ -10,7 +10,7 @@ import os
 import pickle
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from moekit.core.errors import MoekitError, UsageError
 
 # In the order in which the safetensors library lays tensors out: aligned on any width as long as the widest go first.
 DTYPES: Mapping[str, torch.dtype] = {
+    "U64": torch.uint64,
     "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
+    "U32": torch.uint32,
     "I32": torch.int32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    "U16": torch.uint16,
     "I16": torch.int16,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8,
@@ -41,17 +45,41 @@ OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 # The limit of the safetensors library for its header; an index lists the same names once more.
 _MOST_JSON_BYTES = 100_000_000
+# What stands in folders that hold weights in other forms, with what it is.
+_OTHER_WEIGHTS = {
+    "*.gguf": "GGUF file; name the file itself",
+    "adapter_model.safetensors": "LoRA adapter; merge it into its model first",
+    "consolidated*.safetensors": "model in Mistral's own form; get the folder in Hugging Face's form",
+    "*.safetensors": "file that is not called model.safetensors and has no index; rename it or add the index",
+    "*.pth": "pickled file, which could run code; get the folder in safetensors",
+    "*.pt": "pickled file, which could run code; get the folder in safetensors",
+    "*.ckpt": "pickled file, which could run code; get the folder in safetensors",
+    "*.h5": "TensorFlow file; get the folder in safetensors",
+    "*.msgpack": "Flax file; get the folder in safetensors",
+}
+
+
+class UnknownForm(MoekitError):
+    """A file is whole, and its numbers are of a form that moekit does not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """A stored tensor: `size` bytes from byte `start` of `file`, its elements in row-major order."""
+    """A stored tensor: `size` bytes from byte `start` of `file`, its elements in row-major order.
+
+    Attributes:
+        rows: where the numbers are computed from what lies there (a quantised tensor), gives rows `begin` to `end` of
+            the tensor as a matrix of its last dimension, in `dtype`; `size` is then that of the computed numbers.
+        kept: the type in which such numbers are worth keeping, where it is a narrower one.
+    """
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     size: int
+    rows: Callable[[int, int], Tensor] | None = None
+    kept: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +93,14 @@ class _Identity:
 
 
 class StoredTensors(Mapping[str, TensorInfo]):
-    """The tensors of a checkpoint folder by name, in the order of files and of the bytes in them."""
+    """The tensors of a checkpoint by name, in the order of files and of the bytes in them.
 
-    def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
+    Attributes:
+        passed_over: tensors in the files that the folder's index does not name there: no part of the model.
+    """
+
+    def __init__(self, infos: Mapping[str, TensorInfo], passed_over: Sequence[str] = ()) -> None:
+        self.passed_over = tuple(passed_over)
         ordered = sorted(infos.items(), key=lambda item: (item[1].file, item[1].start, item[0]))
         self._infos = dict(ordered)
         self._identities = {file: _identity(file) for file in {info.file for info in infos.values()}}
@@ -89,8 +122,10 @@ class StoredTensors(Mapping[str, TensorInfo]):
             if os.path.lexists(folder / single):
                 return cls(read(folder / single))
             if os.path.lexists(folder / index):
-                return cls(_sharded_infos(folder / index, read))
-        raise UsageError(f"{folder} holds no weights: there is no {SINGLE}, {INDEX} or {OLD_SINGLE} in it.")
+                return cls(*_sharded_infos(folder / index, read))
+        raise UsageError(
+            f"{folder} holds no weights: there is no {SINGLE}, {INDEX} or {OLD_SINGLE} in it{_others(folder)}."
+        )
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -112,6 +147,9 @@ class StoredTensors(Mapping[str, TensorInfo]):
         info = self._infos[name]
         if begin < 0 or begin + len(into) > info.size:
             raise ValueError(f"bytes {begin} to {begin + len(into)} of the {info.size} of {name!r}")
+        if info.rows is not None:
+            _compute(info, info.rows, begin, into)
+            return
         descriptor = _open(info.file)
         try:
             if _identity_of(os.fstat(descriptor)) != self._identities[info.file]:
@@ -131,20 +169,44 @@ def _fill(descriptor: int, position: int, into: memoryview) -> None:
         into, position = into[got:], position + got
 
 
-def _sharded_infos(index: Path, read: Callable[[Path], dict[str, TensorInfo]]) -> dict[str, TensorInfo]:
+def _compute(info: TensorInfo, rows: Callable[[int, int], Tensor], begin: int, into: memoryview) -> None:
+    """Fill `into` with bytes of numbers that are computed, by whole rows."""
+    row_bytes = info.shape[-1] * info.dtype.itemsize
+    end = begin + len(into)
+    found = rows(begin // row_bytes, -(-end // row_bytes)).contiguous().view(-1).view(torch.uint8)
+    offset = begin // row_bytes * row_bytes
+    torch.frombuffer(into, dtype=torch.uint8).copy_(found[begin - offset : end - offset])
+
+
+def _others(folder: Path) -> str:
+    """Say what a folder without weights of the usual names holds instead."""
+    for pattern, what in _OTHER_WEIGHTS.items():
+        if found := sorted(folder.glob(pattern)):
+            return f"; {_printable(found[0].name)} is a {what}"
+    return ""
+
+
+def _sharded_infos(
+    index: Path, read: Callable[[Path], dict[str, TensorInfo]]
+) -> tuple[dict[str, TensorInfo], list[str]]:
+    """Find the tensors that the index names, where it names them, and the others in the same files."""
     files = _index(index)
     infos: dict[str, TensorInfo] = {}
-    for file in sorted(set(files.values())):
+    passed_over: list[str] = []
+    shards = sorted(set(files.values()))
+    if absent := [file for file in shards if not os.path.lexists(index.parent / file)]:
+        raise MoekitError(
+            f"{index.parent} lacks {len(absent)} of the {len(shards)} files that {index.name} names, the first is "
+            f"{absent[0][:80]}; download the folder again."
+        )
+    for file in shards:
         held = read(index.parent / file)
         named = {name for name, where in files.items() if where == file}
         if lacking := named - held.keys():
             raise MoekitError(f"{index.parent / file} lacks the tensor {min(lacking)!r} that {index} names.")
-        if unlisted := held.keys() - named:
-            raise MoekitError(
-                f"{index.parent / file} holds the tensor {min(unlisted)!r}, which {index} puts elsewhere."
-            )
-        infos |= held
-    return infos
+        passed_over += sorted(held.keys() - named - infos.keys())
+        infos |= {name: held[name] for name in held if name in named}
+    return infos, [name for name in passed_over if name not in infos]
 
 
 def _index(index: Path) -> dict[str, str]:
@@ -190,7 +252,7 @@ def _safetensors_info(file: Path, name: str, entry: dict[str, Any], data: int, f
     """Read a tensor's entry of the header, its bytes counted from `data`; ValueError where it can't be true."""
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise MoekitError(f"Tensor {name!r} in {file} has the type {entry['dtype']!r}, which moekit doesn't read.")
+        raise UnknownForm(f"Tensor {name!r} in {file} has the type {entry['dtype']!r}, which moekit doesn't read.")
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not 0 <= begin <= end <= file_size - data or end - begin != math.prod(shape) * dtype.itemsize:
@@ -211,7 +273,7 @@ def _pickled_infos(file: Path) -> dict[str, TensorInfo]:
         tensors = torch.load(file, weights_only=True, mmap=True, map_location="meta")
     except pickle.UnpicklingError as error:
         # Not the reason torch gives: it advises to run the file's code.
-        raise MoekitError(
+        raise UnknownForm(
             f"{file} is damaged or holds more than tensors, which could run code; convert it to safetensors."
         ) from error
     except Exception as error:  # torch raises many kinds on what is no file of its own

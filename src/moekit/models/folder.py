@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.checkpoint.read_weights import check_weights, dtype_of, read_weights
+from moekit.checkpoint.stored_names import names_in_layout
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.write_weights import write_folder as write_whole
 from moekit.checkpoint.write_weights import write_weights
@@ -21,7 +21,6 @@ from moekit.core.errors import MoekitError
 from moekit.core.validation import problem_of
 from moekit.families import Family, Settings, describe, family_of
 from moekit.models.special_tokens import with_special_tokens
-from moekit.nn.meta import on_meta
 
 CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 16_000_000
@@ -68,36 +67,6 @@ def read_config(folder: Path) -> tuple[Family, Config]:
         raise MoekitError(f"{settings.file}: {problem_of(error)}") from error
     except ValueError as error:
         raise MoekitError(f"{settings.file}: {error}.") from error
-
-
-def read_model(
-    folder: Path,
-    build: Callable[[Config], nn.Module],
-    dtype: torch.dtype | None = None,
-    on_bytes: Callable[[int, int], None] | None = None,
-) -> nn.Module:
-    """Read the model in the folder, in evaluation mode.
-
-    Args:
-        folder: the Hugging Face folder.
-        build: gives the module of a configuration; called on the meta device, so that no weight is drawn only to be
-            overwritten.
-        dtype: the type of the weights; None leaves them as they are stored.
-        on_bytes: called with the bytes read so far and those there are.
-    """
-    family, config = read_config(folder)
-    tensors = _renamed(StoredTensors.open(folder), family)
-    with on_meta():
-        model = build(config)
-    layout = layout_of(family, config, model, tensors)
-    # On the meta device first: a file that lies about sizes must not make us allocate them.
-    check_weights(own_tensors(model), layout, tensors, ignored=family.ignored)
-    stored_types = dtype_of(layout, tensors)
-    allocate(model, {name: dtype or stored_type for name, stored_type in stored_types.items()})
-    read_weights(
-        own_tensors(model), layout, tensors, ignored=family.ignored, on_bytes=_counted(on_bytes, layout, tensors)
-    )
-    return model.eval()
 
 
 def write_model(model: nn.Module, config: Config, target: Path, origin: Path | None) -> None:
@@ -152,7 +121,14 @@ def layout_of(family: Family, config: Config, model: nn.Module, names: Collectio
     if family.layout is None:
         return [stored(name, name) for name in own_tensors(model)]
     layouts = [list(layout(config)) for layout in (family.layout, *family.other_layouts)]
-    return max(layouts, key=lambda layout: sum(entry.name in names for entry in layout))
+    return max(layouts, key=lambda layout: _held(layout, names, family)) if names else layouts[0]
+
+
+def _held(layout: list[Stored], names: Collection[str], family: Family) -> int:
+    """Count the tensors of a layout that a folder holds, in whatever spelling."""
+    known = {entry.name for entry in layout}
+    spelled = names_in_layout(map(family.renamed, names), known)
+    return len(known.intersection(spelled.values()))
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -179,15 +155,6 @@ def allocate(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
                 kind[name] = made[id(tensor)]
 
 
-def _renamed(tensors: StoredTensors, family: Family) -> StoredTensors:
-    """Rename the tensors of old folders as today's are."""
-    names = {name: family.renamed(name) for name in tensors}
-    twice = [name for name, new in names.items() if name != new and new in tensors]
-    if twice:
-        raise MoekitError(f"{tensors[twice[0]].file} holds {twice[0]!r} and {names[twice[0]]!r}, which are one tensor.")
-    return StoredTensors({new: tensors[name] for name, new in names.items()})
-
-
 def _names_in(folder: Path | None) -> Collection[str]:
     """Name the tensors in a folder.
 
@@ -199,22 +166,6 @@ def _names_in(folder: Path | None) -> Collection[str]:
         return StoredTensors.open(folder)
     except MoekitError:
         return ()
-
-
-def _counted(
-    on_bytes: Callable[[int, int], None] | None, layout: list[Stored], tensors: StoredTensors
-) -> Callable[[int], None] | None:
-    if on_bytes is None:
-        return None
-    total = sum(tensors[entry.name].size for entry in layout if entry.name in tensors)
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        on_bytes(done, total)
-
-    return count
 
 
 def _types(model: nn.Module) -> dict[str, str]:

@@ -22,9 +22,10 @@ from moekit.models.attention_seq2seq import GRUSeq2Seq
 from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
 from moekit.models.encoder_decoder import EncoderDecoder
-from moekit.models.folder import COMPANIONS, CONFIG, read_model
+from moekit.models.folder import COMPANIONS, CONFIG
 from moekit.models.language_model import LanguageModel
 from moekit.models.ngram import NGram, load_arpa
+from moekit.models.read_folder import read_model
 from moekit.models.recurrent import LSTMLanguageModel
 from moekit.models.seq2seq import LSTMSeq2Seq
 from moekit.models.xlnet import XLNet

@@ -7,20 +7,21 @@ vector as many as elements.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.lora import AdaptedTensors, Adapter
-from moekit.checkpoint.read_weights import check_weights, dtype_of, memory_of
-from moekit.checkpoint.stored_tensors import StoredTensors
+from moekit.checkpoint.read_weights import dtype_of, memory_of
 from moekit.checkpoint.views import Pair, pairs, pieces
 from moekit.config import DenseConfig, ModelConfig, MoEConfig
 from moekit.core.errors import UsageError
 from moekit.families import Family
 from moekit.models.decoder import Decoder
-from moekit.models.folder import layout_of, own_tensors, read_config, read_settings
+from moekit.models.folder import layout_of, own_tensors, read_config
+from moekit.models.read_folder import open_checkpoint
 from moekit.nn.meta import on_meta
 
 _READ_BYTES = 16 << 20
@@ -48,12 +49,11 @@ class StoredModel:
         family, config = read_config(folder)
         if not isinstance(config, ModelConfig):
             raise UsageError(f"{folder} holds no causal decoder ({family.model_type}).")
+        stored = open_checkpoint(folder, lambda config: Decoder(cast(ModelConfig, config)))
         self.folder, self.family, self.config, self.adapter = folder, family, config, adapter
-        self.settings = read_settings(folder).values
-        tensors = StoredTensors.open(folder)
-        self.shapes, self.layout = shapes_of(family, config)
-        check_weights(self.shapes, self.layout, tensors, ignored=family.ignored)
-        self.tensors = tensors if adapter is None else AdaptedTensors(tensors, adapter)
+        self.settings = stored.settings.values
+        self.layout, self.shapes = stored.layout, own_tensors(stored.model)
+        self.tensors = stored.tensors if adapter is None else AdaptedTensors(stored.tensors, adapter)
         self.dtypes = dtype_of(self.layout, self.tensors)
         self._by_stored_name = {entry.name: entry for entry in self.layout if entry.name in self.tensors}
         self._entries: dict[str, list[Stored]] = {}
