@@ -13,6 +13,7 @@
 #include "kernels/bandwidth.h"
 #include "kernels/kernels.h"
 #include "kernels/many_rows.h"
+#include "kernels/mapped_files.h"
 #include "kernels/matrix.h"
 #include "kernels/pool.h"
 #include "kernels/worker.h"
@@ -157,6 +158,15 @@ NB_MODULE(_native, module) {
     module.def("dequantize_bf16", &dequantize<uint16_t, dequantize_rows_bf16>, "matrix"_a, "begin"_a, "end"_a,
                "out"_a.noconvert());
     module.def("read_bandwidth", &read_bandwidth, "bytes"_a, "rounds"_a, nb::call_guard<nb::gil_scoped_release>());
+    module.def(
+        "watch_mapped_file",
+        [](uintptr_t begin, size_t size, const std::string& sentence) {
+            return reinterpret_cast<uintptr_t>(watch_mapped_file(reinterpret_cast<const void*>(begin), size, sentence));
+        },
+        "begin"_a, "size"_a, "sentence"_a);
+    module.def(
+        "forget_mapped_file", [](uintptr_t file) { forget_mapped_file(reinterpret_cast<MappedFile*>(file)); },
+        "file"_a);
     bind_decoder(module);
 }
 

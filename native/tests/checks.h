@@ -43,6 +43,7 @@ inline double difference(const std::vector<float>& x, const std::vector<float>& 
     return most / largest;
 }
 
+void test_mapped_files();
 void test_pool();
 void test_products();
 void test_cache();

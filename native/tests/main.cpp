@@ -7,6 +7,7 @@
 
 int main() {
     using namespace moekit;
+    tests::test_mapped_files();  // before there are threads, since it forks
     tests::test_pool();
     for (const char* const* name = available_kernels(); *name; ++name) {
         CHECK(select_kernels(*name));

@@ -1,7 +1,7 @@
 """GGUF files, read where they lie: the file is mapped, and a tensor is a view of it.
 
 Nothing in a file is trusted: counts, lengths, offsets and dimensions are compared with the size of the file before
-anything is allocated or looped over. Whoever shortens a file that is in use gets the signal that all users of mmap get.
+anything is allocated or looped over. Where a file becomes shorter while it is in use, the process ends with a sentence.
 """
 
 import math
@@ -19,6 +19,7 @@ from moekit.checkpoint.gguf.metadata import Metadata, printable
 from moekit.checkpoint.gguf.tensor_types import PACKED_TYPES, STORED_TYPES, StoredType
 from moekit.checkpoint.gguf.values import Cursor, Damaged, Value
 from moekit.core.errors import MoekitError
+from moekit.kernels.native.mapped_files import watch
 from moekit.kernels.packed import Bytes, Numbers, PackedMatrix, dequantize
 
 _MAGIC = b"GGUF"
@@ -216,7 +217,9 @@ def _mapped(path: Path) -> mmap.mmap:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             raise MoekitError(f"{path} is no file, or an empty one.")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        watch(data, path)
+        return data
     except OSError as error:
         raise MoekitError(f"{path} could not be mapped: {error.strerror}.") from error
     finally:
