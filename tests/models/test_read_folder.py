@@ -13,10 +13,10 @@ from tests.convert.dense_models import MODELS
 from torch import Tensor
 
 from moekit.config import DenseConfig, EncoderConfig, ModelConfig, MoEConfig, SigmoidBiasConfig
-from moekit.models.stored_model import StoredModel
 from moekit.core.errors import MoekitError
 from moekit.models import Decoder, Encoder, LanguageModel, load
 from moekit.models.folder import own_tensors
+from moekit.models.stored_model import StoredModel
 
 Tensors = dict[str, Tensor]
 TOKENS = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(0))
