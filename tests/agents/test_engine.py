@@ -93,7 +93,7 @@ def test_a_failed_answer_says_what_was_tried(server: FaultServer) -> None:
         answer(config_of(server, retries=0))
     assert str(error.value) == (
         "In layer 1, 0 of 2 answered and 1 had to: a: its server answered with status 400: told to fail. "
-        "b: the connection broke before it answered."
+        "b: the connection broke in the middle of its answer."
     )
     assert error.value.exit_status == 1
     assert error.value.trace.failures == tuple(re.findall(r"[ab]: .*?\.", str(error.value)))

@@ -127,7 +127,7 @@ def test_no_quorum_is_an_error_with_reasons(client: openai.OpenAI, behind: Fault
         assert len(behind.of("one-1")) == 1
 
 
-@pytest.mark.parametrize("behaviour", [Truncated(), Truncated(politely=True), ErrorInStream()])
+@pytest.mark.parametrize("behaviour", [Truncated(), ErrorInStream()])
 def test_a_stream_that_breaks_off_ends_with_an_error(
     client: openai.OpenAI, behind: FaultServer, behaviour: Truncated | ErrorInStream
 ) -> None:

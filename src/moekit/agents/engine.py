@@ -13,7 +13,14 @@ from moekit.agents.calls.budget_ledger import Ledger
 from moekit.agents.calls.endpoint_limits import Limits
 from moekit.agents.calls.member_calls import MemberCalls
 from moekit.agents.calls.retried_call import Seat
-from moekit.agents.config.agents_config import AgentsConfig, BudgetConfig, EndpointMemberConfig, LocalMemberConfig
+from moekit.agents.config.agents_config import (
+    BUDGETED_TOKENS,
+    AgentsConfig,
+    BudgetConfig,
+    EndpointMemberConfig,
+    LocalMemberConfig,
+    key_of,
+)
 from moekit.agents.config.strategy_configs import EnsembleConfig, SingleConfig
 from moekit.agents.members.member import MemberError
 from moekit.agents.outcome.answer import Answer, AnswerFailed
@@ -67,6 +74,10 @@ class Engine:
         await self._open.aclose()
 
     @property
+    def _only_replays(self) -> bool:
+        return self.config.cache is not None and self.config.cache.mode == "only"
+
+    @property
     def models(self) -> Mapping[str, ChatModel]:
         """Every strategy and member, as what `moekit.serve` serves."""
         return {name: _Named(self, name) for name in self.config.names}
@@ -76,7 +87,7 @@ class Engine:
 
         A replay asks nobody.
         """
-        if self.config.cache is None or self.config.cache.mode != "only":
+        if not self._only_replays:
             problems = await asyncio.gather(*(endpoint.problem() for endpoint in self._endpoints.values()))
             for problem in problems:
                 if problem is not None:
@@ -91,14 +102,16 @@ class Engine:
     ) -> Answer:
         """Answer by the strategy or member `name`, by default the configuration's, by its deadline.
 
-        on_text: gets the answer's text as it is made. Raises UsageError for an unknown name or an empty conversation,
-        else AnswerFailed.
+        on_text: gets the answer's text as it is made. Raises UsageError for an unknown name, an empty conversation or
+        one that is no text, else AnswerFailed.
         """
         name = name or self.config.default_name
         if name not in self.config.names:
             raise UsageError(f"There is no strategy or member {name!r}: {did_you_mean(name, self.config.names)}")
         if not messages:
             raise UsageError("There is no message to answer.")
+        for message in messages:
+            _check_text(message.content)
 
         strategy = self._strategies.get(name) or Single(SingleConfig(member=name))
         request = AnswerRequest(messages=messages, options=options or ChatOptions(), on_text=on_text)
@@ -150,14 +163,15 @@ class Engine:
         from moekit.agents.members.endpoint import Endpoint, EndpointMember
 
         for name, config in self.config.endpoints.items():
-            key = os.environ.get(config.key_variable, "").strip() if config.key_variable is not None else ""
-            self._endpoints[name] = Endpoint(name, config, key or None)
+            key = key_of(name, config, os.environ) if not self._only_replays else None
+            self._endpoints[name] = Endpoint(name, config, key)
             opening.push_async_callback(self._endpoints[name].close)
         limits = {name: Limits(name, config) for name, config in self.config.endpoints.items()}
         for name, member in self.config.members.items():
             if isinstance(member, EndpointMemberConfig):
+                limited = member.model_copy(update={"max_tokens": self.config.most_tokens_of(member)})
                 self._seats[name] = Seat(
-                    EndpointMember(name, member, self._endpoints[member.endpoint]), limits[member.endpoint]
+                    EndpointMember(name, limited, self._endpoints[member.endpoint]), limits[member.endpoint]
                 )
 
     async def _add_local_members(self, opening: AsyncExitStack) -> None:
@@ -167,9 +181,10 @@ class Engine:
         if not configs:
             return
         # Without local models, nothing needs torch.
-        from moekit.agents.members.load_local import ensemble_member, load_local_members
+        from moekit.agents.members.load_local import LOCAL_TOKENS, ensemble_member, load_local_members
 
-        members = await asyncio.to_thread(load_local_members, configs)
+        most_tokens = BUDGETED_TOKENS if self.config.is_budgeted else LOCAL_TOKENS
+        members = await asyncio.to_thread(load_local_members, configs, most_tokens)
         mixtures = {
             name: await asyncio.to_thread(ensemble_member, name, strategy, members)
             for name, strategy in self.config.strategies.items()
@@ -195,9 +210,18 @@ class _Named:
             raise
         extra = {
             "failures": list(answer.failures),
+            "incomplete": list(answer.incomplete),
             "cost": answer.cost,
             "unsettled_tokens": answer.unsettled.total_tokens,
             "seconds": answer.trace.seconds,
         }
         reply = Reply(text=answer.text, usage=answer.usage, finish_reason=answer.finish_reason)
         return ChatReply(reply=reply, extra=extra)
+
+
+def _check_text(content: str) -> None:
+    """Raise UsageError where a message holds what is no character: bytes of another encoding end up so."""
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"A message is not UTF-8: what stands at character {error.start} is no character.") from None

@@ -13,6 +13,9 @@ from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
 T = TypeVar("T")
 
+_LEFT_TOKENS = 1024
+"""Of a context, or half of a short one: what is left for an answer that has no limit."""
+
 GRACE_S = 0.05
 """What is told of its deadline ends by itself; so long after it, whatever does not is left behind."""
 
@@ -180,7 +183,9 @@ class Session:
             if member.context is None:
                 continue
             most = most_tokens(options, member)
-            if most < member.context:
+            if most is None:
+                rooms.append(member.context - min(_LEFT_TOKENS, member.context // 2))
+            elif most < member.context:
                 rooms.append(member.context - most)
             elif member.name == name:
                 raise MemberError(
@@ -230,8 +235,13 @@ class Session:
         return [seats[each].member for each in names]
 
     def _place(self, name: str, stage: str, sample: int = 0) -> Place:
-        deadline = min(self._deadline, asyncio.get_running_loop().time() + self._config.deadlines.call)
-        return Place(name=name, stage=stage, samples=(*self._samples, sample), deadline=deadline)
+        return Place(
+            name=name,
+            stage=stage,
+            samples=(*self._samples, sample),
+            deadline=self._deadline,
+            silence_s=self._config.deadlines.call,
+        )
 
     def _end_of_layer(self, stages_left: int) -> float:
         now = asyncio.get_running_loop().time()

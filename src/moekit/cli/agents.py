@@ -1,5 +1,6 @@
 """`moekit agents`: its three verbs."""
 
+import codecs
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,14 +184,23 @@ def _messages(question: str, system: str | None) -> "list[Message]":
     from moekit.core.messages import Message
 
     if question == "-":
-        try:
-            question = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"The question is not UTF-8: {error.reason} at byte {error.start}.") from error
+        if sys.stdin is None:
+            raise UsageError("The question is -, but standard input is closed.")
+        question = _decoded("The question", sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8))
+    for what, text in (("QUESTION", question), ("--system", system or "")):
+        _decoded(what, text.encode("utf-8", "surrogatepass"))
     if not question.strip():
         raise UsageError("The question is empty.")
     told = [] if system is None else [Message(role="system", content=system)]
     return [*told, Message(role="user", content=question)]
+
+
+def _decoded(what: str, data: bytes) -> str:
+    """Decode what a user gave; raise UsageError where it is in another encoding."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} is not UTF-8: {error.reason} at byte {error.start}.") from error
 
 
 async def _answer(config: "AgentsConfig", messages: "list[Message]", name: str | None, *, stream: bool) -> "Answer":
@@ -239,16 +249,19 @@ def _print_json(answer: "Answer") -> None:
         "unsettled_cost": answer.unsettled_cost,
         "seconds": answer.trace.seconds,
         "failures": answer.failures,
+        "incomplete": answer.incomplete,
     }
     click.echo(json.dumps(shown, indent=2))
 
 
 def _print_figures(spent: "Spent", trace: "Trace") -> None:
-    """Print what failed, a line each, and `7 calls, 1 from the cache · 812 tokens read, 240 written · 3.2 s`."""
+    """Print what failed and is missing, a line each, and `7 calls, 1 from the cache · 812 tokens read, … · 3.2 s`."""
     from moekit.core.formatting import duration_text
 
     for failure in trace.failures:
         click.echo(f"Failed: {failure}", err=True)
+    for incomplete in trace.incomplete:
+        click.echo(f"Incomplete: {incomplete}", err=True)
     cached = sum(call.cached for call in trace.calls)
     calls = f"{len(trace.calls)} call{'s' * (len(trace.calls) != 1)}"
     parts = [calls + (f", {cached} from the cache" if cached else "")]

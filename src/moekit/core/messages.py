@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 
 OnText = Callable[[str], Awaitable[None]]
 """Gets an answer piece by piece, as it is made; the pieces together are the answer's text."""
@@ -58,9 +58,12 @@ class Reply:
     """An answer.
 
     Attributes:
-        finish_reason: `length` where it was cut off by max_tokens or the context.
+        finish_reason: `length` where it was cut off by max_tokens, the context or a deadline, `content_filter` where a
+            filter of the server cut it off.
+        incomplete: why something of the answer is missing, or may be, one sentence; None where it is whole.
     """
 
     text: str
     usage: Usage
     finish_reason: FinishReason
+    incomplete: str | None = None

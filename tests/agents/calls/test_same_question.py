@@ -125,7 +125,7 @@ def test_who_waits_for_the_same_keeps_its_own_deadline(tmp_path: Path) -> None:
         calls = MemberCalls(config_of("a"), {"a": Seat(member)}, cache, Ledger(BudgetConfig()), trace)
 
         async def ask(seconds: float) -> str:
-            place = Place(name="a", stage="s", samples=(0,), deadline=now() + seconds)
+            place = Place(name="a", stage="s", samples=(0,), deadline=now() + seconds, silence_s=60)
             return (await calls.chat(place, QUESTION, OPTIONS, None)).text
 
         first = asyncio.create_task(ask(20))

@@ -63,14 +63,14 @@ def test_a_file_says_what_it_says(tmp_path: Path) -> None:
     gpt, mine = config.members["gpt"], config.members["mine"]
     assert isinstance(gpt, EndpointMemberConfig)
     assert isinstance(mine, LocalMemberConfig)
-    assert (gpt.model, gpt.max_tokens, gpt.temperature) == ("gpt-x", 1024, 0.7)
+    assert (gpt.model, gpt.max_tokens, gpt.temperature) == ("gpt-x", None, 0.7)
     assert (mine.path, mine.max_tokens) == ("./runs/model", 256)
     assert [type(config.strategies[name]) for name in ("cheap", "best", "answer")] == [
         RouteConfig,
         RankConfig,
         MoaConfig,
     ]
-    assert (config.deadlines.call, config.deadlines.layer, config.deadlines.answer) == (60, 90, 180)
+    assert (config.deadlines.call, config.deadlines.layer, config.deadlines.answer) == (60, 300, 600)
     assert (config.retries, config.hedge_after, config.default_name) == (2, None, "answer")
     assert config.names == ("cheap", "best", "answer", "mixed", "gpt", "mine", "yours")
     assert config.members_of("answer") == {"gpt", "mine"}

@@ -29,9 +29,9 @@ from tests.agents.in_memory import QUESTION
 
 from moekit.agents.config.agents_config import EndpointConfig, EndpointMemberConfig
 from moekit.agents.members.endpoint import Endpoint, EndpointMember
+from moekit.agents.members.endpoint_failures import retry_after_s
 from moekit.agents.members.member import MemberError
 from moekit.agents.members.redaction import Redactor
-from moekit.agents.members.wire import retry_after_s
 from moekit.core.messages import ChatOptions, Message, Reply, Usage
 
 KEY = "sk-secret-1234567890"
@@ -98,7 +98,7 @@ def test_an_answer_arrives_whole(client: Client, stream: bool) -> None:
     assert found.text == "Grüße aus Paris. 🙂"
     assert found.finish_reason == "stop"
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == client.server.usage()
-    assert pieces == (["Grüße", " aus", " Paris.", " 🙂"] if stream else [])
+    assert list(filter(None, pieces)) == (["Grüße", " aus", " Paris.", " 🙂"] if stream else [])
 
 
 @both
@@ -111,7 +111,8 @@ def test_only_what_was_said_goes_out(client: Client, stream: bool, monkeypatch: 
     assert "not-for-this-server" not in json.dumps(request.headers)
     assert "authorization" not in request.headers
     told = {"model": "m", "messages": [{"role": "user", "content": QUESTION[0].content}], "max_tokens": 50}
-    assert request.body == told | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
+    told |= {"stream": True, "stream_options": {"include_usage": True}}
+    assert request.body == told
     client.ask(Ok(), options=ChatOptions(temperature=0.0, top_p=0.5, max_tokens=3, stop=("#",), seed=1), key=KEY)
     (request,) = client.server.requests
     assert request.headers["authorization"] == f"Bearer {KEY}"
@@ -124,25 +125,32 @@ def test_an_answer_that_was_cut_off_says_so(client: Client, stream: bool) -> Non
     assert (found.text, found.finish_reason) == ("one two", "length")
 
 
+NONE = "a: what its server sent is no answer"
 FAULTS: dict[str, tuple[Behaviour, str, bool, bool, str]] = {
     # behaviour, reason, retryable, whether it is known to have cost nothing, text
     "500": (Fail(500), "status", True, True, "a: its server answered with status 500: told to fail."),
-    "400": (Fail(400), "status", False, True, "a: its server answered with status 400: told to fail."),
+    "400": (Fail(400), "refused", False, True, "a: its server answered with status 400: told to fail."),
     "401": (Fail(401), "status", False, True, "a: its server answered with status 401: told to fail."),
     "404": (Fail(404), "status", False, True, "a: its server answered with status 404: told to fail."),
     "408": (Fail(408), "status", True, True, "a: its server answered with status 408: told to fail."),
     "409": (Fail(409), "status", False, True, "a: its server answered with status 409: told to fail."),
     "429": (Fail(429), "status", True, True, "a: its server answered with status 429: told to fail."),
     "closed": (Closed(), "unreachable", True, False, "a: the connection broke before it answered."),
-    "no JSON": (Garbage(), "garbage", True, False, "a: what its server sent is no answer."),
-    "HTML": (HTML, "garbage", True, False, "a: what its server sent is no answer."),
-    "other shape": (OTHER_SHAPE, "garbage", True, False, "a: what its server sent is no answer."),
-    "no choices": (NO_CHOICES, "garbage", True, False, "a: what its server sent is no answer."),
-    "a number": (Garbage(b"5"), "garbage", True, False, "a: what its server sent is no answer."),
-    "nothing": (Garbage(b""), "garbage", True, False, "a: what its server sent is no answer."),
-    "null": (Garbage(b"null"), "garbage", True, False, "a: what its server sent is no answer."),
-    "deep": (Garbage(b"[" * 100_000), "garbage", True, False, "a: what its server sent is no answer."),
-    "not text": (Garbage(b"\xff\xfe\xfd"), "garbage", True, False, "a: what its server sent is no answer."),
+    "no JSON": (Garbage(), "garbage", False, False, "a: what its server sent is no answer: {not json."),
+    "HTML": (
+        HTML,
+        "garbage",
+        False,
+        False,
+        "a: its server sent a page of HTML and no answer (502 Bad Gateway); is its url right, up to /v1.",
+    ),
+    "other shape": (OTHER_SHAPE, "garbage", False, False, f"{NONE}: {OTHER_SHAPE.body.decode()}."),
+    "no choices": (NO_CHOICES, "garbage", False, False, f"{NONE}: {NO_CHOICES.body.decode()}."),
+    "a number": (Garbage(b"5"), "garbage", False, False, f"{NONE}: 5."),
+    "nothing": (Garbage(b""), "garbage", False, False, "a: its server sent nothing."),
+    "null": (Garbage(b"null"), "garbage", False, False, f"{NONE}: null."),
+    "deep": (Garbage(b"[" * 100_000), "garbage", False, False, f"{NONE}: {'[' * 200}…."),
+    "not text": (Garbage(b"\xff\xfe\xfd"), "garbage", False, False, f"{NONE}: \ufffd\ufffd\ufffd."),
     "empty": (Ok(""), "empty", False, False, "a gave an empty answer."),
     "blank": (Ok(" \n "), "empty", False, False, "a gave an empty answer."),
 }
@@ -173,7 +181,6 @@ def test_a_stream_of_garbage_is_no_answer(body: bytes, client: Client) -> None:
     ("behaviour", "reason"),
     [
         (Truncated(pieces=3), "truncated"),
-        (Truncated(pieces=3, politely=True), "truncated"),
         (Truncated(pieces=0, politely=True), "garbage"),
         (ErrorInStream(pieces=2), "status"),
         (ErrorInStream(pieces=0), "status"),
@@ -183,9 +190,7 @@ def test_a_stream_of_garbage_is_no_answer(body: bytes, client: Client) -> None:
         (Ok(""), "empty"),
     ],
 )
-def test_a_stream_that_breaks_off_is_an_error_however_politely(
-    behaviour: Behaviour, reason: str, client: Client
-) -> None:
+def test_a_stream_that_breaks_off_is_an_error(behaviour: Behaviour, reason: str, client: Client) -> None:
     with pytest.raises(MemberError) as found:
         client.ask(behaviour, stream=True)
     assert found.value.reason == reason
@@ -207,35 +212,55 @@ def choice(**changes: Any) -> Garbage:
     "strange",
     [
         choice(message=None),
-        choice(message="Hi."),
         choice(message={"content": 5}),
-        choice(message={"content": ["Hi."]}),
-        choice(finish_reason=["stop"]),
-        completion(choices={"0": CHOICE}),
         completion(choices=[None]),
         completion(choices="stop"),
         completion(object=None, choices=[]),
     ],
 )
-def test_answers_of_strange_shapes_are_no_answers(strange: Garbage, client: Client) -> None:
+def test_where_no_text_is_there_is_no_answer(strange: Garbage, client: Client) -> None:
     with pytest.raises(MemberError) as found:
         client.ask(strange)
-    assert found.value.reason == "garbage"
+    assert found.value.reason in ("garbage", "empty")
+    assert not found.value.retryable
 
 
-@pytest.mark.parametrize("reason", ["stop", None, "eos"])
-def test_answers_may_end_for_reasons_of_their_own(reason: str | None, client: Client) -> None:
+@pytest.mark.parametrize("reason", ["stop", None, "eos", "", "null", ["stop"], {"type": "stop"}])
+def test_answers_may_end_for_reasons_of_their_own(reason: Any, client: Client) -> None:
     assert client.ask(choice(finish_reason=reason)) == Reply(text="Hi.", usage=Usage(), finish_reason="stop")
 
 
-def test_an_answer_that_a_filter_cut_off_is_none(client: Client) -> None:
-    with pytest.raises(MemberError, match="a content filter of the server cut the answer off"):
-        client.ask(choice(finish_reason="content_filter"))
+def test_what_cut_an_answer_off_is_told(client: Client) -> None:
+    filtered = client.ask(choice(finish_reason="content_filter"))
+    assert (filtered.text, filtered.finish_reason) == ("Hi.", "content_filter")
+    assert filtered.incomplete == "a: a content filter of its server cut the answer off."
+    limited = client.ask(choice(finish_reason="MAX_TOKENS"))
+    assert (limited.finish_reason, limited.incomplete) == ("length", "a: the answer was cut off at max_tokens, 50.")
+    usage = {"prompt_tokens": 4, "completion_tokens": 20}
+    full = client.ask(completion(choices=[CHOICE | {"finish_reason": "length"}], usage=usage))
+    assert full.incomplete == (
+        "a: the answer was cut off after 20 tokens, where its context is full or its server has a limit."
+    )
+    unmarked = client.ask(Truncated(politely=True))
+    assert (unmarked.text, unmarked.finish_reason) == ("one two three", "stop")
+    assert unmarked.incomplete == ("a: its stream ended without saying that it was over; the answer may be incomplete.")
 
 
-def test_an_answer_of_which_nothing_fitted_says_why(client: Client) -> None:
-    with pytest.raises(MemberError, match=r"before its first word: max_tokens is too small\.$"):
-        client.ask(choice(finish_reason="length", message={"role": "assistant", "content": None}))
+@pytest.mark.parametrize(
+    ("message", "reason", "why"),
+    [
+        ({"content": None}, "length", ", cut off before its first word: max_tokens is too small"),
+        ({"content": "", "reasoning": "hmm"}, "length", " after 3 characters of reasoning, cut off before its first"),
+        ({"content": "", "reasoning_content": "hmm."}, "stop", " after 4 characters of reasoning."),
+        ({"content": None, "tool_calls": [{"id": "x"}]}, "tool_calls", ": it calls a tool, and has none."),
+        ({"content": ""}, "content_filter", ": a content filter of its server let nothing through."),
+    ],
+)
+def test_an_empty_answer_says_why(message: dict[str, Any], reason: str, why: str, client: Client) -> None:
+    with pytest.raises(MemberError, match=r"^a gave an empty answer") as found:
+        client.ask(choice(finish_reason=reason, message=message))
+    assert why in str(found.value)
+    assert not found.value.retryable
 
 
 @both
@@ -250,7 +275,7 @@ def test_an_answer_of_which_nothing_fitted_says_why(client: Client) -> None:
         {"prompt_tokens": -1, "completion_tokens": 2},
         {"prompt_tokens": 1.5},
         {"prompt_tokens": True, "completion_tokens": 1},
-        {"prompt_tokens": "3", "completion_tokens": "4"},
+        {"prompt_tokens": "three", "completion_tokens": "4"},
     ],
 )
 def test_a_usage_that_is_none_counts_as_untold(nonsense: Any, client: Client, stream: bool) -> None:
@@ -279,7 +304,7 @@ def test_a_redirect_is_not_followed(client: Client) -> None:
 
 
 def test_a_server_that_is_not_there(client: Client) -> None:
-    with pytest.raises(MemberError, match=r"^a: its server cannot be reached\.$") as found:
+    with pytest.raises(MemberError, match=r"^a: nothing answers at http://127\.0\.0\.1:9/v1\.$") as found:
         client.ask(Ok(), url="http://127.0.0.1:9/v1")
     assert (found.value.reason, found.value.retryable, found.value.usage) == ("unreachable", True, Usage())
 

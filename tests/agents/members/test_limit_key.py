@@ -48,7 +48,7 @@ def test_all_calls_under_way_are_sent_anew(stream: bool, a_minute: int, answers:
         server.behave("m", TakesTheNewerName())
         given = {
             "endpoints": {"e": {"url": server.url, "requests_per_minute": a_minute}},
-            "members": {"a": {"endpoint": "e", "model": "m"}},
+            "members": {"a": {"endpoint": "e", "model": "m", "max_tokens": 1024}},
             "deadlines": {"call": 1.0},
             "retries": 0,
         }

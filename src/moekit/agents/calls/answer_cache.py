@@ -76,22 +76,24 @@ class Cache:
         async with turn:
             yield
 
-    async def get(self, name: str, key: Key, of: TypeAdapter[T]) -> tuple[T, Usage] | None:
+    async def get(self, name: str, key: Key, of: TypeAdapter[T], older: Sequence[Key] = ()) -> tuple[T, Usage] | None:
         """Find what this call of member `name` gave and what that cost; None where it is not there.
 
-        Raises MemberError in a replay where it is missing.
+        older: the keys under which older versions kept it. Raises MemberError in a replay where it is missing.
         """
-        digest = _digest(key)
-        text = self._unwritten.get(digest) or await asyncio.to_thread(_read, self._path(digest))
-        found = _parsed(text, key, of)
-        if found is None and self._only:
+        for each in (key, *older):
+            digest = _digest(each)
+            text = self._unwritten.get(digest) or await asyncio.to_thread(_read, self._path(digest))
+            if (found := _parsed(text, each, of)) is not None:
+                return found
+        if self._only:
             raise MemberError(
-                f"{name} was not asked this before: {self._path(digest)} is not there or cannot be read, and a replay "
-                "makes no calls.",
+                f"{name} was not asked this before: {self._path(_digest(key))} is not there or cannot be read, and "
+                "a replay makes no calls.",
                 reason="not cached",
                 usage=Usage(),
             )
-        return found
+        return None
 
     def put(self, key: Key, value: T, usage: Usage, of: TypeAdapter[T]) -> None:
         """Keep what a call gave and what it cost."""

@@ -8,7 +8,7 @@ from moekit.core.messages import OnText
 
 T = TypeVar("T")
 
-Request = Callable[[OnText | None, Callable[[], None]], Awaitable[T]]
+Request = Callable[[OnText, Callable[[], None]], Awaitable[T]]
 """Gets where to pass text on to, and what to call when it really goes out, not held up by limits any more."""
 
 
@@ -19,7 +19,7 @@ class Hedge(Generic[T]):
     wins. An error is the outcome only where nothing else can come any more.
     """
 
-    def __init__(self, request: Request[T], after_s: float, on_text: OnText | None) -> None:
+    def __init__(self, request: Request[T], after_s: float, on_text: OnText) -> None:
         self._request, self._after_s, self._on_text = request, after_s, on_text
         self._runs: list[asyncio.Task[T]] = []
         self._speaker: asyncio.Task[T] | None = None
@@ -39,7 +39,7 @@ class Hedge(Generic[T]):
             await asyncio.gather(*self._runs, return_exceptions=True)
 
     def _start(self) -> None:
-        run = asyncio.ensure_future(self._request(self._say if self._on_text is not None else None, self._sent))
+        run = asyncio.ensure_future(self._request(self._say, self._sent))
         self._runs.append(run)
         run.add_done_callback(self._ended)
 
@@ -52,13 +52,12 @@ class Hedge(Generic[T]):
             self._start()
 
     async def _say(self, text: str) -> None:
-        if self._speaker is None:
+        if text and self._speaker is None:  # an empty piece is a sign of life, and no text yet
             self._speaker = asyncio.current_task()
             for run in self._runs:
                 if run is not self._speaker:
                     run.cancel()
-        if self._on_text is not None:  # the other one, cancelled, says nothing any more
-            await self._on_text(text)
+        await self._on_text(text)  # the other one, cancelled, says nothing any more
 
     def _ended(self, run: asyncio.Task[T]) -> None:
         if self._outcome.done() or run.cancelled():

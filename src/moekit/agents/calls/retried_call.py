@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from moekit.agents.calls.budget_ledger import Ledger
+from moekit.agents.calls.call_clock import CallClock, Listener
 from moekit.agents.calls.endpoint_limits import Limits
 from moekit.agents.calls.hedging import Hedge
 from moekit.agents.members.member import Member, MemberError
@@ -37,7 +38,7 @@ class Job(Generic[T]):
     """
 
     most: Usage
-    run: Callable[[OnText | None], Awaitable[tuple[T, Usage]]]
+    run: Callable[[OnText], Awaitable[tuple[T, Usage]]]
 
 
 class CallRunner(Generic[T]):
@@ -47,16 +48,16 @@ class CallRunner(Generic[T]):
     """
 
     def __init__(
-        self, seat: Seat, job: Job[T], ledger: Ledger, *, retries: int, hedge_after: float | None, deadline: float
+        self, seat: Seat, job: Job[T], ledger: Ledger, *, retries: int, hedge_after: float | None, clock: CallClock
     ) -> None:
         self._seat, self._job, self._ledger = seat, job, ledger
-        self._retries, self._hedge_after, self._deadline = retries, hedge_after, deadline
+        self._retries, self._hedge_after, self._clock = retries, hedge_after, clock
         self.attempts = 0
         self.last: MemberError | None = None
         self.spent = Usage()
         self._reworded = 0
 
-    async def run(self, on_text: OnText | None = None) -> tuple[T, Usage]:
+    async def run(self, listener: Listener) -> tuple[T, Usage]:
         """Do the job, and tell what it cost; raise MemberError. The caller's clock ends it by cancelling."""
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, MemberError) and error.retryable),
@@ -65,38 +66,30 @@ class CallRunner(Generic[T]):
             before_sleep=self._remember,
             reraise=True,
         )
-        return await retrying(self._attempt, on_text)
+        return await retrying(self._attempt, listener)
 
     def _is_enough(self, state: RetryCallState) -> bool:
-        """Tell whether no attempt is left, or none could begin before the deadline; its reason is then told at once."""
+        """Tell whether no attempt is left, or none could begin in time; its reason is then told at once."""
         wakes = asyncio.get_running_loop().time() + state.upcoming_sleep
-        return wakes >= self._deadline or stop_after_attempt(self._retries + 1 + self._reworded)(state)
+        return wakes >= self._clock.ends or stop_after_attempt(self._retries + 1 + self._reworded)(state)
 
     def _remember(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         self.last = error if isinstance(error, MemberError) else None
 
-    async def _attempt(self, on_text: OnText | None) -> tuple[T, Usage]:
+    async def _attempt(self, listener: Listener) -> tuple[T, Usage]:
         """Send a request, or two of them. What has been passed on cannot be taken back, so nothing is retried then."""
-        passed_on = False
-
-        async def passing(text: str) -> None:
-            nonlocal passed_on
-            passed_on = True
-            if on_text is not None:
-                await on_text(text)
-
-        heard = None if on_text is None else passing
+        listener.begin()
         try:
             if self._hedge_after is None:
-                return await self._request(heard, lambda: None)
-            return await Hedge(self._request, self._hedge_after, heard).run()
+                return await self._request(listener, lambda: None)
+            return await Hedge(self._request, self._hedge_after, listener).run()
         except MemberError as error:
-            error.retryable = error.retryable and not passed_on
+            error.retryable = error.retryable and not listener.has_passed_on
             self._reworded += error.reworded
             raise
 
-    async def _request(self, on_text: OnText | None, sent: Callable[[], None]) -> tuple[T, Usage]:
+    async def _request(self, on_text: OnText, sent: Callable[[], None]) -> tuple[T, Usage]:
         member = self._seat.member
         reservation = self._ledger.reserve(member.name, self._job.most, member.price)
         spent: Usage | None = Usage()

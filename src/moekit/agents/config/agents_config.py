@@ -1,6 +1,7 @@
 """What the YAML file of `moekit agents` says, and everything about it that can be checked without a call."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,9 @@ from moekit.core.errors import UsageError, did_you_mean
 from moekit.core.validation import read_yaml, validate
 
 _MOST_RETRIES = 20
+BUDGETED_TOKENS = 1024
+"""Of an answer where nobody says how many, and a budget or a limit of tokens can only be kept if there is a number."""
+_REQUEST_PATHS = ("/chat/completions", "/completions", "/embeddings", "/models")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -21,16 +25,31 @@ Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 def _url(url: str) -> str:
     """Check an address: it holds no secret, since errors, traces and the cache name it."""
+    url = url.strip()
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError("is no URL") from error
-    if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"{url!r} is no URL of a server, such as https://api.openai.com/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("a URL holds no name, password or key; name the variable that does in key_variable")
-    return url.rstrip("/")
+    if parts.scheme not in ("http", "https") or not host:
+        bare = re.fullmatch(r"/*([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/.*)?", url)
+        hint = f"write {_scheme(bare[1])}://{url.lstrip('/')}" if bare else f"one is {_EXAMPLE}"
+        raise ValueError(f"{url!r} is no URL of a server; {hint}")
+    if not re.fullmatch(r"[\w.:~-]+", host) or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise ValueError(f"{url!r} is no URL of a server; one is {_EXAMPLE}")
+    url = url.rstrip("/")
+    # What the client puts after the URL is often copied with it.
+    return next((url.removesuffix(path) for path in _REQUEST_PATHS if url.endswith(path)), url).rstrip("/")
+
+
+_EXAMPLE = "https://api.openai.com/v1"
+
+
+def _scheme(host: str) -> str:
+    """Guess the scheme of a host: servers of this machine and of the same net rarely have certificates."""
+    return "http" if host == "localhost" or "." not in host or host.replace(".", "").isdecimal() else "https"
 
 
 def _variable(name: str) -> str:
@@ -72,19 +91,20 @@ class _AnyMemberConfig(Config):
 
     Attributes:
         context: the most tokens of prompt and answer together; None where nobody knows.
-        max_tokens: the most tokens of an answer.
+        max_tokens: the most tokens of an answer; None leaves it to the server (a local model: half of its context, at
+            most 4,096), or, where a budget or tokens a minute are to be kept, to 1,024.
         temperature: None leaves it to the server; 0.7 is that of arXiv 2406.04692.
         price: what a million tokens cost; None where nobody knows.
     """
 
     context: PositiveInt | None = None
-    max_tokens: PositiveInt = 1024
+    max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7
     price: PriceConfig | None = None
 
     @model_validator(mode="after")
     def _leaves_room_for_a_prompt(self) -> "_AnyMemberConfig":
-        if self.context is not None and self.max_tokens >= self.context:
+        if self.context is not None and self.max_tokens is not None and self.max_tokens >= self.context:
             raise ValueError(f"max_tokens: {self.max_tokens} leave no room for a prompt in a context of {self.context}")
         return self
 
@@ -119,17 +139,17 @@ MemberConfig = Annotated[
 
 
 class DeadlinesConfig(Config):
-    """The most seconds of wall clock.
+    """The most seconds of wall clock: of silence, and of the whole.
 
     Attributes:
-        call: of a call with its waits and retries.
+        call: of silence in a call: until the first piece of its answer, with waits and retries, and between two pieces.
         layer: of the calls of a layer, which are made side by side.
-        answer: of a whole answer.
+        answer: of a whole answer. A call that still gets pieces then is cut off, and counts with what it has.
     """
 
     call: Seconds = 60.0
-    layer: Seconds = 90.0
-    answer: Seconds = 180.0
+    layer: Seconds = 300.0
+    answer: Seconds = 600.0
 
 
 class BudgetConfig(Config):
@@ -159,7 +179,7 @@ class AgentsConfig(Config):
         members: models, by name.
         strategies: ways of answering, by name; a name can stand wherever a member's can.
         default: who answers where nobody is named; None for the last strategy, or else the only member.
-        deadlines: the most seconds of a call, a layer and an answer.
+        deadlines: the most seconds of silence, of a layer and of an answer.
         retries: the most of one call.
         hedge_after: seconds after which a call that has brought nothing is sent a second time; None for never.
         budget: the most that one answer may cost.
@@ -185,6 +205,18 @@ class AgentsConfig(Config):
     def names(self) -> tuple[str, ...]:
         """Strategies, then members: all that can be asked."""
         return (*self.strategies, *self.members)
+
+    @property
+    def is_budgeted(self) -> bool:
+        """Whether answers have a budget, which can only be kept where their length has a limit."""
+        return self.budget.tokens is not None or self.budget.money is not None
+
+    def most_tokens_of(self, member: EndpointMemberConfig) -> int | None:
+        """Find the most tokens of an answer of the member; None where its server decides."""
+        counted = self.is_budgeted or self.endpoints[member.endpoint].tokens_per_minute is not None
+        if member.max_tokens is not None or not counted:
+            return member.max_tokens
+        return BUDGETED_TOKENS if member.context is None else min(BUDGETED_TOKENS, max(1, member.context // 2))
 
     def members_of(self, name: str) -> frozenset[str]:
         """Find the members that `name` may ask; itself if it is one."""
@@ -222,16 +254,27 @@ def read_agents(path: Path, *, replay: bool = False) -> AgentsConfig:
     return config
 
 
+def key_of(name: str, endpoint: EndpointConfig, environment: Mapping[str, str]) -> str | None:
+    """Find the key of an endpoint in the environment; None where it needs none.
+
+    Raises:
+        UsageError: naming the variable, where it is not set or cannot be sent.
+    """
+    if endpoint.key_variable is None:
+        return None
+    key = environment.get(endpoint.key_variable, "").strip()
+    if key and key.isascii() and key.isprintable():
+        return key
+    problem = "holds characters that no header of a request can" if key else "is not set"
+    raise UsageError(f"endpoints.{name}.key_variable: the environment variable {endpoint.key_variable} {problem}.")
+
+
 def _check_keys(config: AgentsConfig, path: Path, environment: Mapping[str, str]) -> None:
     for name, endpoint in config.endpoints.items():
-        if endpoint.key_variable is None:
-            continue
-        key = environment.get(endpoint.key_variable, "").strip()
-        if not key or not (key.isascii() and key.isprintable()):
-            problem = "holds characters that no header of a request can" if key else "is not set"
-            raise UsageError(
-                f"{path}: endpoints.{name}.key_variable: the environment variable {endpoint.key_variable} {problem}."
-            )
+        try:
+            key_of(name, endpoint, environment)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
 
 
 def _problems(config: AgentsConfig) -> Iterator[str]:

@@ -25,13 +25,25 @@ from moekit.inference.torch_runner import TorchRunner
 from moekit.models import Decoder, find, load
 from moekit.models.gguf import load_gguf
 
+LOCAL_TOKENS = 4096
+"""Of an answer where nobody says how many: a model that never ends by itself has to stop some time."""
 
-def load_local_members(configs: Mapping[str, LocalMemberConfig]) -> dict[str, LocalMember]:
-    """Load the members, by name; those that say the same path and context share a model.
 
-    Where a member says nothing of max_tokens, an answer takes at most half of a short context. Raises what
-    moekit.inference.load_runner does, bad configuration with the member's name before it, and UsageError where an
-    answer may fill the whole context.
+def load_local_members(
+    configs: Mapping[str, LocalMemberConfig], most_tokens: int = LOCAL_TOKENS
+) -> dict[str, LocalMember]:
+    """Load the members; those that say the same path and context share a model.
+
+    Args:
+        configs: the members, by name.
+        most_tokens: of an answer where a member says nothing of max_tokens, or half of the context if that is less.
+
+    Returns:
+        The members, by name.
+
+    Raises:
+        UsageError: where an answer may fill the whole context, and, with the member's name before it, what
+            moekit.inference.load_runner raises of bad configuration, beside its other errors.
     """
     loaded: dict[tuple[str, int | None], tuple[LoadedModel, Embed]] = {}
     members = {}
@@ -45,7 +57,7 @@ def load_local_members(configs: Mapping[str, LocalMemberConfig]) -> dict[str, Lo
             locked = LockedRunner(model.runner)
             loaded[key] = replace(model, runner=locked), _embedding(config.path, model.runner, locked.lock)
         model, embed = loaded[key]
-        most = _most_tokens(config, model.runner)
+        most = config.max_tokens or min(most_tokens, model.runner.context // 2)
         _check_room(f"members.{name}.max_tokens", most, model.runner)
         members[name] = LocalMember(
             name,
@@ -56,11 +68,6 @@ def load_local_members(configs: Mapping[str, LocalMemberConfig]) -> dict[str, Lo
             embed=embed,
         )
     return members
-
-
-def _most_tokens(config: LocalMemberConfig, runner: Runner) -> int:
-    """Find the most tokens of an answer: the configuration's, or where it says nothing at most half of the context."""
-    return config.max_tokens if "max_tokens" in config.model_fields_set else min(config.max_tokens, runner.context // 2)
 
 
 def _check_room(what: str, most_tokens: int | None, runner: Runner) -> None:

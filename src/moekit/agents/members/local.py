@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from moekit.agents.config.agents_config import PriceConfig
-from moekit.agents.members.member import MemberError, Reason
+from moekit.agents.members.member import MemberError, Reason, cut_off_text
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 from moekit.inference import Cache, Completion, GenerationOptions, LoadedModel, Runner, SamplingOptions, complete
@@ -60,6 +60,7 @@ class LocalMember:
         # One thread computes, so that those who wait for it take none.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"moekit-{name}")
         self._under_way: set[threading.Event] = set()
+        self._waiting: set[Callable[[], None]] = set()
         self._encoded: dict[tuple[Message, ...], list[int]] = {}
         self._remembering = threading.Lock()
         self._closed = False
@@ -67,18 +68,19 @@ class LocalMember:
             model.chat_template.start()
 
     def bound_tokens(self, messages: Sequence[Message]) -> int:
-        """Count the tokens of the prompt, exactly. Raises MemberError where the chat template fails."""
+        """Count the tokens of the prompt. Raises MemberError where the chat template fails."""
         return len(self._ids(messages))
 
     def estimated_tokens(self, messages: Sequence[Message]) -> int:
-        """Count the same. Raises MemberError."""
+        """Count the tokens of the prompt; nothing needs to be estimated. Raises MemberError as `bound_tokens` does."""
         return self.bound_tokens(messages)
 
     async def complete(self, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None = None) -> Reply:
         """Answer the messages. Cancelling ends it between two tokens, and between two chunks of a prompt.
 
-        on_text: gets the text as it is made. Raises MemberError where the prompt does not fit, an option is out of
-        bounds, the model fails or says nothing.
+        on_text: gets the text as it is made, and an empty piece for whatever the model computes meanwhile: its prompt,
+        or a call that came before. Raises MemberError where the prompt does not fit, an option is out of bounds, the
+        model fails or says nothing.
         """
         ids = await self._prompt(messages, room=1)
         generation = self._options(options)
@@ -87,6 +89,9 @@ class LocalMember:
 
         def say(_: int, piece: str) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        def sign() -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, "")
 
         def work(runner: Runner) -> Completion:
             heard = None if on_text is None else say
@@ -100,11 +105,19 @@ class LocalMember:
             while on_text is not None and (piece := await pieces.get()) is not None:
                 await on_text(piece)
 
-        found = await self._compute(work, pass_on)
+        if on_text is not None:
+            self._waiting.add(sign)
+        try:
+            found = await self._compute(work, pass_on)
+        finally:
+            self._waiting.discard(sign)
         usage = Usage(prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens)
         if not found.text.strip():
             raise self._error("the answer is empty", "empty", usage)
-        return Reply(text=found.text, usage=usage, finish_reason=found.finish_reason)
+        incomplete = None
+        if found.finish_reason == "length":
+            incomplete = cut_off_text(self.name, generation.max_tokens, found.completion_tokens)
+        return Reply(text=found.text, usage=usage, finish_reason=found.finish_reason, incomplete=incomplete)
 
     async def score(self, messages: Sequence[Message], answer: str) -> tuple[float, Usage]:
         """Compute the log probability in nats of the answer's tokens after the messages; and how many tokens all are.
@@ -150,7 +163,7 @@ class LocalMember:
     ) -> Result:
         """Wait for what the thread makes of the runner; who is cancelled here ends its work at the next token."""
         stop = threading.Event()
-        runner = _Stoppable(self.model.runner, stop)
+        runner = _Stoppable(self.model.runner, stop, self._show_work)
         future = asyncio.get_running_loop().run_in_executor(self._thread, self._failing_as_a_member, work, runner)
         self._under_way.add(stop)
         try:
@@ -169,6 +182,11 @@ class LocalMember:
             stop.set()
             future.cancel()
             self._under_way.discard(stop)
+
+    def _show_work(self) -> None:
+        """Tell all who wait for an answer that the model is at work, if only for one of them."""
+        for sign in tuple(self._waiting):
+            sign()
 
     def _failing_as_a_member(self, work: Callable[[Runner], Result], runner: Runner) -> Result:
         """Do the work, with errors of a member. A model that runs out of memory, say, is one member that fails."""
@@ -286,11 +304,11 @@ class _Stopped(Exception):
 
 
 class _Stoppable:
-    """A runner that computes until it is told to stop."""
+    """A runner that computes until it is told to stop, and shows that it does."""
 
-    def __init__(self, runner: Runner, stop: threading.Event) -> None:
+    def __init__(self, runner: Runner, stop: threading.Event, show_work: Callable[[], None]) -> None:
         self.vocab_size, self.context = runner.vocab_size, runner.context
-        self._runner, self._stop = runner, stop
+        self._runner, self._stop, self._show_work = runner, stop, show_work
 
     def new_cache(self) -> Cache:
         return self._runner.new_cache()
@@ -310,6 +328,7 @@ class _Stoppable:
         return self._runner.decode(caches, tokens_B)
 
     def _check(self) -> None:
+        self._show_work()
         if self._stop.is_set():
             raise _Stopped
 

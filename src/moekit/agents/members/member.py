@@ -11,6 +11,7 @@ Reason = Literal[
     "timeout",
     "unreachable",
     "status",
+    "refused",
     "garbage",
     "truncated",
     "empty",
@@ -22,12 +23,16 @@ Reason = Literal[
 
 
 class MemberError(MoekitError):
-    """A call that gave no answer.
+    """A call that gave no answer. The text never holds a key.
 
-    retryable: another attempt may succeed. retry_after_s: not before then, seconds. usage: what the attempt cost all
-    the same; None where nobody knows, so that what was reserved for it stays reserved; `Usage()` where it cost nothing.
-    reworded: the member asks the same in another form from now on, so that the next attempt counts as no retry; no call
-    meets that twice. The text never holds a key.
+    Attributes:
+        reason: its kind; `refused` where what was asked cannot be answered, by whomever it was asked.
+        retryable: another attempt may succeed.
+        retry_after_s: not before then, seconds.
+        usage: what the attempt cost all the same; None where nobody knows, so that what was reserved for it stays
+            reserved; `Usage()` where it cost nothing.
+        reworded: the member asks the same in another form from now on, so that the next attempt counts as no retry; no
+            call meets that more often than there are forms.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class Member(Protocol):
 
     @property
     def defaults(self) -> ChatOptions:
-        """What holds where a call's options say nothing; its max_tokens is never None."""
+        """What holds where a call's options say nothing."""
         ...
 
     @property
@@ -86,13 +91,23 @@ class Member(Protocol):
         ...
 
     def estimated_tokens(self, messages: Sequence[Message]) -> int:
-        """Estimate how many they are, rather too many; exact for local models. Requests are cut to fit by this."""
+        """Estimate the prompt's tokens, rather too many; exact for local models. Requests are cut to fit by this."""
         ...
 
     async def complete(self, messages: Sequence[Message], options: ChatOptions, on_text: OnText | None = None) -> Reply:
         """Attempt an answer once, as long as it takes: the caller's clock ends it by cancelling.
 
-        options: with the defaults filled in. A usage of no tokens says that nobody told it. Raises MemberError.
+        Args:
+            messages: the conversation, which ends with what is to be answered.
+            options: how the answer is sampled, with the defaults filled in.
+            on_text: gets the pieces of the answer as they come, and an empty one where the member is at work on it and
+                has nothing to say yet: reads the prompt, reasons.
+
+        Returns:
+            The answer; its usage is of no tokens where nobody told it.
+
+        Raises:
+            MemberError: where there is no answer.
         """
         ...
 
@@ -117,3 +132,17 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], Usage]:
         """Compute a vector a text, and tell what that cost."""
         ...
+
+
+def cut_off_text(name: str, limit: int | None, written: int) -> str:
+    """Say that an answer of `name` ended because it was too long.
+
+    Args:
+        name: of the member.
+        limit: the most tokens that were asked for; None for no limit.
+        written: how many it has; 0 where nobody told.
+    """
+    if limit is not None and (not written or written >= limit):
+        return f"{name}: the answer was cut off at max_tokens, {limit:,}."
+    after = f" after {written:,} tokens" if written else ""
+    return f"{name}: the answer was cut off{after}, where its context is full or its server has a limit."

@@ -29,7 +29,8 @@ class Answer(Spent):
     """An answer.
 
     Attributes:
-        finish_reason: `length` where it was cut off by max_tokens or the context.
+        finish_reason: `length` where it was cut off by max_tokens, the context or a deadline, `content_filter` where a
+            filter of a server cut it off.
         trace: who said what, when, for how much, and what failed.
     """
 
@@ -41,6 +42,11 @@ class Answer(Spent):
     def failures(self) -> tuple[str, ...]:
         """What failed on the way, a sentence each."""
         return self.trace.failures
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Where something is missing of what a member said, this answer or one that it builds on: a sentence each."""
+        return self.trace.incomplete
 
 
 class AnswerFailed(MoekitError):

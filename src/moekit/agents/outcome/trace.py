@@ -27,6 +27,7 @@ class CallEvent(_Record):
         ended: seconds since the answer began.
         text: None where it failed, for the reason in `failure`.
         usage: of the answer, also where it came from the cache.
+        incomplete: why something of the text is missing, or may be; None where it is whole.
         money: what was spent now, 0 for a cached answer; None where the member has no price.
         attempts: requests sent, 0 for a cached answer.
     """
@@ -40,6 +41,7 @@ class CallEvent(_Record):
     ended: float
     text: str | None = None
     finish_reason: FinishReason | None = None
+    incomplete: str | None = None
     usage: Usage = Usage()
     money: float | None = None
     cached: bool = False
@@ -82,6 +84,11 @@ class Trace(_Record):
     def failures(self) -> tuple[str, ...]:
         """What failed, one sentence each."""
         return tuple(call.failure for call in self.calls if call.failure is not None)
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """What is missing of answers, one sentence each."""
+        return tuple(call.incomplete for call in self.calls if call.incomplete is not None)
 
 
 class TraceRecorder:

@@ -55,7 +55,7 @@ def _figures(call: CallEvent) -> str:
         parts.append("from the cache")
     elif call.attempts != 1:
         parts.append(_counted(call.attempts, "attempt"))
-    if call.finish_reason == "length":
+    if call.incomplete is None and call.finish_reason == "length":  # of a trace that an older version wrote
         parts.append("cut off by its length")
     return ", ".join(parts)
 
