@@ -20,7 +20,6 @@ from moekit.kernels.packed import Q8_0
 # With all below them. The GGUF package writes; transformers and the hub are for folders; rich is for terminals; torch
 # takes longer to import than all the rest together.
 NOT_NEEDED = (
-    "datasketch",
     "datasets",
     "gguf",
     "huggingface_hub",

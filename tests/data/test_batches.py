@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit.core.errors import UsageError
-from moekit.data import Corpus, DomainText, check_large_enough, held_out_windows, is_scored, training_batch
+from moekit.data import Corpus, DomainText, held_out_windows, is_scored, large_enough, training_batch
 
 
 def corpus_of(*sizes: tuple[int, int]) -> Corpus:
@@ -108,11 +108,19 @@ def test_separators_are_not_scored() -> None:
     assert is_scored(torch.tensor([[0, 1, 255, 0]])).tolist() == [[False, True, True, False]]
 
 
-def test_check_large_enough() -> None:
-    check_large_enough(corpus_of((65, 65), (65, 65)), context=64, sequences=2)
-    with pytest.raises(UsageError, match=r"Domain '1' has 64 bytes of training text, and a context of 64 needs 65"):
-        check_large_enough(corpus_of((65, 65), (64, 65)), context=64, sequences=1)
-    with pytest.raises(UsageError, match=r"Domain '0' has 64 bytes of held-out text"):
-        check_large_enough(corpus_of((65, 64), (65, 65)), context=64, sequences=1)
+def test_domains_that_are_too_small_are_left_out_and_told() -> None:
+    large_enough(corpus_of((65, 65), (65, 65)), context=64, sequences=2)
+    told: list[str] = []
+    kept = large_enough(corpus_of((65, 65), (64, 65), (65, 3)), context=64, sequences=1, say=told.append)
+    assert [domain.name for domain in kept.domains] == ["0"]
+    assert kept.sha256 == Corpus.of("c", kept.domains).sha256
+    assert [(one.domain, one.bytes) for one in kept.left_out] == [("1", 129), ("2", 68)]
+    assert len(told) == 1
+    assert "2 texts, 197 B, of a domain with less than 65 bytes on a side" in told[0]
+
+
+def test_when_all_are_too_small_all_are_named() -> None:
+    with pytest.raises(UsageError, match=r"'0' has 65 bytes .* and 64 held out; '1' has 64 bytes .* and 65 held out:"):
+        large_enough(corpus_of((65, 64), (64, 65)), context=64, sequences=1)
     with pytest.raises(UsageError, match=r"130 bytes of training text, and one batch of 3 sequences needs 195: give"):
-        check_large_enough(corpus_of((65, 65), (65, 65)), context=64, sequences=3)
+        large_enough(corpus_of((65, 65), (65, 65)), context=64, sequences=3)

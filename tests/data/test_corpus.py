@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moekit.core.errors import MoekitError, UsageError
-from moekit.data import Corpus, Document, DomainText, build_corpus, load_corpus
+from moekit.data import Corpus, Document, DomainText, LeftOut, build_corpus, load_corpus
 
 Prose = Callable[..., bytes]
 
@@ -51,8 +51,10 @@ def test_no_documents() -> None:
 
 def test_left_out_copies_are_told(prose: Prose) -> None:
     told: list[str] = []
-    build_corpus([Document("d", name, prose("same")) for name in "abc"], name="c", say=told.append)
-    assert told == ["Left out 2 near-duplicates of files that are cut into training and held-out text."]
+    corpus = build_corpus([Document("d", name, prose("same")) for name in "abc"], name="c", say=told.append)
+    reason = "near-duplicates of a file that is cut into training and held-out text"
+    assert told == [f"Left out of c: 2 texts, 4.03 kB, {reason}, such as b."]
+    assert corpus.left_out == (LeftOut("d", reason, 2, 2 * len(prose("same")), "b"),)
 
 
 def test_unigram_bits_per_byte(prose: Prose) -> None:

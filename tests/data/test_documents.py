@@ -66,16 +66,19 @@ def test_what_is_skipped_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write(root / "latin1.txt", b"caf\xe9")
     write(root / "empty.txt", b"")
     write(root / "large.txt", "x" * 1001)
-    write(tmp_path / "secret" / "key.txt", "secret\n")
-    (root / "out").symlink_to(tmp_path / "secret")
-    (root / "out.txt").symlink_to(tmp_path / "secret" / "key.txt")
-    (root / "loop").symlink_to(root)
+    (root / "nowhere.txt").symlink_to(tmp_path / "nothing")
+    (root / "itself.txt").symlink_to(root / "itself.txt")
     os.mkfifo(root / "pipe")
     told: list[str] = []
     found = read_sources([str(root)], say=told.append)
     assert [document.name for document in found] == ["root/good.txt"]
     assert told == [
-        f"Skipped in {root}: 2 binary, 1 empty, 2 hidden, 1 not regular files, 1 over 1.00 kB, 3 symbolic links."
+        f"Skipped in {root}: 1 empty, 2 hidden, 2 links that lead nowhere, 1 not regular files.",
+        f"Left out of {root}: 1 text, 6 B, binary, such as root/a.png.",
+        f"Left out of {root}: 1 text, 4 B, not in UTF-8, such as root/latin1.txt; convert it, as with: "
+        "iconv -f LATIN1 -t UTF-8 FILE.",
+        f"Left out of {root}: 1 text, 1.00 kB, over 1.00 kB, such as root/large.txt; name the file itself as a source "
+        "to read it whatever its size.",
     ]
 
 
@@ -111,10 +114,10 @@ def test_a_missing_path(source: str, advice: str, tmp_path: Path, monkeypatch: p
 
 def test_sources_without_text(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty.txt", "")
-    with pytest.raises(UsageError, match=r"empty.txt holds no text \(skipped: 1 empty\)"):
+    with pytest.raises(UsageError, match=r"empty.txt holds no text \(left out: 1 empty\)"):
         read_sources([str(empty)])
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="folder holds no text; give UTF-8 text"):
+    with pytest.raises(UsageError, match="folder holds no text; give text in UTF-8"):
         read_sources([str(tmp_path / "folder")])
     with pytest.raises(UsageError, match="neither a file nor a folder"):
         read_sources(["/dev/null"])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from moekit.core.errors import UsageError
 from moekit.data import Document, split_documents
-from moekit.data.held_out import cut_tail, near_duplicate_groups
+from moekit.data.held_out import cut_tail
+from moekit.data.near_duplicates import NearDuplicates
 
 Prose = Callable[..., bytes]
 
@@ -58,14 +59,13 @@ def test_what_is_a_near_duplicate(prose: Prose) -> None:
         Document("d", str(number), content)
         for number, content in enumerate((text, edited(text, one_in=8), shouted, different, half))
     ]
-    groups = [[document.name for document in group] for group in near_duplicate_groups(documents)]
-    assert groups == [["0", "1", "2"], ["3"], ["4"]]
+    assert NearDuplicates(documents).groups == [[0, 1, 2], [3], [4]]
 
 
 @pytest.mark.parametrize("texts", [("a b", "A  b\n"), ("!!! ???", "!!! ???"), ("短い文章です。", "短い文章です。\n")])
 def test_short_texts_have_near_duplicates_too(texts: tuple[str, str]) -> None:
     documents = [Document("d", str(number), text.encode()) for number, text in enumerate((*texts, "something else"))]
-    assert [len(group) for group in near_duplicate_groups(documents)] == [2, 1]
+    assert [len(group) for group in NearDuplicates(documents).groups] == [2, 1]
 
 
 def test_scripts_without_spaces(prose: Prose) -> None:
@@ -75,7 +75,7 @@ def test_scripts_without_spaces(prose: Prose) -> None:
         Document("d", "1", (text[:1000] + "新" + text[1001:]).encode()),
         Document("d", "2", text[::-1].encode()),
     ]
-    assert [len(group) for group in near_duplicate_groups(documents)] == [2, 1]
+    assert [len(group) for group in NearDuplicates(documents).groups] == [2, 1]
 
 
 @settings(max_examples=30, deadline=None)
@@ -132,15 +132,24 @@ def test_copies_of_a_file_that_is_cut_are_left_out(prose: Prose) -> None:
     assert held_out_share(split.train, split.held_out) == pytest.approx(0.1, rel=0.1)
 
 
-def test_a_domain_that_is_a_copy_of_another(prose: Prose) -> None:
+def test_a_domain_that_is_a_copy_of_another_is_left_out(prose: Prose) -> None:
     text = prose("text")
-    with pytest.raises(UsageError, match="Domain 'text' has no training text of its own"):
-        split_documents([Document("text", "a", text + b"more\n"), Document("copy", "a", text)], seed=0)
+    split = split_documents([Document("text", "a", text + b"more\n"), Document("copy", "a", text)], seed=0)
+    assert {document.domain for document in (*split.train, *split.held_out)} == {"copy"}
+    assert [(dropped.domain, dropped.bytes) for dropped in split.left_out] == [("text", len(text) + 5)]
 
 
-def test_a_domain_of_one_byte() -> None:
+def test_small_domains_stop_nothing(prose: Prose) -> None:
+    split = split_documents([*files(prose, 20), Document("e", "a", b"x"), Document("f", "a", b"y")], seed=0)
+    assert {document.domain for document in (*split.train, *split.held_out)} == {"d"}
+    assert [dropped.domain for dropped in split.left_out] == ["e", "f"]
+
+
+def test_when_all_domains_are_too_small_all_are_named() -> None:
     with pytest.raises(UsageError, match="Domain 'd' has no training text"):
         split_documents([Document("d", "a", b"x")], seed=0)
+    with pytest.raises(UsageError, match="Domains 'd', 'e' have no training text"):
+        split_documents([Document("d", "a", b"x"), Document("e", "a", b"y")], seed=0)
 
 
 @given(text=st.text(min_size=1).map(str.encode), wanted=st.integers(-5, 200))

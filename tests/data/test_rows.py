@@ -53,8 +53,13 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
         b'{"text": "\\ud800 half a pair"}',
     )
     told: list[str] = []
-    assert len(read_sources([source], say=told.append)) == 1
-    assert told == [f"Skipped in {source}: 2 binary, 2 empty."]
+    assert [document.text for document in read_sources([source], say=told.append)] == [b"good", b"ab"]
+    assert told == [
+        f"Skipped in {source}: 2 empty.",
+        f"Left out of {source}: 1 text, 15 B, with half of a surrogate pair, which is no character, such as "
+        "rows.jsonl:4.",
+        f"In {source}: 1 row(s) held a byte 0, which was taken out.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from moekit.comparison.spec.contestants import Contestant
 from moekit.core.errors import UsageError
 from moekit.core.formatting import count_text, duration_text
 from moekit.core.progress import Progress, Task, no_progress
-from moekit.data import Corpus, check_large_enough, load_corpus
+from moekit.data import Corpus, large_enough, load_corpus
 
 _logger = logging.getLogger(__name__)
 
@@ -103,7 +103,9 @@ def compare(
     if folder.plan.exists():
         raise UsageError(f"{folder.root} holds a comparison already: resume it, or name another folder.")
     _logger.info("Reading the text")
-    corpus = load_corpus(tuple(map(str, data)), text_column=text_column, domain_column=domain_column, say=_logger.info)
+    corpus = load_corpus(
+        tuple(map(str, data)), text_column=text_column, domain_column=domain_column, say=_logger.warning
+    )
     return start(request, corpus, folder, progress)
 
 
@@ -139,7 +141,8 @@ def start(
     """
     began = time.monotonic()
     plan = new_plan(request)
-    check_large_enough(corpus, sequences=plan.training.sequences, context=plan.training.context)
+    training = plan.training
+    corpus = large_enough(corpus, sequences=training.sequences, context=training.context, say=_logger.warning)
     corpus.save(folder.corpus)
     folder.write_plan(plan)
     return _finish(_settled(plan, folder, began), folder, progress, began)

@@ -13,7 +13,7 @@ from moekit.comparison.spec.machine import Machine
 from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.core import files
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 class Record(BaseModel):
@@ -34,6 +34,16 @@ class CorpusDomain(Record):
     epochs: Annotated[float, Field(description="how often the training read this domain's text, on average")]
 
 
+class LeftOutText(Record):
+    """Text of one domain that was given and not used, for one reason."""
+
+    domain: str
+    reason: str
+    texts: Annotated[int, Field(description="files, rows or passages")]
+    bytes: Annotated[int, Field(description="of files as they lie there; 0 where it is used all the same")]
+    example: Annotated[str, Field(description="the name of one of them")]
+
+
 class CorpusRecord(Record):
     """The text that all contestants were trained and measured on."""
 
@@ -41,8 +51,13 @@ class CorpusRecord(Record):
     sha256: str
     domains: list[CorpusDomain]
     unigram_bits_per_byte: Annotated[
-        float, Field(description="held-out text under byte frequencies alone: the bar that a model must clear")
+        float,
+        Field(
+            description="held-out text under byte frequencies alone, domains weighed as in the models' figures: the "
+            "bar that a model must clear"
+        ),
     ]
+    left_out: Annotated[list[LeftOutText], Field(description="what was given and is in none of the domains")] = []
 
 
 class Settings(Record):

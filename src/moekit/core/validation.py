@@ -36,15 +36,20 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         UsageError: where the file cannot be read, or a line of it is not UTF-8.
     """
     try:
-        # Bytes end at line feeds alone: strings of JSON lines may hold what text takes for the end of a line.
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{path}, line {number}"
-                text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
-                if text.strip():
-                    yield where, text
+            yield from lines_of(lines, str(path))
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def lines_of(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
+    """Yield each of the lines of the file `name` that is not blank, with its place in words; see `read_lines`."""
+    # Bytes end at line feeds alone: strings of JSON lines may hold what text takes for the end of a line.
+    for number, line in enumerate(lines, start=1):
+        where = f"{name}, line {number}"
+        text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
+        if text.strip():
+            yield where, text
 
 
 def _decoded(line: bytes, where: str) -> str:
@@ -56,7 +61,16 @@ def _decoded(line: bytes, where: str) -> str:
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the JSON value of each line, with its place in words; raise UsageError where a line is not JSON."""
-    for where, line in read_lines(path):
+    return _json_values(read_lines(path))
+
+
+def json_lines_of(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the JSON value of each of the lines of the file `name`; see `read_json_lines`."""
+    return _json_values(lines_of(lines, name))
+
+
+def _json_values(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    for where, line in lines:
         try:
             yield where, json.loads(line)
         except (ValueError, RecursionError) as error:

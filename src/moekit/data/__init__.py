@@ -1,17 +1,18 @@
 """Text in, bytes out: sources, the embedded corpus, the split into train and held-out text, and batches.
 
-The vocabulary is the 256 byte values. Byte 0 separates documents; text that holds it is binary, and is skipped.
+The vocabulary is the 256 byte values. Byte 0 separates documents, so no text holds it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moekit.data.batches import check_large_enough, held_out_windows, is_scored, training_batch
+    from moekit.data.batches import held_out_windows, is_scored, large_enough, training_batch
     from moekit.data.corpus import Corpus, DomainText, build_corpus, load_corpus
-    from moekit.data.documents import MAX_FILE_BYTES, Document, read_sources
+    from moekit.data.documents import MAX_FILE_BYTES, Document, SourceText, read_sources, read_text
     from moekit.data.embedded import embedded_documents
     from moekit.data.held_out import HELD_OUT_SHARE, Split, split_documents
+    from moekit.data.left_out import LeftOut
     from moekit.data.tokenizers import SEPARATOR
 
 __all__ = [
@@ -21,23 +22,27 @@ __all__ = [
     "Corpus",
     "Document",
     "DomainText",
+    "LeftOut",
+    "SourceText",
     "Split",
     "build_corpus",
-    "check_large_enough",
     "embedded_documents",
     "held_out_windows",
     "is_scored",
+    "large_enough",
     "load_corpus",
     "read_sources",
+    "read_text",
     "split_documents",
     "training_batch",
 ]
 
 _HOMES = {
-    "batches": ("check_large_enough", "held_out_windows", "is_scored", "training_batch"),
+    "batches": ("large_enough", "held_out_windows", "is_scored", "training_batch"),
     "corpus": ("Corpus", "DomainText", "build_corpus", "load_corpus"),
-    "documents": ("MAX_FILE_BYTES", "Document", "read_sources"),
+    "documents": ("MAX_FILE_BYTES", "Document", "SourceText", "read_sources", "read_text"),
     "embedded": ("embedded_documents",),
+    "left_out": ("LeftOut",),
     "held_out": ("HELD_OUT_SHARE", "Split", "split_documents"),
     "tokenizers": ("SEPARATOR",),
 }

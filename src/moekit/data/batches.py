@@ -10,7 +10,10 @@ from torch import Tensor
 
 from moekit.core.errors import UsageError
 from moekit.data.corpus import Corpus, Tokens
+from moekit.data.left_out import Reason, Say, Tally, ignore
 from moekit.data.tokenizers import SEPARATOR
+
+_NAMED = 8  # so many domains that are too small are named one by one
 
 
 def training_batch(corpus: Corpus, *, step: int, sequences: int, context: int, seed: int) -> Tensor:
@@ -18,7 +21,7 @@ def training_batch(corpus: Corpus, *, step: int, sequences: int, context: int, s
 
     Each sequence draws its domain uniformly, then its place in that domain's training text, so no state has to be kept
     to resume. The draws are Philox's raw output (Salmon et al. 2011) under the key (seed, step), which no version of
-    numpy changes. `corpus` must have passed `check_large_enough`.
+    numpy changes. `corpus` must have passed `large_enough`.
     """
     window = context + 1
     philox = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
@@ -35,7 +38,7 @@ def held_out_windows(corpus: Corpus, *, context: int, tokens_per_domain: int) ->
     """Make for each domain windows of its held-out text, int64 (N, T + 1), spread evenly from its start to its end.
 
     N is `tokens_per_domain` // T, at least 1, or as many as the domain has. No byte is a target twice. `corpus` must
-    have passed `check_large_enough`.
+    have passed `large_enough`.
     """
     return {
         domain.name: _spread_windows(domain.held_out, context, max(1, tokens_per_domain // context))
@@ -48,22 +51,43 @@ def is_scored(targets: Tensor) -> Tensor:
     return targets != SEPARATOR
 
 
-def check_large_enough(corpus: Corpus, *, context: int, sequences: int) -> None:
-    """Raise UsageError unless each side of each domain fills a window and the training text fills a batch."""
+def large_enough(corpus: Corpus, *, context: int, sequences: int, say: Say = ignore) -> Corpus:
+    """Leave out the domains of which a side does not fill a window.
+
+    Args:
+        corpus: the text.
+        context: the tokens of a window, the last target aside.
+        sequences: the windows of a batch.
+        say: told which domains are left out.
+
+    Raises:
+        UsageError: naming them, where that is all domains, or the training text does not fill a batch.
+    """
     window = context + 1
-    for domain in corpus.domains:
-        for side, size in (("training", domain.train_bytes), ("held-out", domain.held_out_bytes)):
-            if size < window:
-                raise UsageError(
-                    f"Domain {domain.name!r} has {size:,} bytes of {side} text, and a context of {context:,} needs "
-                    f"{window:,}: give it more text, leave it out, or use a smaller context."
-                )
-    total, batch = sum(domain.train_bytes for domain in corpus.domains), sequences * window
+    tally = Tally()
+    small = [text for text in corpus.domains if min(text.train_bytes, text.held_out_bytes) < window]
+    if len(small) == len(corpus.domains):
+        sizes = "; ".join(
+            f"{text.name!r} has {text.train_bytes:,} bytes of training text and {text.held_out_bytes:,} held out"
+            for text in small[:_NAMED]
+        )
+        more = f"; and {len(small) - _NAMED:,} more" if len(small) > _NAMED else ""
+        raise UsageError(
+            f"A context of {context:,} needs {window:,} bytes on both sides of a domain, and {sizes}{more}: give more "
+            "text, or use a smaller context."
+        )
+    for text in small:
+        reason = Reason(f"of a domain with less than {window:,} bytes on a side, which a context of {context:,} needs")
+        tally.add(text.name, reason, text.train_bytes + text.held_out_bytes, text.name)
+    tally.tell(corpus.name, say)
+    kept = corpus.without(tally, (text.name for text in small)) if small else corpus
+    total, batch = sum(domain.train_bytes for domain in kept.domains), sequences * window
     if total < batch:
         raise UsageError(
             f"There are {total:,} bytes of training text, and one batch of {sequences:,} sequences needs {batch:,}: "
             "give more text, or use a smaller batch or context."
         )
+    return kept
 
 
 def _spread_windows(text: Tokens, context: int, wanted: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from moekit.config import BYTE_VOCAB_SIZE
 from moekit.core import files
 from moekit.core.errors import MoekitError, UsageError
-from moekit.data.documents import Document, ignore, read_sources
+from moekit.data.documents import Document, read_text
 from moekit.data.embedded import embedded_documents
 from moekit.data.held_out import split_documents
+from moekit.data.left_out import LeftOut, Say, Tally, ignore
 from moekit.data.tokenizers import SEPARATOR
 
 Bytes = npt.NDArray[np.uint8]
@@ -54,11 +55,25 @@ class Corpus:
 
     Attributes:
         sha256: the hash of the domains' names and both sides' bytes, in hexadecimal.
+        left_out: what was given and is in none of the domains, and why.
     """
 
     name: str
     sha256: str
     domains: tuple[DomainText, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, domains: Sequence[DomainText], left_out: Sequence[LeftOut] = ()) -> Self:
+        """Make a corpus of domains, with the hash of their text."""
+        sha256 = _corpus_sha256((text.name, _sha256(text.train), _sha256(text.held_out)) for text in domains)
+        return cls(name, sha256, tuple(domains), tuple(left_out))
+
+    def without(self, tally: Tally, domains: Iterable[str]) -> Self:
+        """Make the corpus without some domains, which `tally` counts."""
+        names = set(domains)
+        kept = [text for text in self.domains if text.name not in names]
+        return self.of(self.name, kept, (*self.left_out, *tally.losses()))
 
     def unigram_bits_per_byte(self, domain: str | None = None) -> float:
         """Score the held-out text by the add-one smoothed byte frequencies of the training text, in bits per byte.
@@ -95,7 +110,7 @@ class Corpus:
                     ),
                 )
             )
-        saved = _SavedCorpus(name=self.name, sha256=self.sha256, domains=records)
+        saved = _SavedCorpus(name=self.name, sha256=self.sha256, domains=records, left_out=list(self.left_out))
         files.write_text(folder / _MANIFEST, saved.model_dump_json(indent=1) + "\n")
 
     @classmethod
@@ -126,11 +141,16 @@ class Corpus:
         )
         if saved.sha256 != _corpus_sha256((r.name, r.train.sha256, r.held_out.sha256) for r in saved.domains):
             raise MoekitError(f"{manifest} was changed after it was written; save the corpus anew.")
-        return cls(saved.name, saved.sha256, domains)
+        return cls(saved.name, saved.sha256, domains, tuple(saved.left_out))
 
 
 def build_corpus(
-    documents: Sequence[Document], *, name: str, seed: int = 0, say: Callable[[str], None] = ignore
+    documents: Sequence[Document],
+    *,
+    name: str,
+    seed: int = 0,
+    say: Say = ignore,
+    left_out: Sequence[LeftOut] = (),
 ) -> Corpus:
     """Split `documents` by `seed` and join each side of each domain; the order of `documents` does not matter.
 
@@ -138,16 +158,19 @@ def build_corpus(
         documents: the texts.
         name: the corpus's name.
         seed: the seed of the split.
-        say: told how many near-duplicates were left out, if any (see `split_documents`).
+        say: told what was left out, if anything (see `split_documents`).
+        left_out: what was not read.
 
     Raises:
-        UsageError: where there are no documents, or a domain has no text on one of the sides.
+        UsageError: where there are no documents, or no domain has text on both sides.
     """
     if not documents:
         raise UsageError("There is no text to build a corpus from; give a file, a folder or a hub dataset.")
     split = split_documents(documents, seed=seed)
-    if split.left_out:
-        say(f"Left out {len(split.left_out)} near-duplicates of files that are cut into training and held-out text.")
+    tally = Tally()
+    for dropped in split.left_out:
+        tally.add(dropped.domain, dropped.reason, dropped.bytes, dropped.name)
+    tally.tell(name, say)
     train, held_out = _by_domain(split.train), _by_domain(split.held_out)
     domains = tuple(
         DomainText(
@@ -159,8 +182,7 @@ def build_corpus(
         )
         for domain in sorted(train)
     )
-    sha256 = _corpus_sha256((text.name, _sha256(text.train), _sha256(text.held_out)) for text in domains)
-    return Corpus(name, sha256, domains)
+    return Corpus.of(name, domains, (*left_out, *tally.losses()))
 
 
 def load_corpus(
@@ -169,16 +191,17 @@ def load_corpus(
     text_column: str = "text",
     domain_column: str | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = ignore,
+    say: Say = ignore,
 ) -> Corpus:
-    """Build the corpus of `sources`, as `read_sources` reads them, or the embedded one where there are none.
+    """Build the corpus of `sources`, as `read_text` reads them, or the embedded one where there are none.
 
-    It raises what `read_sources` and `build_corpus` raise.
+    It raises what `read_text` and `build_corpus` raise.
     """
     if not sources:
         return build_corpus(embedded_documents(), name="embedded", seed=seed, say=say)
-    documents = read_sources(sources, text_column=text_column, domain_column=domain_column, say=say)
-    return build_corpus(documents, name=", ".join(sorted(set(sources))), seed=seed, say=say)
+    read = read_text(sources, text_column=text_column, domain_column=domain_column, say=say)
+    name = ", ".join(sorted(set(sources)))
+    return build_corpus(read.documents, name=name, seed=seed, say=say, left_out=read.left_out)
 
 
 class _Saved(BaseModel):
@@ -202,6 +225,7 @@ class _SavedCorpus(_Saved):
     name: str
     sha256: str
     domains: list[_SavedDomain]
+    left_out: list[LeftOut] = []
 
 
 def _file_name(index: int, side: str) -> str:

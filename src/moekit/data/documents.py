@@ -1,29 +1,33 @@
 """Documents: files, folders, rows of tables and Hugging Face datasets become texts with a domain.
 
-Text is bytes. Byte 0 separates documents later on, so whatever holds it is binary and is not text.
+Text is bytes of UTF-8. Byte 0 separates documents later on, so no text holds it.
 """
 
+import codecs
 import difflib
 import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from moekit.core.errors import UsageError
-from moekit.core.formatting import bytes_text
-from moekit.data import rows
+from moekit.data import tables
+from moekit.data.decoding import EMPTY, HALF_PAIR, NotText, open_unpacked, text_of, too_large
+from moekit.data.left_out import LeftOut, Reason, Say, Tally, ignore
+from moekit.data.rows import Columns, Row, text_rows
+from moekit.data.source_files import ALREADY_READ, UNREADABLE, files_below
+from moekit.data.tables import MissingColumn
 
 MAX_FILE_BYTES = 100_000_000
 """A larger file inside a folder is skipped; a file that is named itself is read whatever its size."""
 
-_ALREADY_READ = "already read"
+_TEXT_COLUMN = "text"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]*){0,2}", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """One text.
 
@@ -44,6 +48,19 @@ class Document:
             raise ValueError(f"{self.name!r} is no text: it is empty, holds byte 0, or is not UTF-8")
 
 
+@dataclass(frozen=True)
+class SourceText:
+    """What sources hold.
+
+    Attributes:
+        documents: the texts.
+        left_out: what could not be read as text, and why.
+    """
+
+    documents: list[Document]
+    left_out: tuple[LeftOut, ...]
+
+
 def is_text(content: bytes) -> bool:
     """Tell whether `content` is UTF-8 without byte 0 that holds more than white space."""
     if 0 in content or not content.strip():
@@ -55,27 +72,29 @@ def is_text(content: bytes) -> bool:
     return True
 
 
-def ignore(message: str) -> None:
-    """Ignore a message: the default for functions that may have something to tell the user."""
-
-
 def read_sources(
-    sources: Sequence[str],
-    *,
-    text_column: str = "text",
-    domain_column: str | None = None,
-    say: Callable[[str], None] = ignore,
+    sources: Sequence[str], *, text_column: str = _TEXT_COLUMN, domain_column: str | None = None, say: Say = ignore
 ) -> list[Document]:
+    """Read all documents of `sources`; as `read_text`, without what was left out."""
+    return read_text(sources, text_column=text_column, domain_column=domain_column, say=say).documents
+
+
+def read_text(
+    sources: Sequence[str], *, text_column: str = _TEXT_COLUMN, domain_column: str | None = None, say: Say = ignore
+) -> SourceText:
     """Read all documents of `sources`, in an order that does not depend on the order of `sources`.
 
     A source is one of
 
-    - a file: `.jsonl`, `.ndjson` and `.parquet` give a document a row, any other file is one document;
-    - a folder: every file in it and below, whatever its ending, as long as it is text. Hidden files, symbolic links
-      (what they lead to inside the folder is read in its own place), binary files, empty files and files over
-      MAX_FILE_BYTES are skipped, and `say` is told how many of each;
+    - a file: `.jsonl`, `.ndjson`, `.csv`, `.tsv`, `.parquet`, and `.json` where it holds rows, give a document a row,
+      any other file is one document;
+    - a folder: every file in it and below, whatever its ending, as long as it is text; links are followed. Hidden
+      files, what is no text, and files over MAX_FILE_BYTES are left out;
     - where no such path exists, a dataset of the Hugging Face hub, `owner/name[:config[:split]]`; the split is `train`
       where none is given.
+
+    Files may be compressed by gzip, zstd, bzip2 or xz, and in UTF-8, or in UTF-16, UTF-32 or what they declare where a
+    byte order mark or a declaration says so. A byte 0 in a row is taken out of it.
 
     The domain of a row is its value of `domain_column`, where that is given. Otherwise the domain of a file is the
     top-level sub-folder of the source that it lies in, else the name of the source. Sources that give the same domain
@@ -85,42 +104,56 @@ def read_sources(
         sources: the files, folders and hub datasets.
         text_column: the column of rows that holds the text.
         domain_column: the column of rows that holds the domain.
-        say: told what was skipped.
+        say: told what was left out, changed or skipped, and what the user can do about it.
 
     Raises:
-        UsageError: for a source that does not exist or holds no text, for a row without the column or with something
-            else than text in it, and where an optional package is missing.
+        UsageError: for a source that does not exist or holds no text, for a column that no table has, a row without it
+            or with something else than text in it, and where an optional package is missing.
     """
-    columns = rows.Columns(text=text_column, domain=domain_column)
-    reader = _Reader(columns)
+    reader = _Reader(Columns(text=text_column, domain=domain_column))
     documents: list[Document] = []
+    left_out: list[LeftOut] = []
     for source in sorted(set(sources)):
-        reader.skipped.clear()
+        reader.tally, reader.notes = Tally(), Counter()
         found = list(reader.read(source))
-        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(reader.skipped.items()))
-        if not found and not reader.skipped[_ALREADY_READ]:
-            raise UsageError(
-                f"{source} holds no text" + (f" (skipped: {skipped})" if skipped else "") + "; give UTF-8 text."
-            )
-        if skipped:
-            say(f"Skipped in {source}: {skipped}.")
+        counts = reader.tally.counts()
+        if not found and ALREADY_READ not in counts:
+            if reader.missing is not None:
+                raise reader.missing
+            skipped = f" (left out: {reader.tally.summary()})" if counts else ""
+            raise UsageError(f"{source} holds no text{skipped}; {reader.tally.ways_on() or 'give text in UTF-8.'}")
+        reader.tally.tell(source, say)
+        for note, count in sorted(reader.notes.items()):
+            say(f"In {source}: {count:,} {note}.")
         documents += found
+        left_out += reader.tally.losses()
+    if reader.missing is not None and not reader.saw_rows and text_column != _TEXT_COLUMN:
+        raise reader.missing
     if domain_column is not None and documents and not reader.saw_rows:
         raise UsageError(
-            f"The domain column {domain_column!r} needs rows: give JSON lines, Parquet or a hub dataset, or leave "
+            f"The domain column {domain_column!r} needs rows: give JSON lines, CSV, Parquet or a hub dataset, or leave "
             "it out and let sub-folders be the domains."
         )
-    return documents
+    return SourceText(documents, tuple(left_out))
 
 
 @dataclass
 class _Reader:
-    """Reads source after source, and counts what it skips on the way."""
+    """Reads source after source, and counts what it leaves out on the way.
 
-    columns: rows.Columns
-    skipped: Counter[str] = field(default_factory=Counter)
+    Attributes:
+        columns: of tables.
+        tally, notes: what was left out of the source and what was done to its text.
+        saw_rows: whether a table had the columns.
+        missing: the error of the first table in a folder that lacks a column.
+    """
+
+    columns: Columns
+    tally: Tally = field(default_factory=Tally)
+    notes: Counter[str] = field(default_factory=Counter)
     saw_rows: bool = False
-    _read: set[Path] = field(default_factory=set)
+    missing: MissingColumn | None = None
+    _read: set[str] = field(default_factory=set)
 
     def read(self, source: str) -> Iterator[Document]:
         """Yield the documents of a source."""
@@ -130,74 +163,74 @@ class _Reader:
         elif os.path.exists(source):
             if not path.is_file():
                 raise UsageError(f"{source} is neither a file nor a folder; give text in one of the two.")
-            yield from self._file(path, _own_name(path), _own_name(path))
+            yield from self._file(path, _own_name(path), _own_name(path), limit=None)
         elif _looks_like_hub_id(source):
-            yield from self._rows(rows.hub_rows(source, self.columns), source, source)
+            yield from self._rows(text_rows(tables.hub_rows(source, self.columns.names), self.columns), source, source)
         else:
             raise UsageError(_missing(source))
 
     def _folder(self, root: Path) -> Iterator[Document]:
         own = _own_name(root)
 
-        def unreadable(_: OSError) -> None:
-            self.skipped["unreadable"] += 1
+        def domain_and_name(path: Path) -> tuple[str, str]:
+            relative = path.relative_to(root)
+            domain = _printable(relative.parts[0]) if len(relative.parts) > 1 else own
+            return domain, f"{own}/{_printable(relative.as_posix())}"
 
-        for folder, subfolders, names in os.walk(root, onerror=unreadable):
-            here = Path(folder)
-            subfolders[:] = sorted(name for name in subfolders if self._wanted(here / name))
-            for name in sorted(names):
-                path = here / name
-                if self._wanted(path) and self._fits(path):
-                    relative = path.relative_to(root)
-                    domain = _printable(relative.parts[0]) if len(relative.parts) > 1 else own
-                    yield from self._file(path, domain, f"{own}/{_printable(relative.as_posix())}")
+        for path in files_below(root, lambda path, reason: self.tally.add(own, reason, 0, _printable(path.name))):
+            domain, name = domain_and_name(path)
+            size = path.stat().st_size
+            if size > MAX_FILE_BYTES:
+                self.tally.add(domain, too_large(MAX_FILE_BYTES), size, name)
+                continue
+            yield from self._file(path, domain, name, limit=MAX_FILE_BYTES)
 
-    def _wanted(self, path: Path) -> bool:
-        reason = "hidden" if path.name.startswith(".") else "symbolic links" if path.is_symlink() else None
-        if reason:
-            self.skipped[reason] += 1
-        return reason is None
-
-    def _fits(self, path: Path) -> bool:
-        status = path.stat()
-        reason = (
-            "not regular files"
-            if not stat.S_ISREG(status.st_mode)
-            else f"over {bytes_text(MAX_FILE_BYTES)}"
-            if status.st_size > MAX_FILE_BYTES
-            else None
-        )
-        if reason:
-            self.skipped[reason] += 1
-        return reason is None
-
-    def _file(self, path: Path, domain: str, name: str) -> Iterator[Document]:
-        resolved = path.resolve()
-        if resolved in self._read:
-            self.skipped[_ALREADY_READ] += 1
+    def _file(self, path: Path, domain: str, name: str, limit: int | None) -> Iterator[Document]:
+        """Yield the documents of a file; with a limit it is one of a folder, which the rest does not depend on."""
+        real = os.path.realpath(path)
+        size = path.stat().st_size
+        if real in self._read:
+            self.tally.add(domain, ALREADY_READ, 0, name)
             return
-        self._read.add(resolved)
-        suffix = path.suffix.lower()
+        self._read.add(real)
         try:
-            if suffix in (".jsonl", ".ndjson"):
-                yield from self._rows(rows.jsonl_rows(path, self.columns), domain, name)
-            elif suffix == ".parquet":
-                yield from self._rows(rows.parquet_rows(path, self.columns), domain, name)
-            else:
-                yield from self._text(path.read_bytes(), domain, name)
+            # All or nothing: a table that turns out damaged in its middle leaves no half of it behind.
+            yield from list(self._content(path, domain, name, limit))
+        except NotText as error:
+            self.tally.add(domain, error.reason, size, name)
         except PermissionError:
-            self.skipped["unreadable"] += 1
+            self.tally.add(domain, UNREADABLE, size, name)
+        except MissingColumn as error:
+            if limit is None:
+                raise
+            self.missing = self.missing or error
+            absent = Reason(
+                f"tables without a column {self.columns.text!r}", "name the column that holds the text (--text-column)"
+            )
+            self.tally.add(domain, absent, size, name)
 
-    def _rows(self, found: Iterator[rows.Row], domain: str, name: str) -> Iterator[Document]:
-        self.saw_rows = True
+    def _content(self, path: Path, domain: str, name: str, limit: int | None) -> Iterator[Document]:
+        if form := tables.table_form(path):
+            with tables.table_rows(path, self.columns.names, limit) as records:
+                if records is not None:
+                    yield from self._rows(text_rows(records, self.columns), domain, name)
+                    return
+            self.notes[f"{form} file(s) without rows, read as text like any other"] += 1
+        with open_unpacked(path, limit) as file:
+            content = file.read()
+        yield Document(domain, name, text_of(content))
+
+    def _rows(self, found: Iterable[Row], domain: str, name: str) -> Iterator[Document]:
         for number, row in enumerate(found):
-            yield from self._text(row.text, row.domain or domain, f"{name}:{number}")
-
-    def _text(self, content: bytes, domain: str, name: str) -> Iterator[Document]:
-        if is_text(content):
-            yield Document(domain, name, content)
-        else:
-            self.skipped["binary" if content.strip() else "empty"] += 1
+            self.saw_rows = True
+            text, place, own = row.text.removeprefix(codecs.BOM_UTF8), f"{name}:{number}", row.domain or domain
+            if 0 in text:
+                text = text.replace(b"\0", b"")
+                self.notes["row(s) held a byte 0, which was taken out"] += 1
+            if is_text(text):
+                yield Document(own, place, text)
+            else:
+                self.tally.add(own, HALF_PAIR if text.strip() else EMPTY, len(text), place)
 
 
 def _own_name(path: Path) -> str:

@@ -1,32 +1,37 @@
 """The split into training and held-out text: by whole files, with near-duplicates on one side only."""
 
 import hashlib
-import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from moekit.core.errors import UsageError
 from moekit.data.documents import Document, is_text
+from moekit.data.left_out import Reason, named
+from moekit.data.near_duplicates import NearDuplicates
+from moekit.data.passages import without_passages_of
 
 HELD_OUT_SHARE = 0.1
 """Of each domain's bytes; where whole files are held out, it comes to between half and 1.5 times this share."""
 
-NEAR_DUPLICATE = 0.5
-"""Jaccard similarity of two documents' sets of five-word shingles from which they are near-duplicates."""
+COPIES_OF_CUT = Reason("near-duplicates of a file that is cut into training and held-out text")
+LIKE_HELD_OUT = Reason("near-duplicates of held-out text")
+PASSAGES = Reason("passages that stand in the held-out end of their file as well")
+REPEATS = Reason("repeats itself: its held-out end stands in its training text as well")
+ONE_SIDED = Reason("of a domain with too little text for both training and held-out text")
 
-_SHINGLE_WORDS = 5
-_PERMUTATIONS = 128
-_BANDS = (32, 4)  # 32 bands of 4 rows meet for a pair of similarity 0.5 with probability 0.87, of 0.6 with 0.99
-_BATCH = 1 << 15  # shingles that are permuted at once, to bound the memory
-_MAX_BYTES = 16_000_000  # of a document, which speak for the whole of it
+_LEAST_LEFT = 0.1
+"""The share of a file that must be left without what its end repeats; of one that repeats itself throughout, all is."""
 
-# Scripts without spaces fall into characters: most of theirs are three bytes of UTF-8.
-_WORD = re.compile(rb"[0-9A-Za-z_]+|[\x80-\xff]{1,3}")
+
+@dataclass(frozen=True)
+class Dropped:
+    """A document, or a part of one, that belongs on neither side."""
+
+    domain: str
+    name: str
+    bytes: int
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -34,64 +39,38 @@ class Split:
     """Documents on the two sides of the split.
 
     Attributes:
-        left_out: near-duplicates of a file that had to be cut in two, which belong on neither side.
+        train: to be trained on.
+        held_out: to be measured on.
+        left_out: what belongs on neither side; with the reason REPEATS, what is on both, and no bytes.
     """
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
-    left_out: tuple[Document, ...]
+    left_out: tuple[Dropped, ...]
 
 
 def split_documents(documents: Sequence[Document], *, seed: int) -> Split:
     """Hold out about HELD_OUT_SHARE of each domain's bytes, by whole groups of near-duplicates.
 
-    Groups are taken in the order of a hash of `seed` and their first name; the order of `documents` does not matter.
-    Where no group fits, as in a domain of one file, the end of the domain's largest training file is held out, from a
-    line end on where there is one near, and near-duplicates of that file are left out.
-
-    Near-duplicates are found by MinHash (Broder 1997) over shingles of words; a short text that is quoted in a much
-    longer one is not found.
+    Groups (`moekit.data.near_duplicates`) are taken in the order of a hash of `seed` and their first name; the order of
+    `documents` does not matter. Where no group fits, as in a domain of one file, the end of a large training file that
+    has few near-duplicates is held out, from a line end on where there is one near; its near-duplicates are left out,
+    and so is what its beginning has in common with that end. What is otherwise near a held-out document is left out,
+    and so are domains that have no text on one of the sides.
 
     Raises:
-        UsageError: where a domain has no text on one of the sides.
+        UsageError: where no domain has text on both sides.
     """
-    groups = near_duplicate_groups(_sorted(documents))
-    size = _bytes_by_domain(documents)
-    held: Counter[str] = Counter()
-    train: list[list[Document]] = []
-    held_out: list[Document] = []
-    for group in sorted(groups, key=lambda group: _order(group[0], seed)):
-        added = _bytes_by_domain(group)
-        needed = any(held[domain] < HELD_OUT_SHARE * size[domain] for domain in added)
-        fits = all(held[domain] + added[domain] <= 1.5 * HELD_OUT_SHARE * size[domain] for domain in added)
-        if needed and fits:
-            held_out += group
-            held += added
-        else:
-            train.append(group)
-
-    left_out: list[Document] = []
-    for domain in sorted(size):
-        if held[domain] >= HELD_OUT_SHARE * size[domain] / 2:
-            continue
-        candidates = ((place, document) for place, group in enumerate(train) for document in group)
-        place, largest = max(
-            (pair for pair in candidates if pair[1].domain == domain),
-            key=lambda pair: len(pair[1].text),
-            default=(0, None),
-        )
-        if largest is None:
-            continue
-        duplicates = [document for document in train[place] if document is not largest]
-        left_out += duplicates
-        remaining = size[domain] - _bytes_by_domain(duplicates)[domain]
-        head, tail = cut_tail(largest.text, round(HELD_OUT_SHARE * remaining) - held[domain])
-        train[place] = _part(largest, head)
-        held_out += _part(largest, tail)
-
-    split = Split(_sorted(document for group in train for document in group), _sorted(held_out), _sorted(left_out))
-    _check_both_sides(split, size)
-    return split
+    split = _Splitting(_sorted(documents), seed)
+    split.hold_out_groups()
+    split.cut_files()
+    split.drop_what_is_like_held_out()
+    split.drop_one_sided_domains()
+    return Split(
+        _sorted(document for group in split.train for document in group),
+        _sorted(split.held_out),
+        tuple(sorted(split.left_out, key=lambda dropped: (dropped.domain, dropped.name, dropped.reason.text))),
+    )
 
 
 def cut_tail(text: bytes, wanted: int) -> tuple[bytes, bytes]:
@@ -112,63 +91,101 @@ def cut_tail(text: bytes, wanted: int) -> tuple[bytes, bytes]:
     return text[:cut], text[cut:]
 
 
-def near_duplicate_groups(documents: Sequence[Document]) -> list[list[Document]]:
-    """Group documents that must stay together: of one `group`, the same text, or near-duplicates.
+class _Splitting:
+    """The documents while they are being split, step by step."""
 
-    Near-duplicates of near-duplicates are in one group. Order is kept, within groups and of their first members.
-    """
-    parents = list(range(len(documents)))
+    def __init__(self, documents: Sequence[Document], seed: int) -> None:
+        self.documents = documents
+        self.near = NearDuplicates(documents)
+        self.size = _bytes_by_domain(documents)
+        groups = [[documents[index] for index in group] for group in self.near.groups]
+        self.pending = sorted(groups, key=lambda group: _order(group[0], seed))
+        self.held: Counter[str] = Counter()
+        self.train: list[list[Document]] = []
+        self.held_out: list[Document] = []
+        self.left_out: list[Dropped] = []
 
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
+    def hold_out_groups(self) -> None:
+        """Put each group on one of the sides."""
+        size, held = self.size, self.held
+        for group in self.pending:
+            added = _bytes_by_domain(group)
+            needed = any(held[domain] < HELD_OUT_SHARE * size[domain] for domain in added)
+            fits = all(held[domain] + added[domain] <= 1.5 * HELD_OUT_SHARE * size[domain] for domain in added)
+            if needed and fits:
+                self.held_out += group
+                held += added
+            else:
+                self.train.append(group)
 
-    def join(one: int, other: int) -> None:
-        low, high = sorted((root(one), root(other)))
-        parents[high] = low
+    def cut_files(self) -> None:
+        """Cut a file of each domain that has less than half of its share on the held-out side."""
+        for domain in sorted(self.size):
+            if self.held[domain] < HELD_OUT_SHARE * self.size[domain] / 2:
+                self._cut_file_of(domain)
 
-    index_of_text: dict[bytes, int] = {}
-    index_of_group: dict[str, int] = {}
-    for index, document in enumerate(documents):
-        join(index, index_of_text.setdefault(document.text, index))
-        if document.group is not None:
-            join(index, index_of_group.setdefault(document.group, index))
+    def _cut_file_of(self, domain: str) -> None:
+        candidates = (
+            (place, document, len(document.text) - sum(len(other.text) for other in group if other is not document))
+            for place, group in enumerate(self.train)
+            for document in group
+            if document.domain == domain
+        )
+        place, document, _ = max(candidates, key=lambda found: (found[2], len(found[1].text)), default=(0, None, 0))
+        if document is None:
+            return
+        copies = [other for other in self.train[place] if other is not document]
+        self._drop(copies, COPIES_OF_CUT)
+        remaining = self.size[domain] - _bytes_by_domain(copies)[domain]
+        head, tail = cut_tail(document.text, round(HELD_OUT_SHARE * remaining) - self.held[domain])
+        self.train[place] = self._without_passages(document, head, tail)
+        self.held_out += _part(document, tail)
 
-    from datasketch import MinHash, MinHashLSH  # takes half a second to import, and only building a corpus needs it
+    def _without_passages(self, document: Document, head: bytes, tail: bytes) -> list[Document]:
+        """Give the parts of a file's beginning that its end does not have as well."""
+        pieces = without_passages_of(tail, head)
+        left = sum(map(len, pieces))
+        if left == len(head):
+            return _part(document, head)
+        if left < _LEAST_LEFT * len(head):
+            self.left_out.append(Dropped(document.domain, document.name, 0, REPEATS))
+            return _part(document, head)
+        self.left_out.append(Dropped(document.domain, document.name, len(head) - left, PASSAGES))
+        return _part(document, b"\n".join(pieces))
 
-    lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
-    blank = MinHash(num_perm=_PERMUTATIONS, hashfunc=int)  # shingles are hashes already
-    signatures: dict[int, MinHash] = {}
-    for text, index in index_of_text.items():
-        signature = blank.copy()
-        shingles = _shingles(text)
-        for start in range(0, len(shingles), _BATCH):
-            signature.update_batch(shingles[start : start + _BATCH].tolist())
-        for candidate in lsh.query(signature):
-            if root(candidate) != root(index) and signature.jaccard(signatures[candidate]) >= NEAR_DUPLICATE:
-                join(candidate, index)
-        lsh.insert(index, signature, check_duplication=False)
-        signatures[index] = signature
+    def drop_what_is_like_held_out(self) -> None:
+        """Leave out of training what is near a held-out document without being of its group."""
+        place = {id(document): index for index, document in enumerate(self.documents)}
+        held = [place[id(document)] for document in self.held_out if id(document) in place]
+        whole = [document for group in self.train for document in group if id(document) in place]
+        found = self.near.like(held, [place[id(document)] for document in whole])
+        dropped = {id(self.documents[index]) for index in found}
+        self._drop((document for document in whole if id(document) in dropped), LIKE_HELD_OUT)
+        self.train = [[document for document in group if id(document) not in dropped] for group in self.train]
 
-    groups: dict[int, list[Document]] = {}
-    for index, document in enumerate(documents):
-        groups.setdefault(root(index), []).append(document)
-    return list(groups.values())
+    def drop_one_sided_domains(self) -> None:
+        """Leave out the domains that have text on one side alone."""
+        sides = {"training": {document.domain for group in self.train for document in group}}
+        sides["held-out"] = {document.domain for document in self.held_out}
+        missing = {domain for domain in self.size for found in sides.values() if domain not in found}
+        if len(missing) == len(self.size):
+            side = next(side for side, found in sides.items() if missing - found)
+            whose = f"Domain {named(missing)} has" if len(missing) == 1 else f"Domains {named(missing)} have"
+            raise UsageError(
+                f"{whose} no {side} text left once near-duplicates are kept on one side; give more text that is not a "
+                "copy of other text."
+            )
+        dropped = [
+            document
+            for document in (*(document for group in self.train for document in group), *self.held_out)
+            if document.domain in missing
+        ]
+        self._drop(dropped, ONE_SIDED)
+        self.train = [[document for document in group if document.domain not in missing] for group in self.train]
+        self.held_out = [document for document in self.held_out if document.domain not in missing]
 
-
-def _shingles(text: bytes) -> npt.NDArray[np.uint32]:
-    """Hash every five words in a row to 32 bits, each value once; letter case, spaces and punctuation do not count."""
-    words = _WORD.findall(text[:_MAX_BYTES].lower())
-    if len(words) <= _SHINGLE_WORDS:
-        return np.array([zlib.crc32(b" ".join(words) or text.strip())], dtype=np.uint32)
-    hashes = np.fromiter(map(zlib.crc32, words), dtype=np.uint64, count=len(words))
-    count = len(words) - _SHINGLE_WORDS + 1
-    mixed = np.zeros(count, dtype=np.uint64)
-    for offset in range(_SHINGLE_WORDS):
-        mixed = (mixed + hashes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)  # odd, modulo 2^64
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+    def _drop(self, documents: Iterable[Document], reason: Reason) -> None:
+        self.left_out += [Dropped(each.domain, each.name, len(each.text), reason) for each in documents]
 
 
 def _order(document: Document, seed: int) -> bytes:
@@ -180,8 +197,12 @@ def _part(document: Document, text: bytes) -> list[Document]:
     return [replace(document, text=text)] if is_text(text) else []
 
 
+def _key(document: Document) -> tuple[str, str, bytes]:
+    return document.domain, document.name, document.text
+
+
 def _sorted(documents: Iterable[Document]) -> tuple[Document, ...]:
-    return tuple(sorted(documents, key=lambda document: (document.domain, document.name, document.text)))
+    return tuple(sorted(documents, key=_key))
 
 
 def _bytes_by_domain(documents: Iterable[Document]) -> Counter[str]:
@@ -189,14 +210,3 @@ def _bytes_by_domain(documents: Iterable[Document]) -> Counter[str]:
     for document in documents:
         count[document.domain] += len(document.text)
     return count
-
-
-def _check_both_sides(split: Split, domains: Iterable[str]) -> None:
-    sides = {"training": split.train, "held-out": split.held_out}
-    for side, documents in sides.items():
-        missing = sorted(set(domains) - {document.domain for document in documents})
-        if missing:
-            raise UsageError(
-                f"Domain {missing[0]!r} has no {side} text of its own once near-duplicates are kept on one side; "
-                "give it more text that is not a copy of other text, or leave it out."
-            )

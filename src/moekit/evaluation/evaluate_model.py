@@ -64,4 +64,6 @@ def _documents(data: Sequence[str | Path], text_column: str, domain_column: str 
     """Read the text, or the held-out part of the embedded corpus."""
     if not data:
         return list(split_documents(embedded_documents(), seed=0).held_out)
-    return read_sources(tuple(map(str, data)), text_column=text_column, domain_column=domain_column, say=_logger.info)
+    return read_sources(
+        tuple(map(str, data)), text_column=text_column, domain_column=domain_column, say=_logger.warning
+    )

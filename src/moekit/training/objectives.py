@@ -3,10 +3,9 @@
 B sequences, T tokens of context.
 """
 
-import json
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from moekit.data.objectives.masked import masked_batch
 from moekit.data.objectives.pairs import pair_batch
 from moekit.data.objectives.permutation import permutation_batch
 from moekit.data.objectives.spans import span_batch
+from moekit.data.text_pairs import Pair
 
 Batch = dict[str, Tensor]
-Pair = tuple[Sequence[int], Sequence[int]]
 
 # A step that no training takes: the draws of what is measured are its own, and always the same.
 _MEASURED = 2**63
@@ -58,6 +57,10 @@ class Objective:
         windows = held_out_windows(self.corpus, context=self.window - 1, tokens_per_domain=tokens_per_domain)
         rows = torch.split(torch.cat(list(windows.values())), self.sequences)
         return [self.make(windows_BT, self.seed, _MEASURED + index) for index, windows_BT in enumerate(rows)]
+
+    def data_sha256(self) -> str:
+        """Hash all text of both sides, as tokens."""
+        return Corpus.of(self.corpus.name, self.corpus.domains).sha256
 
 
 def _objective(config: Config, context: int) -> tuple[Callable[[Tensor, int, int], Batch], int]:
@@ -110,46 +113,15 @@ class PairObjective:
                 break
         return [self._batch(taken[i : i + self.sequences]) for i in range(0, len(taken), self.sequences)]
 
+    def data_sha256(self) -> str:
+        """Hash all pairs of both sides, as tokens."""
+        digest = hashlib.sha256()
+        for pairs in (self.train_pairs, self.held_out_pairs):
+            digest.update(len(pairs).to_bytes(8, "little"))
+            for source, target in pairs:
+                digest.update(repr((list(source), list(target))).encode())
+        return digest.hexdigest()
+
     def _batch(self, pairs: Sequence[Pair]) -> Batch:
         sources, targets = zip(*pairs, strict=True)
         return pair_batch(sources, targets, pad=self.pad, end=self.end)
-
-
-def read_pairs(file: Path, encode: Callable[[str], list[int]], longest: int) -> tuple[list[Pair], list[Pair]]:
-    """Read training and held-out pairs from a file of JSON lines with `source` and `target`; every tenth is held out.
-
-    Args:
-        file: the file of JSON lines.
-        encode: gives the ids of a text.
-        longest: the most tokens of either side; longer pairs are left out.
-
-    Raises:
-        UsageError: naming the line that is wrong, and where there are too few pairs.
-    """
-    train: list[Pair] = []
-    held_out: list[Pair] = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {file}: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        pair = _pair(line)
-        if pair is None:
-            raise UsageError(f"{file}, line {number}: expected an object with the texts `source` and `target`.")
-        source, target = encode(pair[0]), encode(pair[1])
-        if 0 < len(source) <= longest and 0 < len(target) <= longest:
-            (held_out if number % 10 == 0 else train).append((source, target))
-    if not train or not held_out:
-        raise UsageError(f"{file} holds {len(train)} pairs to train with and {len(held_out)} to hold out: give more.")
-    return train, held_out
-
-
-def _pair(line: str) -> tuple[str, str] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    values = (row.get("source"), row.get("target")) if isinstance(row, dict) else (None, None)
-    return (values[0], values[1]) if isinstance(values[0], str) and isinstance(values[1], str) else None

@@ -19,14 +19,15 @@ from moekit.core import files
 from moekit.core.errors import UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.core.validation import validate
-from moekit.data import Corpus, check_large_enough, load_corpus
+from moekit.data import Corpus, large_enough, load_corpus
+from moekit.data.text_pairs import read_pairs
 from moekit.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from moekit.data.tokens import tokenized
 from moekit.families import preset
 from moekit.models import Decoder, LanguageModel, NGram, build, load
 from moekit.training.job import Schedule, TrainingJob, read_job
 from moekit.training.loop import StepReport, Trainer
-from moekit.training.objectives import Objective, PairObjective, read_pairs
+from moekit.training.objectives import Objective, PairObjective
 from moekit.training.step import held_out_bits
 from moekit.training.step_log import StepLog
 from moekit.training.training_config import TrainingConfig
@@ -96,6 +97,19 @@ def _keep_job(job: TrainingJob, out: Path) -> None:
     files.write_text(file, job.model_dump_json(indent=1))
 
 
+def _keep_data(sha256: str, out: Path, *, is_begun: bool) -> None:
+    """Write down what text the training began with; raise UsageError where it goes on with another one."""
+    file = out / "data.json"
+    if is_begun and not file.exists():
+        _logger.info("%s says not what text it began with: an older version began it. It goes on.", out)
+    elif is_begun and json.loads(file.read_text(encoding="utf-8")).get("sha256") != sha256:
+        raise UsageError(
+            f"The text has changed since the training in {out} began: what was held out may be trained on now. Go on "
+            "with the text and the tokenizer as they were, or name another folder."
+        )
+    files.write_text(file, json.dumps({"sha256": sha256}) + "\n")
+
+
 def _train_ngram(config: NGramConfig, corpus: Corpus, out: Path) -> TrainingResult:
     begin = time.perf_counter()
     documents = [part for text in corpus.domains for part in text.train.tobytes().split(b"\0") if part]
@@ -122,13 +136,15 @@ def _train(job: TrainingJob, out: Path, progress: Progress) -> TrainingResult:
     config = _training_config(job.training, model)
     check_trainable(model, config)
     objective = _objective(job, model, config)
+    state = out / "state.safetensors"
+    _keep_data(objective.data_sha256(), out, is_begun=state.exists())
     measured = objective.held_out(8192)
     trainer = Trainer(
         model.train(),
         config,
         objective.train,
         lambda averaged: held_out_bits(averaged, measured, config),
-        out / "state.safetensors",
+        state,
         StepLog(out),
     )
     with Task(progress, "Training", total=config.steps, unit="steps") as task:
@@ -173,17 +189,18 @@ def _model(job: TrainingJob) -> LanguageModel:
 
 
 def _corpus(job: TrainingJob) -> Corpus:
-    return load_corpus(job.data, text_column=job.text_column, domain_column=job.domain_column, say=_logger.info)
+    return load_corpus(job.data, text_column=job.text_column, domain_column=job.domain_column, say=_logger.warning)
 
 
 def _objective(job: TrainingJob, model: LanguageModel, config: TrainingConfig) -> Objective | PairObjective:
     tokenizer = _tokenizer(job, model)
     if job.pairs is None:
-        corpus = tokenized(_corpus(job), tokenizer)
-        check_large_enough(corpus, context=config.context, sequences=config.sequences)
+        corpus = large_enough(
+            tokenized(_corpus(job), tokenizer), context=config.context, sequences=config.sequences, say=_logger.warning
+        )
         return Objective(model.config, corpus, sequences=config.sequences, context=config.context, seed=config.seed)
     end, pad = _end_and_pad(model)
-    train, held_out = read_pairs(Path(job.pairs), tokenizer.encode, config.context)
+    train, held_out = read_pairs(Path(job.pairs), tokenizer.encode, config.context, say=_logger.warning)
     return PairObjective(train, held_out, config.sequences, config.seed, pad=pad, end=end)
 
 

@@ -1,13 +1,21 @@
 """What strengthens or weakens the evidence for a verdict: seeds, order, failures, spikes, collapsed routing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moekit.comparison.analysis.baseline_comparison import finished, order_by_seed
 from moekit.comparison.analysis.verdict_wording import listed, runs_text
-from moekit.comparison.results_schema import Results
+from moekit.comparison.results_schema import ContestantResults, CorpusRecord, Results
+from moekit.core.formatting import bytes_text
 
 # So many collapsed layers of a contestant are named one by one.
 _NAMED = 2
+
+_MUCH_LEFT_OUT = 0.05
+"""The share of a domain's text from which it is news that it was left out."""
+
+_MANY_EPOCHS = 4
+"""Muennighoff et al. 2023, arXiv 2305.16264: up to so many epochs are nearly as good as new text."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Check:
 def evidence_checks(results: Results) -> list[Check]:
     """List what strengthens and what weakens the evidence, in all and by contestant."""
     checks = [_seed_check(results), *_order_check(results), *_unigram_check(results)]
+    checks += [*_left_out_checks(results.corpus), *_epochs_check(results.corpus)]
     for contestant in results.contestants:
         name = f"`{contestant.name}`"
         failures = [run for run in contestant.runs if run.status == "failed"]
@@ -74,12 +83,63 @@ def _all(seeds: int) -> str:
     return f"each of the {seeds} seeds that all finished"
 
 
+def _left_out_checks(corpus: CorpusRecord) -> list[Check]:
+    """Say of which domains much text was left out, and why."""
+    used = {domain.name: domain.train_bytes + domain.held_out_bytes for domain in corpus.domains}
+    checks = []
+    for name in dict.fromkeys(one.domain for one in corpus.left_out):
+        reasons = [one for one in corpus.left_out if one.domain == name]
+        lost = sum(one.bytes for one in reasons)
+        share = lost / (lost + used.get(name, 0)) if lost else 0.0
+        if share >= _MUCH_LEFT_OUT:
+            why = "; ".join(f"{one.texts:,} {one.reason}" for one in reasons if one.bytes)
+            text = f"Of the text of `{name}` {share:.0%} ({bytes_text(lost)}) was left out: {why}."
+            checks.append(Check(False, text))
+        checks += [Check(False, f"The text of `{name}` {one.reason}.") for one in reasons if not one.bytes]
+    return checks
+
+
+def _epochs_check(corpus: CorpusRecord) -> list[Check]:
+    """Say which domains were read so often that learning by heart is what is compared."""
+    often = [domain for domain in corpus.domains if domain.epochs > _MANY_EPOCHS]
+    if not often:
+        return []
+    told = listed([f"`{domain.name}` {domain.epochs:.1f} times" for domain in often[:_NAMED]])
+    more = f" and {len(often) - _NAMED} more domains" if len(often) > _NAMED else ""
+    return [
+        Check(
+            False,
+            f"The training read {told}{more}: beyond {_MANY_EPOCHS} epochs little more is learned of a text than the "
+            "text itself (Muennighoff et al. 2023), and who has more parameters learns it by heart first. Give more "
+            "text, or a smaller budget.",
+        )
+    ]
+
+
 def _unigram_check(results: Results) -> list[Check]:
-    bar = results.corpus.unigram_bits_per_byte
+    """Say who is not below byte frequencies alone: in some domain, or where these are not told apart, in all."""
+    corpus = results.corpus
+    bars = {domain.name: domain.unigram_bits_per_byte for domain in corpus.domains}
     measured = [one for one in results.contestants if one.bits_per_byte is not None and not one.caveat]
-    above = [f"`{one.name}`" for one in measured if one.bits_per_byte is not None and one.bits_per_byte >= bar]
+    bar = corpus.unigram_bits_per_byte
+    above = {one.name: where for one in measured if (where := _above(one, bars, bar))}
     if above:
-        return [Check(False, f"{listed(above)} did not get below byte frequencies alone ({bar:.3f} bits per byte).")]
+        told = "; ".join(f"`{name}` did not get below byte frequencies alone{where}" for name, where in above.items())
+        return [Check(False, f"{told}.")]
     if not measured:
         return []
-    return [Check(True, f"All that finished are below byte frequencies alone ({bar:.3f} bits per byte).")]
+    text = f"All that finished are below byte frequencies alone ({bar:.3f} bits per byte), in every domain."
+    return [Check(True, text)]
+
+
+def _above(one: ContestantResults, bars: Mapping[str, float], bar: float) -> str:
+    """Say where a contestant is not below its bar; empty where it is everywhere."""
+    found = one.bits_per_byte_by_domain
+    if set(found) != set(bars):
+        total = one.bits_per_byte
+        return f" ({bar:.3f} bits per byte)" if total is not None and total >= bar else ""
+    domains = [name for name, bits in found.items() if bits >= bars[name]]
+    if not domains:
+        return ""
+    more = f" and {len(domains) - _NAMED} more domains" if len(domains) > _NAMED else ""
+    return f" in {listed([f'`{name}` ({bars[name]:.3f} bits per byte)' for name in domains[:_NAMED]])}{more}"

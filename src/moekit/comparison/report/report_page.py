@@ -82,6 +82,7 @@ def render(results: Results) -> str:
             "budget": _budget_table(results, verdict.against),
             "domains": _domain_table(results, verdict.against),
             "routing": _routing_table(results),
+            "left_out": _left_out_table(results),
         },
         failures=_failures(results),
         measured=_measured(results),
@@ -242,6 +243,14 @@ def _phases_text(contestant: ContestantResults) -> str:
         for phase in contestant.phases
     ]
     return ", then ".join(parts)
+
+
+def _left_out_table(results: Results) -> Table:
+    rows = [
+        [one.domain, f"{one.texts:,}", formatting.bytes_text(one.bytes), one.reason, one.example]
+        for one in results.corpus.left_out
+    ]
+    return Table("Text that was given and left out", ["Domain", "Texts", "Bytes", "Why", "Such as"], rows)
 
 
 def _corpus_table(results: Results) -> Table:

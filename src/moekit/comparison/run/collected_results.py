@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from moekit.comparison.results_schema import (
     CorpusDomain,
     CorpusRecord,
     CurvePoint,
+    LeftOutText,
     Phase,
     Results,
     Run,
@@ -18,7 +20,7 @@ from moekit.comparison.results_schema import (
 from moekit.comparison.spec.comparison_plan import LEARNING_RATE_RULE, ComparisonPlan, PlannedContestant
 from moekit.comparison.spec.contestants import caveat_of
 from moekit.comparison.spec.model_costs import costs_of
-from moekit.data import Corpus
+from moekit.data import Corpus, held_out_windows
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, TrainingConfig
 
 
@@ -38,7 +40,7 @@ def collect_results(plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[R
         created=plan.created,
         command=plan.command,
         wall_seconds=wall_seconds,
-        corpus=_corpus_record(corpus, tokens),
+        corpus=_corpus_record(corpus, tokens, plan),
         machine=plan.machine,
         settings=Settings(
             size=plan.size,
@@ -60,7 +62,12 @@ def collect_results(plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[R
     )
 
 
-def _corpus_record(corpus: Corpus, tokens: int) -> CorpusRecord:
+def _corpus_record(corpus: Corpus, tokens: int, plan: ComparisonPlan) -> CorpusRecord:
+    context, wanted = plan.training.context, plan.final_tokens
+    scored = [
+        len(targets) * context
+        for targets in held_out_windows(corpus, context=context, tokens_per_domain=wanted).values()
+    ]
     domains = [
         CorpusDomain(
             name=domain.name,
@@ -77,7 +84,8 @@ def _corpus_record(corpus: Corpus, tokens: int) -> CorpusRecord:
         name=corpus.name,
         sha256=corpus.sha256,
         domains=domains,
-        unigram_bits_per_byte=corpus.unigram_bits_per_byte(),
+        unigram_bits_per_byte=float(np.average([domain.unigram_bits_per_byte for domain in domains], weights=scored)),
+        left_out=[LeftOutText(**asdict(one)) for one in corpus.left_out],
     )
 
 

@@ -25,7 +25,7 @@ def sample_tokens(folder: Path, sources: Sequence[str]) -> Tensor:
     _, config = read_config(folder)
     assert isinstance(config, ModelConfig)
     tokenizer = tokenizer_of(folder, config.vocab_size)
-    documents = read_sources(sources, say=_log.info) if sources else embedded_documents()
+    documents = read_sources(sources, say=_log.warning) if sources else embedded_documents()
     length = min(_LENGTH, config.context)
     rows = []
     for document in documents[:: max(1, len(documents) // (4 * _ROWS))]:

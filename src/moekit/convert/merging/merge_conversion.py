@@ -263,7 +263,7 @@ def plan_merging(recipe: MergeConfig, options: MergeOptions | None = None) -> Me
 
 
 def _documents(sources: Sequence[str]) -> list[Document]:
-    return read_sources(sources, say=_log.info) if sources else []
+    return read_sources(sources, say=_log.warning) if sources else []
 
 
 def _warnings(recipe: MergeConfig, base: StoredModel) -> list[str]:
