@@ -143,7 +143,8 @@ class _Reader:
 
     Attributes:
         columns: of tables.
-        tally, notes: what was left out of the source and what was done to its text.
+        tally: what was left out of the source.
+        notes: what was done to its text, and how often.
         saw_rows: whether a table had the columns.
         missing: the error of the first table in a folder that lacks a column.
     """
