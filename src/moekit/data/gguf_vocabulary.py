@@ -20,11 +20,13 @@ from moekit.data.tokenizers import FileTokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _NAMED = {
-    "unk_token": "unknown_token_id",
     "sep_token": "seperator_token_id",  # so spelled in the format
     "pad_token": "padding_token_id",
     "mask_token": "mask_token_id",
 }
+# Steps that GGUF's keys say, or that follow from the name of the pre-tokenizer.
+_SAID_OF_BYTES = {"ByteLevel", "Split", "Digits", "Punctuation"}
+_SAID_OF_PIECES = {"Prepend", "Replace", "Metaspace", "Precompiled", "Strip"}
 _WAY_ON = "`moekit generate` runs the folder itself, with --quantize in a type of few bits"
 
 
@@ -55,6 +57,8 @@ def tokenizer_metadata(tokenizer: FileTokenizer, vocab_size: int) -> dict[str, W
         case kind:
             raise UsageError(f"{file} is a tokenizer of the kind {kind!r}, which GGUF has no decoder for; {_WAY_ON}.")
     keys |= {f"{KEY}.tokens": words, f"{KEY}.token_type": kinds}
+    if UNKNOWN in kinds:
+        keys[f"{KEY}.unknown_token_id"] = kinds.index(UNKNOWN)
     return keys | _special(tokenizer, words) | {EXACT_KEY: _exact(tokenizer, described).written()}
 
 
@@ -92,7 +96,7 @@ def _vocabulary(described: Mapping[str, Any], ids: Mapping[str, int], vocab_size
     for token in described["added_tokens"]:
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     unknown = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
-    if has_bytes and unknown is not None:
+    if unknown is not None:
         kinds[unknown] = UNKNOWN
     return words, kinds
 
@@ -135,7 +139,9 @@ def _unigram(described: Mapping[str, Any], words: list[str]) -> dict[str, Writte
         f"{KEY}.add_space_prefix": _is_prefixed(described),
         f"{KEY}.remove_extra_whitespaces": _joins_spaces(described),
     }
-    charsmap = next((step["precompiled_charsmap"] for step in _steps(described) if step["type"] == "Precompiled"), None)
+    charsmap = next(
+        (step["precompiled_charsmap"] for step in steps_of(described) if step["type"] == "Precompiled"), None
+    )
     if charsmap:
         keys[f"{KEY}.precompiled_charsmap"] = base64.b64decode(charsmap)
     return keys
@@ -208,7 +214,8 @@ def _joined(merges: Sequence[tuple[str, str]], file: Path) -> list[str]:
     return [" ".join(pair) for pair in merges]
 
 
-def _steps(described: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def steps_of(described: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Give the steps that a tokenizer.json takes before its model, in their order."""
     yield from steps_within(described.get("normalizer"))
     yield from steps_within(described.get("pre_tokenizer"))
 
@@ -216,13 +223,13 @@ def _steps(described: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _is_prefixed(described: Mapping[str, Any]) -> bool:
     """Tell whether a step puts a space before a text."""
     return any(
-        step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never" for step in _steps(described)
+        step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never" for step in steps_of(described)
     )
 
 
 def _joins_spaces(described: Mapping[str, Any]) -> bool:
     """Tell whether a step makes one space of several."""
-    patterns = [step["pattern"].get("Regex", "") for step in _steps(described) if step["type"] == "Replace"]
+    patterns = [step["pattern"].get("Regex", "") for step in steps_of(described) if step["type"] == "Replace"]
     return any(pattern.startswith((" {2,}", r"\s+", " +")) for pattern in patterns)
 
 
@@ -232,16 +239,18 @@ def unsaid(tokenizer: FileTokenizer, pre: str) -> list[str]:
     pre: the name of the pre-tokenizer that is written.
     """
     described = tokenizer.described()
-    said = {"Prepend", "Replace", "Metaspace", "Precompiled", "Strip", "ByteLevel", "Split", "Digits", "Punctuation"}
-    found = [f"its normaliser {step['type']}" for step in _steps(described) if step["type"] not in said]
-    schemes = [step["prepend_scheme"] for step in _steps(described) if step.get("prepend_scheme") == "first"]
+    model, added = described["model"], described["added_tokens"]
+    said = _SAID_OF_PIECES if model["type"] == "Unigram" or model.get("byte_fallback") else _SAID_OF_BYTES
+    found = [f"its step {step['type']}" for step in steps_of(described) if step["type"] not in said]
+    found += ["a space before a text" for step in steps_of(described) if step.get("add_prefix_space")]
+    schemes = [step["prepend_scheme"] for step in steps_of(described) if step.get("prepend_scheme", "never") != "never"]
     found += [f"a space before a text by the scheme {scheme!r}" for scheme in schemes]
-    if any(step.get("add_prefix_space") for step in _steps(described)):
-        found.append("a space before a text")
-    if bool(described["model"].get("ignore_merges")) is not PRE_TOKENIZERS[pre].whole_words_first:
+    if bool(model.get("ignore_merges")) is not PRE_TOKENIZERS[pre].whole_words_first:
         found.append("ignore_merges")
+    if model["type"] == "Unigram" and model.get("byte_fallback"):
+        found.append("bytes in place of unknown letters")
     for flag in ("lstrip", "rstrip", "single_word", "normalized"):
-        words = [token["content"] for token in described["added_tokens"] if token[flag]]
+        words = [token["content"] for token in added if token[flag]]
         if words:
             found.append(f"{flag} of {words[0]!r}" + (f" and {len(words) - 1} more" if len(words) > 1 else ""))
-    return found
+    return list(dict.fromkeys(found))

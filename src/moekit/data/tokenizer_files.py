@@ -25,7 +25,7 @@ class TokenizerSettings:
     """What a folder's settings say of its tokenizer.
 
     Attributes:
-        named: the texts of `bos_token` and others of NAMES.
+        named: the texts of `bos_token` and others of NAMES, and of tokens with names of the model's own.
         added: the tokens that are to be added where tokenizer.json lacks them, in their order.
     """
 
@@ -51,16 +51,17 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
     else:
         raise MoekitError(f"{file}: added_tokens_decoder must hold tokens by their ids.")
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    by_name = {name: _text(settings.get(name)) for name in NAMES}
-    further = {name: word for name, word in settings.items() if name.endswith("_token") and name not in NAMES}
-    special = [settings.get(name) for name in NAMES] + [word for word in further.values() if isinstance(word, str)]
-    special += list(extra.values() if isinstance(extra, dict) else extra)
+    by_name = {name: settings.get(name) for name in NAMES}
+    by_name |= {name: word for name, word in settings.items() if name.endswith("_token") and isinstance(word, str)}
+    by_name |= extra if isinstance(extra, dict) else {}
+    special = [*by_name.values(), *(extra if isinstance(extra, list) else [])]
     words = {word for token in special if (word := _text(token))}
     found = {token["content"]: _added(token, special=token["content"] in words) for _, token in sorted(tokens, key=_id)}
     for token in special:
         if word := _text(token):
             found.setdefault(word, _added(token if isinstance(token, dict) else {"content": word}, special=True))
-    return TokenizerSettings({name: word for name, word in by_name.items() if word}, tuple(found.values()))
+    named = {name: word for name, token in by_name.items() if (word := _text(token))}
+    return TokenizerSettings(named, tuple(found.values()))
 
 
 def read_chat_templates(folder: Path) -> dict[str, str]:

@@ -57,11 +57,14 @@ class _Packing:
         self.kind = kind
 
     def matrix(self, numbers_RC: Tensor, *, is_head: bool = False) -> PackedMatrix:
-        """Pack a matrix as it is, or quantised."""
+        """Pack a matrix as it is, or quantised; to bf16 where a number is too large for the type."""
         numbers_RC = numbers_RC.detach()
         if self.kind is None:
             return _as_stored(numbers_RC)
-        return quantize(numbers_RC, type_for(self.kind, numbers_RC.shape[1], is_head=is_head))
+        try:
+            return quantize(numbers_RC, type_for(self.kind, numbers_RC.shape[1], is_head=is_head))
+        except OverflowError:
+            return quantize(numbers_RC, BF16)
 
     def layer(self, layer: DecoderLayer) -> LayerWeights:
         """Pack one layer. The experts' parameters are emptied as they are copied; where it is quantised, all are."""

@@ -14,9 +14,11 @@ from moekit.config import DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.export.gguf_export import plan_quantization
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.progress import Advanced, ProgressEvent
+from moekit.inference.packed_weights import packed_weights
+from moekit.kernels.native.weights import NetworkWeights
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType, dequantize
 from moekit.kernels.packed.quantize_blocks import quantize
-from moekit.models import Decoder
+from moekit.models import Decoder, load
 from moekit.models.gguf import load_gguf
 
 MOE = MoEConfig(experts=3, expert_width=256, router=SoftmaxTopKConfig(top_k=2))
@@ -128,3 +130,41 @@ def test_the_verb(folder: Path, tmp_path: Path) -> None:
     assert json.loads(again.stdout)["problems"]
     plain = CliRunner().invoke(verb, [str(folder), "--out", str(tmp_path / "n.gguf"), "--dry-run"])
     assert "bits per weight" in plain.stdout
+
+
+TOO_LARGE = {"q4_0": 2e6, "q4_k": 1e9, "q6_k": 1e9, "q8_0": 2e7, "f16": 7e4, "bf16": 3.4e38}
+
+
+@pytest.mark.parametrize(("kind", "value"), TOO_LARGE.items(), ids=TOO_LARGE)
+def test_numbers_too_large_for_a_type_get_another(kind: str, value: float, tmp_path: Path) -> None:
+    source = saved(tmp_path / "model", DenseConfig(width=256))
+    model = load(source, dtype=torch.float32)
+    with torch.no_grad():
+        model.layers[0].feed_forward.down.weight[1, 2] = value
+    model.save(tmp_path / "large")
+    out = tmp_path / "large.gguf"
+    quantization = plan_quantization(tmp_path / "large", BLOCK_TYPES_BY_NAME[kind])
+    planned = quantization.plan(out)
+    report = quantization.run(out)
+    file = GGUFFile(out)
+    for name in file.tensors:
+        assert np.isfinite(file.numbers(name)).all(), name
+    held = "f32" if kind == "bf16" else "bf16"
+    assert file["blk.0.ffn_down.weight"].type.name.lower() == held
+    assert f"blk.0.ffn_down.weight holds numbers that are too large for {kind}, so it is {held}." in report.notes
+    assert report.output_bytes == out.stat().st_size
+    assert report.tensors != planned.tensors
+    assert quantization.verify(out) == len(file.tensors)
+    assert file.numbers("blk.0.ffn_down.weight")[1, 2] == pytest.approx(value, rel=0.01)
+
+
+def test_packing_on_load_keeps_numbers_that_are_too_large(tmp_path: Path) -> None:
+    source = saved(tmp_path / "model", DenseConfig(width=256))
+    model = load(source, dtype=torch.float32)
+    assert isinstance(model, Decoder)
+    with torch.no_grad():
+        model.layers[0].feed_forward.down.weight[1, 2] = 2e7
+    packed = packed_weights(model, BLOCK_TYPES_BY_NAME["q8_0"]).layers[0].feed_forward
+    assert isinstance(packed, NetworkWeights)
+    assert packed.down.type.name == "bf16"
+    assert packed.up.type.name == "q8_0"

@@ -11,7 +11,7 @@ from typing import Any
 from moekit.checkpoint.gguf import Metadata
 from moekit.core.errors import MoekitError
 from moekit.data.gguf_tokenizer import GGUFTokenizer
-from moekit.data.gguf_vocabulary import unsaid
+from moekit.data.gguf_vocabulary import steps_of, unsaid
 from moekit.data.tokenizers import FileTokenizer
 from moekit.inference.chat_template import ChatTemplate
 
@@ -57,18 +57,18 @@ def prove_tokenizer(source: FileTokenizer, metadata: Metadata) -> list[str]:
         What other programs than moekit take for something else, a sentence each.
 
     Raises:
-        MoekitError: where moekit itself would: with the shortest text that differs.
+        MoekitError: where moekit itself would: with a short text that differs.
     """
     texts = probe_texts(source)
     written = GGUFTokenizer(metadata)
     for what, ours, theirs in _views(written, source):
         if (text := _difference(texts, ours, theirs)) is not None:
             raise MoekitError(
-                f"{metadata.path} would not have the tokenizer of {source.file.parent}: {text!r} {what}; "
+                f"The GGUF file would not have the tokenizer of {source.file}: {text!r} {what}; "
                 "this tokenizer cannot be written."
             )
     if (written.start, written.end_tokens) != (source.start, source.end_tokens):
-        raise MoekitError(f"{metadata.path} would not have the start and the ends of {source.file.parent}.")
+        raise MoekitError(f"The GGUF file would not have the start and the ends of {source.file}.")
     return [*_said_elsewhere(source, metadata, texts)]
 
 
@@ -80,9 +80,10 @@ def probe_texts(tokenizer: FileTokenizer) -> list[str]:
     draw = random.Random(_SEED)
     described = tokenizer.described()
     added = [token["content"] for token in described["added_tokens"]]
+    replaced = [step["pattern"].get("String", "") for step in steps_of(described) if step["type"] == "Replace"]
     added = added if len(added) <= _ADDED else added[:: len(added) // _ADDED]
     found = [*_TEXTS, *_PIECES]
-    for word in added:
+    for word in [*added, *replaced]:
         found += [word, f"a{word}b", f"a {word} b", f" {word} ", f"\n{word}\n", f"{word}{word}", f"x  {word}  y"]
         found += [word.upper(), word.lower(), f"{word[:-1]} {word[-1:]}"]
     pieces = [*_PIECES, *draw.sample(added, min(len(added), 20))]
@@ -91,7 +92,7 @@ def probe_texts(tokenizer: FileTokenizer) -> list[str]:
     ids = sorted(draw.sample(range(size), min(size, _TOKENS)))
     found += [tokenizer.decode([id_]) for id_ in ids]
     found += [tokenizer.decode(draw.choices(ids, k=8)) for _ in range(_RANDOM_TEXTS // 4)]
-    return sorted(dict.fromkeys(found), key=len)
+    return sorted(dict.fromkeys(found), key=lambda text: (not text.isprintable() or text.isspace(), len(text)))
 
 
 _View = tuple[str, Callable[[str], Any], Callable[[str], Any]]
@@ -117,12 +118,11 @@ def _difference(texts: Sequence[str], ours: Callable[[str], Any], theirs: Callab
 def _said_elsewhere(source: FileTokenizer, metadata: Metadata, texts: Sequence[str]) -> Iterator[str]:
     usual = GGUFTokenizer(metadata, usual_keys=True)
     text = _difference(texts, usual.encode, source.encode)
-    pre = metadata.get_as(str, "tokenizer.ggml.pre", "default")
+    missing = ", ".join(unsaid(source, metadata.get_as(str, "tokenizer.ggml.pre", "default")))
     if text is not None:
-        missing = ", ".join(unsaid(source, pre)) or "the order of its merges"
         yield (
             f"Other programs than moekit take some texts for other tokens, such as {text!r}: GGUF has no word for "
-            f"{missing}."
+            f"{missing or 'how this tokenizer joins letters'}."
         )
     elif usual.encode_prompt("a") != source.encode_prompt("a"):
         yield (

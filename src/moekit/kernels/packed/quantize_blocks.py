@@ -31,7 +31,8 @@ def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
     row_bytes = kind.row_bytes(columns)
     if kind in _PLAIN:
         plain_RC = numbers_RC.float().to(_PLAIN[kind]).contiguous()
-        _check(plain_RC, kind)
+        if (numbers_RC.isfinite() & ~plain_RC.isfinite()).any():
+            raise OverflowError(_too_large(kind))
         return PackedMatrix(plain_RC.view(torch.uint8).view(rows, row_bytes).numpy(), kind, columns)
     data_RB = torch.empty(rows, row_bytes, dtype=torch.uint8)
     numbers_NC, data_NB = numbers_RC.reshape(-1, kind.numbers), data_RB.view(-1, kind.size)
@@ -40,16 +41,16 @@ def quantize(numbers_RC: Tensor, kind: BlockType) -> PackedMatrix:
     def pack(begin: int) -> None:
         blocks_NC = numbers_NC[begin : begin + step].float().contiguous()
         packed_NB = _BLOCKS[kind](blocks_NC)
-        _check(packed_NB[:, _SCALES[kind]].contiguous().view(torch.float16), kind)
+        if not packed_NB[:, _SCALES[kind]].contiguous().view(torch.float16).isfinite().all():
+            raise OverflowError(_too_large(kind))
         data_NB[begin : begin + step] = packed_NB
 
     workers().run(pack, range(0, len(numbers_NC), step))
     return PackedMatrix(data_RB.numpy(), kind, columns)
 
 
-def _check(numbers: Tensor, kind: BlockType) -> None:
-    if not numbers.isfinite().all():
-        raise OverflowError(f"a number is too large for {kind.name}")
+def _too_large(kind: BlockType) -> str:
+    return f"a number is too large for {kind.name}"
 
 
 def _inverse(scale_N: Tensor) -> Tensor:
