@@ -1,7 +1,6 @@
 """What every conversion is: a plan with every problem, a run that leaves a whole result or nothing, and its proof."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,7 +13,7 @@ from moekit.core import files
 from moekit.core.errors import UsageError
 from moekit.core.formatting import bytes_text
 from moekit.core.progress import Progress, no_progress
-from moekit.models.folder import COMPANIONS
+from moekit.models.companions import copy_companions
 
 
 class Refused(UsageError):
@@ -84,17 +83,11 @@ def folder_problems(out: Path, needed: int) -> list[str]:
     return []
 
 
-def companions(folder: Path) -> list[Path]:
-    """Find what stands beside the weights in a folder and goes with them."""
-    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
-
-
 def write_beside(folder: Path, texts: Mapping[str, str], origin: Path) -> None:
     """Write texts by the names of their files, and copy the companions in `origin`, as they are."""
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    for file in companions(origin):
-        shutil.copyfile(file, folder / file.name)
+    copy_companions(origin, folder)
 
 
 def json_text(values: dict[str, Any]) -> str:

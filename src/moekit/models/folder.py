@@ -1,7 +1,6 @@
 """Hugging Face folders: models read from them and written to them."""
 
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,11 @@ from moekit.config.comparing import same_function
 from moekit.core.errors import MoekitError
 from moekit.core.validation import problem_of
 from moekit.families import Family, Settings, describe, family_of
+from moekit.models.companions import copy_companions
 from moekit.models.special_tokens import with_special_tokens
 
 CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 16_000_000
-
-# What stands beside the weights and goes with them.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def read_settings(folder: Path) -> Settings:
@@ -86,9 +71,8 @@ def write_model(model: nn.Module, config: Config, target: Path, origin: Path | N
     def fill(folder: Path) -> None:
         (folder / CONFIG).write_text(text, encoding="utf-8")
         write_weights(folder, layout, own_tensors(model))
-        for name in COMPANIONS:
-            if origin is not None and (origin / name).is_file():
-                shutil.copyfile(origin / name, folder / name)
+        if origin is not None:
+            copy_companions(origin, folder)
 
     write_whole(target, fill)
 

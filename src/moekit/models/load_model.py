@@ -19,10 +19,11 @@ from moekit.core.errors import MoekitError, UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.families import presets
 from moekit.models.attention_seq2seq import GRUSeq2Seq
+from moekit.models.companions import PATTERNS
 from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
 from moekit.models.encoder_decoder import EncoderDecoder
-from moekit.models.folder import COMPANIONS, CONFIG
+from moekit.models.folder import CONFIG
 from moekit.models.language_model import LanguageModel
 from moekit.models.ngram import NGram, load_arpa
 from moekit.models.read_folder import read_model
@@ -126,7 +127,7 @@ def _downloaded(hub_id: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise UsageError("Models of the hub need huggingface_hub: pip install huggingface_hub") from error
-    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *COMPANIONS]
+    wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *PATTERNS]
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if not list(folder.glob("*.safetensors")):

@@ -59,8 +59,8 @@ class StoredModel:
         self._entries: dict[str, list[Stored]] = {}
         for entry in self.layout:
             if not entry.optional:
-                for part in entry.parts:
-                    self._entries.setdefault(part.ours, []).append(entry)
+                for ours in {part.ours for part in entry.parts}:  # of one parameter there may be several
+                    self._entries.setdefault(ours, []).append(entry)
         self._all_runs: dict[str, list[Run] | None] = {}
         # What is read whole, though its rows are asked for one after the other, is kept until another is.
         self._held: tuple[str, Tensor] | None = None

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from moekit.config import Config, ModelConfig
-from moekit.convert.conversion import companions, folder_problems, json_text, write_beside
+from moekit.convert.conversion import folder_problems, json_text, write_beside
 from moekit.convert.expert_channels import Mixture
 from moekit.convert.mixture_model import MixtureModel
 from moekit.convert.storage.output_tensors import OutputTensor
@@ -22,6 +22,7 @@ from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.counting import count_parameters
 from moekit.families import Family, describe
+from moekit.models.companions import companions
 from moekit.models.folder import CONFIG, read_settings
 from moekit.models.stored_model import StoredModel, shapes_of
 
@@ -233,7 +234,8 @@ class DenseConversion:
     def _output_bytes(self) -> int:
         """Count all files, the checksums included, whose length does not depend on what is in the files."""
         sizes = {name: len(text.encode()) for name, text in self._texts().items()}
-        sizes |= {file.name: file.stat().st_size for file in companions(self.source.folder)}
+        source = self.source.folder
+        sizes |= {str(file.relative_to(source)): file.stat().st_size for file in companions(source)}
         sizes |= file_bytes(self.tensors)
         checksums = checksums_text({name: (size, 0) for name, size in sizes.items()})
         return sum(sizes.values()) + len(checksums.encode())

@@ -223,7 +223,6 @@ class MergeConversion:
         if routing is not None:
             texts[REPORT] = routing.model_dump_json(indent=2) + "\n"
         texts[CARD] = model_card(merged, title, self.options.command, routing, _said(trained))
-        # As they are: a tokenizer that is loaded and saved comes out with the padding of whoever loaded it.
         write_beside(folder, texts, merged.base.folder)
 
 
