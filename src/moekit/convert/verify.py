@@ -66,16 +66,22 @@ def compare(dense: StoredModel, result: StoredModel, probe: TokenBatch) -> Diffe
 
 def check_copied(dense: StoredModel, result: StoredModel) -> None:
     """Raise MoekitError unless every parameter that both have is the same, bit for bit."""
-    for name in dense.shapes:
-        if name not in result.shapes:
-            continue
-        shape = dense.shapes[name]
+    name = first_difference(dense, result, (name for name in dense.shapes if name in result.shapes))
+    if name is not None:
+        raise MoekitError(f"{name!r} in the result is not what it is in {dense.folder}; the copy is damaged.")
+
+
+def first_difference(one: StoredModel, other: StoredModel, names: Iterable[str]) -> str | None:
+    """Find the first parameter whose bits are not the same in both models; None where all are."""
+    for name in names:
+        shape = one.shapes[name]
         step = max(1, _COMPARED_BYTES // (row_width(shape) * 8))
         for begin in range(0, row_count(shape), step):
             end = min(row_count(shape), begin + step)
-            a, b = dense.rows(name, begin, end), result.rows(name, begin, end)
+            a, b = one.rows(name, begin, end), other.rows(name, begin, end)
             if a.dtype is not b.dtype or not torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
-                raise MoekitError(f"{name!r} in the result is not what it is in {dense.folder}; the copy is damaged.")
+                return name
+    return None
 
 
 def tolerance(scales: Iterable[float], dtype: torch.dtype) -> float:

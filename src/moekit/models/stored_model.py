@@ -48,7 +48,9 @@ class StoredModel:
     def __init__(self, folder: Path, adapter: Adapter | None = None) -> None:
         family, config = read_config(folder)
         if not isinstance(config, ModelConfig):
-            raise UsageError(f"{folder} holds no causal decoder ({family.model_type}).")
+            raise UsageError(
+                f"{folder} holds no decoder but another kind of model ({family.model_type}); take one such as Llama's."
+            )
         stored = open_checkpoint(folder, lambda config: Decoder(cast(ModelConfig, config)))
         self.folder, self.family, self.config, self.adapter = folder, family, config, adapter
         self.settings = stored.settings.values

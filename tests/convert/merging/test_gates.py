@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moekit.convert.merging.merge_config import ExpertConfig, Reference
 from moekit.convert.merging.mergekit_arithmetic import block_inputs, drawn_gates
-from moekit.convert.merging.prompts import prompt_encoder, special_text
+from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.merging.router_input_gates import (
     Labelled,
     centroid_gate,
@@ -141,7 +141,7 @@ def test_drawn_gates_are_torch_s_own_numbers(mode: str) -> None:
 def test_the_encoder_puts_the_start_token_before_every_prompt_and_pads_on_the_left(tmp_path: Path) -> None:
     base = StoredModel(make_models(tmp_path, count=0) / "base")
     encoder = prompt_encoder(base)
-    assert special_text(base.folder, "bos_token") == "<s>"
+    assert encoder.start_text == "<s>"
     batch = TokenBatch.of([encoder.ids(text) for text in ("abcd", "a")], padding=encoder.padding, left=True)
     assert batch.tokens_BT[:, 0].tolist() == [1, 1]
     assert batch.real_BT.tolist() == [[True] * 5, [False] * 3 + [True] * 2]

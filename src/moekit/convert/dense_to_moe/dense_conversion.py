@@ -15,8 +15,9 @@ from moekit.convert.conversion import folder_problems, json_text, write_beside
 from moekit.convert.expert_channels import Mixture
 from moekit.convert.mixture_model import MixtureModel
 from moekit.convert.storage.output_tensors import OutputTensor
-from moekit.convert.storage.partial_folder import checksums_text, discard
+from moekit.convert.storage.partial_folder import checksums_text, removed_where_it_fails
 from moekit.convert.storage.streaming_writer import file_bytes, output_bytes, peak_memory_bytes, write_tensors
+from moekit.convert.text_proof import check_text
 from moekit.convert.verify import Difference, check_copied, compare, memory_bytes, probe_of, tolerance
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
@@ -159,21 +160,24 @@ class DenseConversion:
 
         def fill(folder: Path) -> None:
             write_beside(folder, self._texts(), self.source.folder)
-            found.append(self._verified(folder, out))
+            with removed_where_it_fails(out):
+                found.append(self.verify(folder))
 
         with Task(progress, f"Writing {out}", total=output_bytes(self.tensors), unit="bytes") as task:
             write_tensors(out, self.tensors, on_bytes=task.advance, settings=self.settings, fill=fill)
         if not found:  # a run before did all but say so
-            found.append(self._verified(out, out))
+            found.append(self.verify(out))
         return self._report(out, found[0])
 
     def verify(self, out: Path) -> Difference:
-        """Compare the copied weights in `out` bit for bit, and its logits with the dense model's.
+        """Compare the copied weights in `out` bit for bit, how it takes text, and its logits with the dense model's.
 
-        Raises MoekitError where a copy is damaged, or where the logits differ though the function has to be the same.
+        Raises MoekitError where a copy is damaged, where text becomes other tokens, or where the logits differ though
+        the function has to be the same.
         """
         result = StoredModel(out)
         check_copied(self.source, result)
+        check_text(self.source.folder, out, self.config.vocab_size)
         difference = compare(self.source, result, probe_of(self.config.vocab_size, self.config.context))
         if self.inexact is None and not difference.relative <= self.tolerance:
             raise MoekitError(
@@ -181,13 +185,6 @@ class DenseConversion:
                 f"{difference.relative:.1e} of their standard deviation (at most {self.tolerance:.0e})."
             )
         return difference
-
-    def _verified(self, folder: Path, out: Path) -> Difference:
-        try:
-            return self.verify(folder)
-        except MoekitError as error:
-            discard(out)
-            raise MoekitError(f"{error} What was written was removed.") from error
 
     @property
     def tolerance(self) -> float:

@@ -124,17 +124,19 @@ def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> tuple[l
         asked = list(range(count)) if layers == "every" else list(range(1, count, 2))
     if not asked:
         return [], [f"{source.folder} has {count} layer, and 'alternate' begins with the second; name layers."]
-    chosen, problems = [], []
-    for layer in asked:
-        if layer >= count:
-            problems.append(f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}.")
-        elif isinstance(source.config.feed_forwards[layer], MoEConfig):
-            problems.append(
-                f"Layer {layer} of {source.folder} is a mixture already; give a dense model or other layers."
-            )
-        else:
-            chosen.append(layer)
-    return chosen, problems
+    problems = [
+        f"There is no layer {layer}: {source.folder} has {count}, from 0 to {count - 1}."
+        for layer in asked
+        if layer >= count
+    ]
+    parts = source.config.feed_forwards
+    mixtures = [layer for layer in asked if layer < count and isinstance(parts[layer], MoEConfig)]
+    if mixtures:
+        dense = [str(layer) for layer in range(count) if isinstance(parts[layer], DenseConfig)]
+        more = f" and {len(mixtures) - 1} more are mixtures" if len(mixtures) > 1 else " is a mixture"
+        way = f"name dense layers, of which {', '.join(dense[:3])} are some" if dense else "give a dense model"
+        problems.append(f"Layer {mixtures[0]} of {source.folder}{more} already; {way}.")
+    return [layer for layer in asked if layer < count and layer not in mixtures], problems
 
 
 def indivisible(source: StoredModel, layers: Sequence[int], parts: int, what: str) -> list[str]:

@@ -22,9 +22,11 @@ from moekit.convert.merging.output_formats import choose_output
 from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.merging.router_training import RouterTraining, train_routers, training_memory_bytes
 from moekit.convert.merging.routing_report import RoutingReport, Text, prompts_of, routing_report
-from moekit.convert.merging.source_models import difference, open_models
+from moekit.convert.merging.source_models import adapters_outside_experts, difference, open_models, unchanged_experts
 from moekit.convert.storage.output_tensors import whole_tensor
+from moekit.convert.storage.partial_folder import removed_where_it_fails
 from moekit.convert.storage.streaming_writer import output_bytes, peak_memory_bytes, write_tensors
+from moekit.convert.text_proof import check_text
 from moekit.core.errors import MoekitError, UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document, read_sources
@@ -137,6 +139,8 @@ class MergeConversion:
         """
         if problems := taken(out) if self.options.train_router else []:
             raise Refused(problems)  # before the routers are trained
+        for warning in unchanged_experts(self.merged.recipe, self.merged.base, self.merged.experts):
+            _log.warning("Note: %s", warning)
         documents, held_out = _documents(self.options.train_router), _documents(self.options.held_out)
         merged, trained = make_gates(self.merged), None
         if documents:
@@ -154,6 +158,8 @@ class MergeConversion:
         def fill(folder: Path) -> None:
             routing[0] = self._routing(merged, held_out, trained is not None)
             self._write_beside(merged, folder, out.resolve().name, routing[0], trained)
+            with removed_where_it_fails(out):
+                check_text(merged.base.folder, folder, merged.config.vocab_size)
 
         shards = self.options.shard_bytes
         total = output_bytes(merged.tensors, shard_bytes=shards)
@@ -183,10 +189,11 @@ class MergeConversion:
     def verify(self, out: Path) -> int:
         """Compare every tensor in the folder `out` with what this merge gives, bit for bit; count them.
 
-        Raises MoekitError naming the first that is something else. Routers that were trained are compared only where
-        `merged` holds them.
+        Raises MoekitError naming the first that is something else, or where text becomes other tokens. Routers that
+        were trained are compared only where `merged` holds them.
         """
         written, merged = StoredTensors.open(out), make_gates(self.merged)
+        check_text(merged.base.folder, out, merged.config.vocab_size)
         for tensor in merged.tensors:
             info = written[tensor.name]
             found = torch.empty(info.shape, dtype=info.dtype)
@@ -258,7 +265,8 @@ def plan_merging(recipe: MergeConfig, options: MergeOptions | None = None) -> Me
         seed=options.seed,
         fused=options.fused,
     )
-    return MergeConversion(merged=merged, options=options, warnings=_warnings(recipe, base))
+    warnings = [*_warnings(recipe, base), *adapters_outside_experts(recipe, merged.experts)]
+    return MergeConversion(merged=merged, options=options, warnings=warnings)
 
 
 def _documents(sources: Sequence[str]) -> list[Document]:

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from moekit.data.tokenizers import Tokenizer, tokenizer_of
-from moekit.models.special_tokens import read_object
+from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
 from moekit.models.stored_model import StoredModel
 from moekit.models.streamed_decoder import TokenBatch
 
@@ -37,22 +35,11 @@ class PromptEncoder:
 def prompt_encoder(base: StoredModel) -> PromptEncoder:
     """Make the encoder of the base model's folder; raises UsageError where there is no tokenizer."""
     tokenizer = tokenizer_of(base.folder, base.config.vocab_size)
-    text = special_text(base.folder, "bos_token")
-    end = special_text(base.folder, "eos_token")
-    from_bytes = not (base.folder / "tokenizer.json").is_file()
-    padding = [token for name in (text, end) if name for token in tokenizer.encode(name)[:1]]
-    start = tokenizer.start if from_bytes else None
-    return PromptEncoder(tokenizer, "" if from_bytes else text or "", start, padding[0] if padding else 0)
-
-
-def special_text(folder: Path, key: str) -> str | None:
-    """Give the text of a special token, from tokenizer_config.json or special_tokens_map.json, if either says it."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        value = read_object(folder / name).get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            return value
-    return None
+    if not isinstance(tokenizer, FileTokenizer):
+        return PromptEncoder(tokenizer, "", tokenizer.start, 0)
+    named = [tokenizer.special_texts.get(name, "") for name in ("bos_token", "eos_token")]
+    padding = [token for text in named for token in tokenizer.encode(text)[:1]]
+    return PromptEncoder(tokenizer, named[0], None, padding[0] if padding else 0)
 
 
 def prompt_batches(

@@ -1,11 +1,12 @@
 """The models of a merge: opened, and checked against each other, without reading a weight."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moekit.checkpoint.lora import open_adapter
 from moekit.config import AttentionConfig, DenseConfig
 from moekit.convert.merging.merge_config import MergeConfig, Reference
+from moekit.convert.verify import first_difference
 from moekit.core.errors import MoekitError, UsageError
 from moekit.models.load_model import find
 from moekit.models.stored_model import StoredModel, dense_of
@@ -61,6 +62,54 @@ def difference(recipe: MergeConfig, expert: StoredModel, base: StoredModel) -> s
         if used and shapes[0] != shapes[1]:
             return f"{name} is {shapes[0]}, and {recipe.base_model} has {shapes[1]}"
     return None
+
+
+def adapters_outside_experts(recipe: MergeConfig, experts: Sequence[StoredModel]) -> list[str]:
+    """Say which adapters of experts change what no expert is made of, so that the merge has nothing of it."""
+    found = []
+    for index, (one, model) in enumerate(zip(recipe.all_experts, experts, strict=True)):
+        averaged = recipe.backbone == "average" and index < len(recipe.experts)
+        touched, outside = _touched(model)
+        if averaged:
+            continue
+        where = f"{recipe.key(index)}.source_model: the adapter {one.source_model.lora}"
+        if outside and len(outside) == len(touched):
+            found.append(
+                f"{where} changes no feed-forward network ({outside[0]} …), so this expert is {one.source_model.model} "
+                "without it; train one on feed-forward networks, or merge it into the base model."
+            )
+        elif outside:
+            found.append(
+                f"{where} changes more than feed-forward networks ({outside[0]} …), which alone become an expert; "
+                f"{len(outside)} of {len(touched)} changes are left out."
+            )
+    return found
+
+
+def _touched(model: StoredModel) -> tuple[list[str], list[str]]:
+    """Give the stored tensors that the adapter changes, and those of them that are of no feed-forward network."""
+    adapter = model.adapter
+    touched = [entry for entry in model.layout if adapter is not None and adapter.touches(entry.name)]
+    outside = [entry for entry in touched if not any(".feed_forward." in part.ours for part in entry.parts)]
+    return [entry.name for entry in touched], [entry.name for entry in outside]
+
+
+def unchanged_experts(recipe: MergeConfig, base: StoredModel, experts: Sequence[StoredModel]) -> Iterator[str]:
+    """Say which experts are the base's networks though they are of another model; reads weights up to a difference."""
+    known = {str(recipe.base_model)}
+    for index, (one, model) in enumerate(zip(recipe.all_experts, experts, strict=True)):
+        if str(one.source_model) in known:
+            continue
+        known.add(str(one.source_model))
+        touched, outside = _touched(model)
+        if touched and touched == outside:  # told by the plan
+            continue
+        names = (name for name in model.shapes if ".feed_forward." in name)
+        if first_difference(model, base, names) is None:
+            yield (
+                f"{recipe.key(index)}.source_model: the feed-forward networks of {one.source_model} are those of "
+                f"{recipe.base_model}, so this expert adds nothing; what was trained lies elsewhere in the model."
+            )
 
 
 def _facts(model: StoredModel) -> dict[str, object]:

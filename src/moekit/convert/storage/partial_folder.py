@@ -139,9 +139,14 @@ def already_finished(target: Path, plan: str) -> bool:
     return True
 
 
-def discard(target: Path) -> None:
-    """Remove what has been written for `target` so far, where there is something."""
-    shutil.rmtree(partial_folder(target), ignore_errors=True)
+@contextmanager
+def removed_where_it_fails(target: Path) -> Iterator[None]:
+    """Remove what has been written for `target` where the block raises MoekitError: it is not what it should be."""
+    try:
+        yield
+    except MoekitError as error:
+        shutil.rmtree(partial_folder(target), ignore_errors=True)
+        raise MoekitError(f"{error} What was written was removed.") from error
 
 
 def file_crc(path: Path) -> int:

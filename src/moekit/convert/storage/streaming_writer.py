@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moekit.checkpoint.headers import header_of, index_of, shards_of, size_of
 from moekit.checkpoint.read_weights import memory_of
@@ -139,6 +140,22 @@ def _check_room(folder: Path, partial: Partial, shards: dict[str, list[OutputTen
         )
 
 
+def _check_finite(tensor: OutputTensor, given: Tensor, written: Tensor) -> None:
+    """Raise MoekitError where numbers that are computed or converted are none any more; copies keep their bits."""
+    if not _finite(written):
+        why = f"some are too large for {str(tensor.dtype).removeprefix('torch.')}; take another dtype"
+        if not _finite(given):
+            why = "some of what it is made of are none; a source is damaged"
+        raise MoekitError(f"{tensor.name!r} would hold numbers that are not finite: {why}.")
+
+
+def _finite(numbers: Tensor) -> bool:
+    """Tell whether all are; without a second copy of them. Of 8-bit floats torch cannot say."""
+    if not numbers.numel() or not numbers.is_floating_point() or numbers.itemsize == 1:
+        return True
+    return all(math.isfinite(bound.item()) for bound in torch.aminmax(numbers))
+
+
 class _Buffers:
     """Memory for chunks, in turn, at addresses that a disk can read from by itself."""
 
@@ -214,12 +231,14 @@ class _Shard:
 
     def _piece(self, tensor: OutputTensor, piece: Piece, skip: int) -> None:
         if isinstance(piece, Copy):
-            self._copy(piece, tensor.dtype, skip)
+            self._copy(piece, tensor, skip)
             return
         made = piece.make()
         if made.shape != piece.shape:
             raise AssertionError(f"a piece of {tensor.name!r} is {tuple(made.shape)} and not {piece.shape}")
-        self._put(memory_of(made.to(tensor.dtype).contiguous())[skip:])
+        written = made.to(tensor.dtype).contiguous()
+        _check_finite(tensor, made, written)
+        self._put(memory_of(written)[skip:])
 
     def _put(self, data: memoryview) -> None:
         while data:
@@ -227,9 +246,9 @@ class _Shard:
             room[:] = data[: len(room)]
             data = data[len(room) :]
 
-    def _copy(self, piece: Copy, dtype: torch.dtype, skip: int) -> None:
+    def _copy(self, piece: Copy, tensor: OutputTensor, skip: int) -> None:
         """Copy a stored tensor from byte `skip` of the result on."""
-        info = piece.tensors[piece.name]
+        info, dtype = piece.tensors[piece.name], tensor.dtype
         first = piece.begin_row * math.prod(info.shape[1:]) + skip // dtype.itemsize
         left = math.prod(piece.shape) - skip // dtype.itemsize
         while left:
@@ -242,7 +261,9 @@ class _Shard:
             else:
                 raw = self._tools.buffers.raw(count * info.dtype.itemsize)
                 piece.tensors.read(piece.name, first * info.dtype.itemsize, raw)
-                torch.frombuffer(room, dtype=dtype).copy_(torch.frombuffer(raw, dtype=info.dtype))
+                read, written = torch.frombuffer(raw, dtype=info.dtype), torch.frombuffer(room, dtype=dtype)
+                written.copy_(read)
+                _check_finite(tensor, read, written)
             first, left = first + count, left - count
 
     def _room(self, most: int) -> memoryview:
