@@ -4,24 +4,14 @@ import shutil
 from pathlib import Path
 
 PATTERNS = (
-    "tokenizer*",  # tokenizer.json, tokenizer_config.json, tokenizer.model, tokenizer.model.v3, …
-    "*.model",  # sentencepiece.bpe.model, spiece.model, …
-    "*.tiktoken",
-    "*.spm",
-    "tekken.json",
-    "vocab*",
-    "merges.txt",
-    "bpe.codes",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-    "*.jinja",
+    *("tokenizer*.json", "tokenizer*.txt", "tekken.json", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "tokenizer.model.v[0-9]", "tokenizer.model.v[0-9]m[0-9]", "*.tiktoken", "*.spm"),
+    *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "bpe.codes"),
+    *("chat_template.json", "*.jinja", "additional_chat_templates/*.jinja"),
     "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md"),
 )
-"""The names of such files; a hub id is downloaded by them, too."""
+"""The names of such files, by which a hub id is downloaded, too; none of them is code or a pickle."""
 
 
 def companions(folder: Path) -> list[Path]:

@@ -134,7 +134,11 @@ def chosen_layers(source: StoredModel, layers: str | tuple[int, ...]) -> tuple[l
     if mixtures:
         dense = [str(layer) for layer in range(count) if isinstance(parts[layer], DenseConfig)]
         more = f" and {len(mixtures) - 1} more are mixtures" if len(mixtures) > 1 else " is a mixture"
-        way = f"name dense layers, of which {', '.join(dense[:3])} are some" if dense else "give a dense model"
+        way = (
+            f"name dense ones ({', '.join(dense[:5])}{', …' if len(dense) > 5 else ''})"
+            if dense
+            else "give a dense model"
+        )
         problems.append(f"Layer {mixtures[0]} of {source.folder}{more} already; {way}.")
     return [layer for layer in asked if layer < count and layer not in mixtures], problems
 

@@ -98,8 +98,11 @@ def choose_output(recipe: MergeConfig, base: StoredModel, dtype: str | None) -> 
         if reason is None:
             return _output(output, recipe, base, dtype)
         refusals.append(f"{output.name} {reason}")
+    other = "" if _refusal(ANY, recipe, base) else " (architecture: moekit can)"
     where = "architecture" if recipe.architecture else "shared_experts" if recipe.shared_experts else "base_model"
-    raise MoekitError(f"{where}: nothing can hold {recipe.base_model} with these experts: {'; '.join(refusals)}.")
+    raise MoekitError(
+        f"{where}: nothing can hold {recipe.base_model} with these experts: {'; '.join(refusals)}{other}."
+    )
 
 
 def _refusal(output: OutputFormat, recipe: MergeConfig, base: StoredModel) -> str | None:

@@ -46,7 +46,7 @@ def open_model(reference: Reference) -> StoredModel:
         adapter = open_adapter(Path(reference.lora))
     model = StoredModel(folder, adapter)
     if not all(isinstance(layer, DenseConfig) for layer in model.config.feed_forwards):
-        raise MoekitError(f"{folder} is a mixture of experts already; dense models can be merged.")
+        raise MoekitError("it is a mixture of experts already; take dense models.")
     return model
 
 
