@@ -12,8 +12,9 @@ from tests.families.layout_copies import copy_in, copy_out, randomize, saved_ten
 from moekit.config import DenseConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.config.encoder import EncoderConfig
 from moekit.core.errors import MoekitError
-from moekit.families.bert import FAMILIES, FAMILY, is_ignored, modern_name
+from moekit.families.bert import FAMILIES, FAMILY, modern_name
 from moekit.families.settings import Settings
+from moekit.families.tensors_left_out import is_buffer
 from moekit.models.encoder import Encoder
 
 DENSE = DenseConfig(width=24, activation="gelu_tanh", gated=False, bias=True)
@@ -25,7 +26,7 @@ def make_config(**more: Any) -> EncoderConfig:
 
 
 def read(values: dict[str, Any]) -> Any:
-    return FAMILY.read(Settings(values, Path("config.json")))
+    return FAMILY.config(Settings(values, Path("config.json")))
 
 
 @pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM"])
@@ -84,7 +85,7 @@ def test_what_bert_cannot_say_is_written_whole(layers: Any) -> None:
     own = FAMILIES[1]
     settings = own.write(config)
     assert settings is not None
-    assert own.read(Settings(json.loads(json.dumps(settings)), Path("config.json"))) == config
+    assert own.config(Settings(json.loads(json.dumps(settings)), Path("config.json"))) == config
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_what_bert_cannot_say_is_written_whole(layers: Any) -> None:
         {"is_decoder": True},
         {"add_cross_attention": True},
         {"tie_word_embeddings": False},
-        {"hidden_act": "gelu_fast"},
+        {"hidden_act": "quick_gelu"},
         {"architectures": ["BertForSequenceClassification"]},
         {"num_hidden_layers": 0},
         {"hidden_size": None},
@@ -113,10 +114,10 @@ def test_old_files() -> None:
     assert modern_name("bert.embeddings.LayerNorm.gamma") == "bert.embeddings.LayerNorm.weight"
     assert modern_name("cls.predictions.transform.LayerNorm.beta") == "cls.predictions.transform.LayerNorm.bias"
     assert all(modern_name(name) == name for name in layout)
-    assert is_ignored("bert.embeddings.position_ids")
-    assert is_ignored("cls.seq_relationship.weight")
+    assert is_buffer("bert.embeddings.position_ids")
+    assert FAMILY.leftover("cls.seq_relationship.weight")
     masked_only = FAMILY.layout(make_config(next_sentence=False))
-    assert not any(is_ignored(entry.name) for entry in masked_only)
+    assert not any(is_buffer(entry.name) or FAMILY.leftover(entry.name) for entry in masked_only)
 
 
 # Counted by hand from the published shapes: embeddings, layers, and the heads of BertForPreTraining.

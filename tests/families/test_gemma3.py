@@ -12,7 +12,7 @@ from tests.families.round_trips import check_logits, save_theirs
 from moekit.config import LinearScaling, ModelConfig
 from moekit.core.errors import MoekitError
 from moekit.families import Settings, presets
-from moekit.families.gemma3 import read
+from moekit.families.gemma3 import FAMILY
 from moekit.models import load
 
 # As google/gemma-3-1b-pt and the text part of gemma-3-4b-pt were published, by transformers 4.50.
@@ -57,7 +57,9 @@ SPARSE_4B: dict[str, Any] = {
 
 
 def config(**settings: Any) -> ModelConfig:
-    return read(Settings(settings, Path("config.json")))
+    read = FAMILY.config(Settings(settings, Path("config.json")))
+    assert isinstance(read, ModelConfig)
+    return read
 
 
 def everywhere(model: ModelConfig) -> list[int]:

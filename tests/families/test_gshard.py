@@ -52,9 +52,9 @@ def test_presets_have_their_published_totals(name: str) -> None:
 )
 def test_any_encoder_decoder_can_be_written_and_read(config: EncoderDecoderConfig) -> None:
     written = json.loads(json.dumps(FAMILY.write(config)))
-    assert FAMILY.read(Settings(written, Path("config.json"))) == config
+    assert FAMILY.config(Settings(written, Path("config.json"))) == config
 
 
 def test_a_folder_without_a_configuration_is_refused() -> None:
     with pytest.raises(MoekitError, match=r"config\.json: moekit is missing"):
-        FAMILY.read(Settings({}, Path("config.json")))
+        FAMILY.config(Settings({}, Path("config.json")))

@@ -61,7 +61,7 @@ def test_the_folder_says_it(name: str) -> None:
 
     config = PRESETS[name].config
     family, settings = describe(config)
-    assert same_function(family.read(Settings(settings, Path("config.json"))), config)
+    assert same_function(family.config(Settings(settings, Path("config.json"))), config)
     with torch.device("meta"):
         model = build(config)
     check_cover(layout_of(family, config, model), own_tensors(model))

@@ -50,7 +50,7 @@ def theirs_of(variant: dict[str, Any], **more: Any) -> Any:
 def test_parity_and_back(variant: str, tmp_path: Path) -> None:
     theirs = theirs_of(VARIANTS[variant])
     settings, tensors = saved_anew(theirs, tmp_path)
-    config = FAMILY.read(settings)
+    config = FAMILY.config(settings)
     assert isinstance(config, EncoderDecoderConfig)
     ours, layout = EncoderDecoder(config).eval(), FAMILY.layout(config)
     copy_in(tensors, ours, layout)
@@ -67,7 +67,7 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
 
     written = FAMILY.write(config)
     assert written is not None
-    assert FAMILY.read(Settings(written, Path("config.json"))) == config
+    assert FAMILY.config(Settings(written, Path("config.json"))) == config
     folder = tmp_path / "config"
     transformers.SwitchTransformersConfig.from_dict(written).save_pretrained(folder)
     again_config = transformers.SwitchTransformersConfig.from_pretrained(folder)
@@ -83,7 +83,7 @@ def test_with_drops_one_sequence_alone_is_the_same_under_a_capacity_factor(tmp_p
     """12 tokens and 3 experts: a factor of 1 is theirs of 4 tokens a sequence, where there is one sequence."""
     theirs = theirs_of({}, expert_capacity=4)
     settings, tensors = saved_anew(theirs, tmp_path)
-    config = FAMILY.read(settings)
+    config = FAMILY.config(settings)
     ours = EncoderDecoder(with_capacity(config, 1.0)).eval()
     dropless = EncoderDecoder(config).eval()
     for model in (ours, dropless):
@@ -163,7 +163,7 @@ def test_published_settings_are_read() -> None:
         "router_type": "tokens_masked",
         "vocab_size": 32128,
     }
-    config = FAMILY.read(Settings(values, Path("config.json")))
+    config = FAMILY.config(Settings(values, Path("config.json")))
     preset = FAMILY.presets["switch-base-256"].config
     assert isinstance(preset, EncoderDecoderConfig)
     trained = with_capacity(config, 1.25)
@@ -184,11 +184,11 @@ def test_published_settings_are_read() -> None:
 )
 def test_what_is_not_supported_is_named(key: str, value: object) -> None:
     with pytest.raises(MoekitError, match=rf"config\.json: {key} "):
-        FAMILY.read(Settings(SHAPE | {key: value}, Path("config.json")))
+        FAMILY.config(Settings(SHAPE | {key: value}, Path("config.json")))
 
 
 def test_what_transformers_cannot_say_is_not_written() -> None:
-    config = FAMILY.read(Settings(SHAPE, Path("config.json")))
+    config = FAMILY.config(Settings(SHAPE, Path("config.json")))
     assert isinstance(config, EncoderDecoderConfig)
     assert FAMILY.write(config) is not None
     dense, sparse = config.encoder_layers[:2]

@@ -63,7 +63,7 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
     settings, tensors = saved_anew(theirs, tmp_path)
     # As published: what transformers 5 makes of the setting can't be told from a model with ties that aren't scaled.
     settings.values |= VARIANTS[variant]
-    config = FAMILY.read(settings)
+    config = FAMILY.config(settings)
     assert isinstance(config, EncoderDecoderConfig)
     ours, layout = EncoderDecoder(config).eval(), FAMILY.layout(config)
     copy_in(tensors, ours, layout)
@@ -79,7 +79,7 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
 
     written = FAMILY.write(config)
     assert written is not None
-    assert FAMILY.read(Settings(written, Path("config.json"))) == config
+    assert FAMILY.config(Settings(written, Path("config.json"))) == config
     again = theirs_of(VARIANTS[variant])
     again.__init__(transformers.T5Config.from_dict(written))
     if not config.tie_embeddings:
@@ -94,7 +94,7 @@ def test_parity_and_back(variant: str, tmp_path: Path) -> None:
 
 def test_a_folder_resaved_by_transformers_5_is_read_without_ties() -> None:
     settings = Settings(SHAPE | {"tie_word_embeddings": True, "scale_decoder_outputs": False}, Path("config.json"))
-    config = FAMILY.read(settings)
+    config = FAMILY.config(settings)
     assert isinstance(config, EncoderDecoderConfig)
     assert not config.tie_embeddings
     assert not config.scaled_logits
@@ -111,7 +111,7 @@ def test_presets_have_their_published_totals_and_can_be_written(name: str) -> No
     assert total == pytest.approx(preset.parameters, rel=0.052)
     written = FAMILY.write(preset.config)
     assert written is not None
-    assert FAMILY.read(Settings(written, Path("config.json"))) == preset.config
+    assert FAMILY.config(Settings(written, Path("config.json"))) == preset.config
 
 
 def test_the_exact_totals_of_published_files() -> None:
@@ -137,7 +137,7 @@ def test_the_exact_totals_of_published_files() -> None:
 )
 def test_what_is_not_supported_is_named(key: str, value: object) -> None:
     with pytest.raises(MoekitError, match=rf"config\.json: {key} "):
-        FAMILY.read(Settings(SHAPE | {key: value}, Path("config.json")))
+        FAMILY.config(Settings(SHAPE | {key: value}, Path("config.json")))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ def test_what_is_not_supported_is_named(key: str, value: object) -> None:
     ],
 )
 def test_what_t5_cannot_say_is_not_written(change: dict[str, Any]) -> None:
-    config = FAMILY.read(Settings(SHAPE, Path("config.json")))
+    config = FAMILY.config(Settings(SHAPE, Path("config.json")))
     assert FAMILY.write(config) is not None
     assert FAMILY.write(EncoderDecoderConfig.model_validate(config.model_dump() | change)) is None

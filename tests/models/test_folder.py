@@ -65,7 +65,7 @@ def test_a_folder_that_holds_something_is_left_alone(folder: Path) -> None:
         ({"model_type": "llamma"}, "model_type is 'llamma'"),
         ({"model_type": None}, "model_type is missing"),
         ({"model_type": ["llama"]}, "model_type must be text"),
-        ({"intermediate_size": None}, "intermediate_size is missing"),
+        ({"intermediate_size": None}, "intermediate_size is null"),
         ({"intermediate_size": "48"}, "intermediate_size must be an integer"),
         ({"hidden_act": "swish2"}, "hidden_act is 'swish2'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),

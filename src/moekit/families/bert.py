@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
-from moekit.config import ActivationName, DenseConfig
+from moekit.config import DenseConfig
 from moekit.config.encoder import EncoderConfig
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import number_of_layers
 from moekit.families.parts import both, rows
@@ -14,15 +15,21 @@ from moekit.families.whole import whole_family
 
 WITH_NEXT_SENTENCE, MASKED_ONLY = "BertForPreTraining", "BertForMaskedLM"
 
-ACTIVATIONS: dict[str, ActivationName] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30_522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
 }
-"""Names of activations as transformers has them, and ours; the first of several is the one that is written."""
 
 # config.json has no standard place for most of these; transformers keeps what it does not know.
 _TOKENS = {
@@ -39,7 +46,7 @@ def read(settings: Settings) -> EncoderConfig:
     for key in ("is_decoder", "add_cross_attention"):
         settings.require(key, False)
     settings.require("tie_word_embeddings", True)
-    activation = settings.choice("hidden_act", ACTIVATIONS, "gelu")
+    activation = settings.choice("hidden_act", ACTIVATIONS)
     layer = DenseConfig(width=settings.integer("intermediate_size"), activation=activation, gated=False, bias=True)
     return EncoderConfig(
         vocab_size=settings.integer("vocab_size"),
@@ -47,11 +54,11 @@ def read(settings: Settings) -> EncoderConfig:
         context=settings.integer("max_position_embeddings"),
         heads=settings.integer("num_attention_heads"),
         layers=(layer,) * number_of_layers(settings),
-        types=settings.integer("type_vocab_size", 2),
-        norm_eps=settings.number("layer_norm_eps", 1e-12),
+        types=settings.integer("type_vocab_size"),
+        norm_eps=settings.number("layer_norm_eps"),
         head_activation=activation,
         next_sentence=_architecture(settings) == WITH_NEXT_SENTENCE,
-        init_std=settings.number("initializer_range", 0.02),
+        init_std=settings.number("initializer_range"),
         **{ours: settings.integer(theirs) for ours, theirs in _TOKENS.items() if settings.has(theirs)},
     )
 
@@ -80,7 +87,7 @@ def write(config: EncoderConfig) -> dict[str, Any] | None:
         "num_hidden_layers": len(config.layers),
         "num_attention_heads": config.heads,
         "intermediate_size": layer.width,
-        "hidden_act": activation_name(layer.activation),
+        "hidden_act": ACTIVATION_NAMES[layer.activation],
         "max_position_embeddings": config.context,
         "type_vocab_size": config.types,
         "layer_norm_eps": config.norm_eps,
@@ -88,11 +95,6 @@ def write(config: EncoderConfig) -> dict[str, Any] | None:
         "tie_word_embeddings": True,
         **{theirs: getattr(config, ours) for ours, theirs in _TOKENS.items()},
     }
-
-
-def activation_name(activation: ActivationName) -> str:
-    """Give transformers' name of an activation."""
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
 
 
 def layout(config: EncoderConfig) -> list[Stored]:
@@ -131,14 +133,13 @@ def _layout(config: EncoderConfig) -> Iterator[Stored]:
         yield from both("cls.seq_relationship", "next_sentence", bias=True)
 
 
-def is_ignored(name: str) -> bool:
-    """Tell whether a tensor is left out: a buffer that follows from the settings, or the next-sentence head.
+def is_next_sentence_head(name: str) -> bool:
+    """Tell whether a tensor is of the next-sentence head.
 
     Files of a model may hold that head although its config.json says BertForMaskedLM (bert-base-uncased does); where it
     says BertForPreTraining the head is in the layout.
     """
-    buffers = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-    return name in buffers or name.startswith(("bert.pooler.", "cls.seq_relationship."))
+    return name.startswith(("bert.pooler.", "cls.seq_relationship."))
 
 
 def modern_name(name: str) -> str:
@@ -184,7 +185,8 @@ FAMILY = Family(
         "bert-base-cased": _published(12, 768, 28_996, None),
         "bert-large-cased": _published(24, 1024, 28_996, None),
     },
-    ignored=is_ignored,
+    defaults=DEFAULTS,
+    leftover=is_next_sentence_head,
     renamed=modern_name,
 )
 

@@ -88,7 +88,7 @@ def family_of(settings: Settings) -> Family:
     model_type = settings.text("model_type")
     if model_type not in known:
         raise settings.problem(
-            "model_type", f"is {model_type!r}, which moekit has not; {did_you_mean(model_type, known)}"
+            "model_type", f"is {model_type!r}, a family that moekit does not read; it reads {', '.join(sorted(known))}"
         )
     return known[model_type]
 
@@ -108,7 +108,7 @@ def describe(config: Config, preferred: str | None = None) -> tuple[Family, dict
 def _says(family: Family, settings: dict[str, Any], config: Config) -> bool:
     """Tell whether the family reads the same function out of the settings."""
     try:
-        again = family.read(Settings(settings, Path("config.json")))
+        again = family.config(Settings(settings, Path("config.json")))
     except (MoekitError, ValueError):
         return False
     return same_function(again, config)

@@ -19,12 +19,13 @@ from moekit.config import (
     SoftmaxTopKConfig,
     decoder_layers,
 )
+from moekit.families.activations import ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
-    ACTIVATIONS,
+    NULLS,
+    ROPE_DEFAULTS,
     dense_layer,
     dropless_softmax,
-    is_rotary_buffer,
     llama_layout,
     number_of_layers,
     only_moe,
@@ -45,6 +46,31 @@ AUTO_MAP = {
 }
 """Where transformers finds the code that reads it, if its user lets that run. moekit only writes this down."""
 
+# Those of its code; the experts it has no number for.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 102_400,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "moe_intermediate_size": 1407,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": None,
+    "n_shared_experts": 0,
+    "moe_layer_freq": 1,
+    "first_k_dense_replace": 0,
+    "norm_topk_prob": False,
+    "scoring_func": "softmax",
+    "aux_loss_alpha": 0.001,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    **ROPE_DEFAULTS,
+}
+
 
 def read(settings: Settings) -> ModelConfig:
     """Read our configuration of a DeepSeek-MoE's settings.
@@ -54,27 +80,27 @@ def read(settings: Settings) -> ModelConfig:
     """
     settings.require("scoring_func", "softmax")
     width = settings.integer("moe_intermediate_size")
-    shared = settings.integer("n_shared_experts") if settings.has("n_shared_experts") else 0
+    shared = settings.integer("n_shared_experts")
     sparse = MoEConfig(
         experts=settings.integer("n_routed_experts"),
         expert_width=width,
         router=SoftmaxTopKConfig(
             top_k=settings.integer("num_experts_per_tok"),
-            renormalize=settings.flag("norm_topk_prob", False),
-            balance_loss=settings.number("aux_loss_alpha", 0.001),
+            renormalize=settings.flag("norm_topk_prob"),
+            balance_loss=settings.number("aux_loss_alpha"),
         ),
         branch="shared" if shared else "none",
         branch_width=shared * width,
-        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=settings.choice("hidden_act", ACTIVATIONS),
     )
-    first, step = settings.integer("first_k_dense_replace", 0), settings.integer("moe_layer_freq", 1)
+    first, step = settings.integer("first_k_dense_replace"), settings.integer("moe_layer_freq")
     if step < 1:
         raise settings.problem("moe_layer_freq", f"is {step}, and must be 1 or more")
     layers: list[FeedForwardConfig] = [
         sparse if _is_sparse(index, first, step) else dense_layer(settings)
         for index in range(number_of_layers(settings))
     ]
-    bias = settings.flag("attention_bias", False)
+    bias = settings.flag("attention_bias")
     return read_decoder(settings, read_attention(settings, qkv_bias=bias, output_bias=bias), layers)
 
 
@@ -157,7 +183,8 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=partial(llama_layout, moe=_sparse),
-    ignored=is_rotary_buffer,
+    defaults=DEFAULTS,
+    nulls=NULLS | {"n_shared_experts": 0},
     presets={
         "deepseek-moe-16b": Preset(
             config=ModelConfig(

@@ -19,27 +19,63 @@ from moekit.config import (
     YarnScaling,
     decoder_layers,
 )
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
-    ACTIVATION_NAMES,
-    ACTIVATIONS,
+    NULLS,
+    ROPE_DEFAULTS,
     SparseLayout,
     dense_layer,
     embeddings_and_norm,
     fused_experts,
-    is_rotary_buffer,
     number_of_layers,
     only_moe,
     read_decoder,
     routed_experts,
 )
-from moekit.families.parts import both, gated_network, read_rope, write_rope, yarn_magnitude
+from moekit.families.parts import both, gated_network, given_rope, read_rope, write_rope, yarn_magnitude
 from moekit.families.settings import Settings
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 129_280,
+    "hidden_size": 7168,
+    "intermediate_size": 18_432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": None,  # 128, which it does not look at: latent attention has one a head
+    "n_shared_experts": 1,
+    "n_routed_experts": 256,
+    "routed_scaling_factor": 2.5,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "qk_nope_head_dim": 128,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "norm_topk_prob": True,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_interleave": True,
+    "attention_bias": False,
+    **ROPE_DEFAULTS,
+}
+# What the model's own code reads and transformers takes for granted.
+_ONE_WAY = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
 
 
 def read(settings: Settings) -> ModelConfig:
     """Read our configuration of a DeepSeek-V3's settings. Modules that predict further tokens are not part of it."""
-    settings.require("rope_interleave", True)
+    if not settings.flag("rope_interleave"):
+        raise settings.problem("rope_interleave", "is false, and moekit reads heads whose rotary pairs are neighbours")
+    for key, value in _ONE_WAY.items():
+        settings.require(key, value)
     experts, shared = settings.integer("n_routed_experts"), settings.integer("n_shared_experts")
     width = settings.integer("moe_intermediate_size")
     sparse = MoEConfig(
@@ -47,16 +83,16 @@ def read(settings: Settings) -> ModelConfig:
         expert_width=width,
         router=SigmoidBiasConfig(
             top_k=settings.integer("num_experts_per_tok"),
-            renormalize=settings.flag("norm_topk_prob", True),
+            renormalize=settings.flag("norm_topk_prob"),
             groups=settings.integer("n_group"),
             top_groups=settings.integer("topk_group"),
             scale=settings.number("routed_scaling_factor"),
         ),
         branch="shared" if shared else "none",
         branch_width=shared * width,
-        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=settings.choice("hidden_act", ACTIVATIONS),
     )
-    dense = settings.integer("first_k_dense_replace", 0)
+    dense = settings.integer("first_k_dense_replace")
     layers: list[FeedForwardConfig] = [
         dense_layer(settings) if index < dense else sparse for index in range(number_of_layers(settings))
     ]
@@ -66,12 +102,13 @@ def read(settings: Settings) -> ModelConfig:
 def _attention(settings: Settings) -> LatentAttentionConfig:
     rope = read_rope(settings)
     head_width, rotary_width = settings.integer("qk_nope_head_dim"), settings.integer("qk_rope_head_dim")
-    heads, kv_heads = settings.integer("num_attention_heads"), settings.integer("num_key_value_heads")
+    heads = settings.integer("num_attention_heads")
+    kv_heads = settings.integer("num_key_value_heads", heads)
     if heads != kv_heads:
         raise settings.problem("num_key_value_heads", f"is {kv_heads}, and latent attention has one a head ({heads})")
-    given = settings.inner("rope_parameters") or settings.inner("rope_scaling")
+    given = given_rope(settings)
     scale = None
-    if given and isinstance(rope.rope_scaling, YarnScaling) and given.number("mscale_all_dim", 0.0):
+    if isinstance(rope.rope_scaling, YarnScaling) and given.number("mscale_all_dim", 0.0):
         magnitude = yarn_magnitude(rope.rope_scaling.factor, given.number("mscale_all_dim"))
         scale = magnitude**2 / math.sqrt(head_width + rotary_width)
     return LatentAttentionConfig(
@@ -81,7 +118,7 @@ def _attention(settings: Settings) -> LatentAttentionConfig:
         value_width=settings.integer("v_head_dim"),
         kv_rank=settings.integer("kv_lora_rank"),
         query_rank=settings.integer("q_lora_rank") if settings.has("q_lora_rank") else None,
-        bias=settings.flag("attention_bias", False),
+        bias=settings.flag("attention_bias"),
         rope_base=rope.rope_base,
         rope_scaling=rope.rope_scaling,
         scale=scale,
@@ -99,8 +136,6 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
     dense = [layer for layer in config.feed_forwards if isinstance(layer, DenseConfig)]
     if len(set(dense)) > 1 or list(config.feed_forwards[: len(dense)]) != dense:
         return None
-    rope = write_rope(attention)
-    rope["rope_parameters"] |= _scale_as_yarn(attention)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -130,7 +165,7 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         "tie_word_embeddings": config.tie_embeddings,
         "rms_norm_eps": config.norm.eps,
         "initializer_range": config.init_std,
-        **rope,
+        **write_rope(attention, _scale_as_yarn(attention)),
     }
 
 
@@ -208,11 +243,6 @@ def _interleaved(theirs: str, ours: str, heads: int, plain: int, rotated: int, w
     )
 
 
-def _is_left_out(name: str) -> bool:
-    """Rotary buffers, and the module that predicts a further token, which published files hold as a layer 61."""
-    return is_rotary_buffer(name) or name.startswith("model.layers.61.")
-
-
 _NORM = NormConfig(eps=1e-6)
 _SPARSE = MoEConfig(
     experts=256,
@@ -229,7 +259,9 @@ FAMILY = Family(
     write=write,
     layout=layout,
     other_layouts=(partial(layout, experts=fused_experts),),
-    ignored=_is_left_out,
+    defaults=DEFAULTS,
+    nulls=NULLS | {"q_lora_rank": None, "norm_topk_prob": False, "rope_interleave": False},
+    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     presets={
         "deepseek-v3": Preset(
             config=ModelConfig(

@@ -7,13 +7,35 @@ from torch import Tensor
 
 from moekit.checkpoint.layout import Part, Stored, View, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.gpt2 import head, norm
-from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, number_of_layers, only_dense, shared_attention
+from moekit.families.llama_like import NULLS, ROPE_DEFAULTS, number_of_layers, only_dense, shared_attention
 from moekit.families.parts import both, read_rope, write_rope
 from moekit.families.settings import Settings
 
 Block = Literal["pre", "parallel", "parallel_shared"]
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 65_024,
+    "hidden_size": 4544,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 71,
+    "num_kv_heads": None,
+    "num_ln_in_parallel_attn": None,
+    "ffn_hidden_size": None,
+    "activation": "gelu",
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "alibi": False,
+    "new_decoder_architecture": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "bias": False,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    **ROPE_DEFAULTS,
+}
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -21,15 +43,13 @@ def read(settings: Settings) -> ModelConfig:
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     if heads < 1 or width % heads:
         raise settings.problem("num_attention_heads", f"({heads}) must divide hidden_size ({width})")
-    grouped = settings.flag("new_decoder_architecture", False)
-    if grouped:
-        kv_heads = settings.integer("num_kv_heads", heads)
-    else:
-        kv_heads = 1 if settings.flag("multi_query", True) else heads
-    rope, bias, alibi = read_rope(settings), settings.flag("bias", False), settings.flag("alibi", False)
+    grouped = settings.flag("new_decoder_architecture")
+    one = settings.flag("multi_query") and not grouped
+    kv_heads = 1 if one else settings.integer("num_kv_heads", heads) if grouped else heads
+    rope, bias, alibi = read_rope(settings), settings.flag("bias"), settings.flag("alibi")
     layer = DenseConfig(
         width=settings.integer("ffn_hidden_size", 4 * width),
-        activation=settings.choice("activation", ACTIVATIONS, "gelu"),
+        activation=settings.choice("activation", ACTIVATIONS),
         gated=False,
         bias=bias,
     )
@@ -43,15 +63,15 @@ def read(settings: Settings) -> ModelConfig:
         qkv_bias=bias,
         output_bias=bias,
     )
-    block, norm = _read_block(settings, grouped=grouped), _norm(settings.number("layer_norm_epsilon", 1e-5))
+    block, norm = _read_block(settings, grouped=grouped), _norm(settings.number("layer_norm_epsilon"))
     return ModelConfig(
         vocab_size=settings.integer("vocab_size"),
         width=width,
-        context=settings.integer("max_position_embeddings", 2048),
+        context=settings.integer("max_position_embeddings"),
         layers=decoder_layers(attention, (layer,) * number_of_layers(settings), block=block, norm=norm),
         norm=norm,
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
-        init_std=settings.number("initializer_range", 0.02),
+        tie_embeddings=settings.flag("tie_word_embeddings"),
+        init_std=settings.number("initializer_range"),
     )
 
 
@@ -63,7 +83,7 @@ def _read_block(settings: Settings, *, grouped: bool) -> Block:
     if grouped:
         # The number of norms decides; without it there are two.
         return "parallel_shared" if settings.integer("num_ln_in_parallel_attn", 2) == 1 else "parallel"
-    return "parallel_shared" if settings.flag("parallel_attn", True) else "pre"
+    return "parallel_shared" if settings.flag("parallel_attn") else "pre"
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
@@ -199,7 +219,11 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
-    ignored=lambda name: name.endswith("rotary_emb.inv_freq"),
+    defaults=DEFAULTS,
+    nulls=NULLS
+    | dict.fromkeys(("num_kv_heads", "num_ln_in_parallel_attn", "ffn_hidden_size"))
+    | dict.fromkeys(("alibi", "new_decoder_architecture", "multi_query", "parallel_attn", "bias"), False),
+    aliases={"n_embed": "hidden_size"},
     presets={
         "falcon-7b": Preset(config=_falcon(32, 4544, 71, 1, "parallel_shared"), source=_SOURCE, parameters=7e9),
         "falcon-40b": Preset(config=_falcon(60, 8192, 128, 8, "parallel"), source=_SOURCE, parameters=40e9),

@@ -32,14 +32,19 @@ class Family:
     Attributes:
         model_type: the value in config.json.
         architecture: the name in config.json's `architectures`.
-        read: reads our configuration from its settings; it raises what Settings raises.
+        read: reads our configuration from settings in which every key of `defaults` stands; it raises what Settings
+            raises. Whoever has a config.json calls `config`.
         write: writes the settings of config.json for a configuration of ours, or gives None where the family cannot say
             it: `read` of what it gives has to be the configuration again.
         layout: the stored tensors of a model of that configuration; None where each of the model's own tensors is
             stored under its own name.
         other_layouts: the same model under the names that some folders have instead; what is written has those of
             `layout`, unless it comes from such a folder.
-        ignored: tells whether a tensor of that name is a leftover that carries nothing (old files hold buffers).
+        defaults: what its class in transformers (5.23) takes a key that is missing in config.json to be; None where it
+            follows from other keys.
+        nulls: what a key that is null is there; those that are not listed may not be null.
+        aliases: other names of its keys (transformers' attribute_map).
+        leftover: tells whether a tensor of that name is no part of the model, though files hold it.
         renamed: gives the name in the layout of a stored tensor, where old files have another.
     """
 
@@ -50,5 +55,19 @@ class Family:
     layout: Callable[[Any], Sequence[Stored]] | None
     other_layouts: Sequence[Callable[[Any], Sequence[Stored]]] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
-    ignored: Callable[[str], bool] = lambda name: False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    nulls: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    leftover: Callable[[str], bool] = lambda name: False
     renamed: Callable[[str], str] = lambda name: name
+
+    def config(self, settings: Settings) -> Config:
+        """Read our configuration from a config.json.
+
+        Raises:
+            MoekitError: naming the key that is of the wrong kind, not supported or null.
+            ValueError: where values contradict each other or lie out of bounds.
+        """
+        if settings.values.get("per_layer_config"):
+            raise settings.problem("per_layer_config", "changes single layers, which moekit does not read")
+        return self.read(settings.completed(self.defaults, self.nulls, self.aliases))

@@ -15,36 +15,65 @@ from moekit.config import (
     NormConfig,
     RotaryConfig,
 )
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
-    ACTIVATION_NAMES,
-    ACTIVATIONS,
-    is_rotary_buffer,
+    NULLS,
     llama_layout,
     number_of_layers,
+    one_window,
     only_dense,
     windows_of,
+    windows_of_kinds,
     write_sizes,
 )
 from moekit.families.parts import read_rope, write_rope
 from moekit.families.settings import Settings
 
+_EVERYWHERE, _WINDOW = "full_attention", "sliding_attention"
 _EVERYWHERE_BASE, _WINDOW_BASE = 1e6, 1e4
 _PERIOD = 6
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": _PERIOD,
+    "layer_types": None,
+    "rope_theta": _EVERYWHERE_BASE,
+    "rope_local_base_freq": _WINDOW_BASE,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "use_bidirectional_attention": False,
+    **dict.fromkeys(_CAPS),
+}
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Read our configuration of a Gemma 3's settings; what they leave out is as in transformers' Gemma3TextConfig."""
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+    """Read our configuration of a Gemma 3's settings."""
+    for key in _CAPS:
         settings.require(key, None)
     settings.require("use_bidirectional_attention", False)
-    head_width, bias = settings.integer("head_dim", 256), settings.flag("attention_bias", False)
-    scaled_as = settings.number("query_pre_attn_scalar", 256.0)
+    head_width, bias = settings.integer("head_dim"), settings.flag("attention_bias")
+    scaled_as = settings.number("query_pre_attn_scalar")
     if scaled_as <= 0:
         raise settings.problem("query_pre_attn_scalar", f"is {scaled_as}, and must be more than 0")
     attention = AttentionConfig(
-        heads=settings.integer("num_attention_heads", 8),
-        kv_heads=settings.integer("num_key_value_heads", 4),
+        heads=settings.integer("num_attention_heads"),
+        kv_heads=settings.integer("num_key_value_heads"),
         head_width=head_width,
         scale=None if scaled_as == head_width else scaled_as**-0.5,
         qkv_bias=bias,
@@ -52,54 +81,46 @@ def read(settings: Settings) -> ModelConfig:
         query_key_norm="head",
     )
     feed_forward = DenseConfig(
-        width=settings.integer("intermediate_size", 9216),
-        activation=settings.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),
+        width=settings.integer("intermediate_size"),
+        activation=settings.choice("hidden_activation", ACTIVATIONS),
     )
     return _gemma(
         windows=_windows(settings),
         attention=attention,
         feed_forward=feed_forward,
-        ropes=(_rope(settings, "full_attention", _EVERYWHERE_BASE), _rope(settings, "sliding_attention", _WINDOW_BASE)),
-        eps=settings.number("rms_norm_eps", 1e-6),
-        vocab_size=settings.integer("vocab_size", 262_208),
-        width=settings.integer("hidden_size", 2304),
-        context=settings.integer("max_position_embeddings", 131_072),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
-        init_std=settings.number("initializer_range", 0.02),
+        ropes=(_rope(settings, _EVERYWHERE, "rope_theta"), _rope(settings, _WINDOW, "rope_local_base_freq")),
+        eps=settings.number("rms_norm_eps"),
+        vocab_size=settings.integer("vocab_size"),
+        width=settings.integer("hidden_size"),
+        context=settings.integer("max_position_embeddings"),
+        tie_embeddings=settings.flag("tie_word_embeddings"),
+        init_std=settings.number("initializer_range"),
     )
 
 
 def _windows(settings: Settings) -> list[int | None]:
     """Read the window of each layer from `layer_types`; older files have a period instead."""
-    layers, window = number_of_layers(settings), settings.integer("sliding_window", 4096)
-    kinds = settings.values.get("layer_types")
-    if kinds is None:
-        period = settings.integer("sliding_window_pattern", _PERIOD)
-        if period < 1:
-            raise settings.problem("sliding_window_pattern", f"is {period}, and must be 1 or more")
-        return _pattern(layers, window, period)
-    choices = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in choices for kind in kinds):
-        raise settings.problem("layer_types", f"must say {' or '.join(choices)} for each of the {layers} layers")
-    return [choices[kind] for kind in kinds]
+    layers, (window,) = number_of_layers(settings), one_window(settings)
+    if settings.has("layer_types"):
+        return windows_of_kinds(settings, window, layers)
+    period = settings.integer("sliding_window_pattern")
+    if period < 1:
+        raise settings.problem("sliding_window_pattern", f"is {period}, and must be 1 or more")
+    return _pattern(layers, settings.integer("sliding_window"), period)
 
 
 def _pattern(layers: int, window: int, period: int = _PERIOD) -> list[int | None]:
     return [window if (index + 1) % period else None for index in range(layers)]
 
 
-def _rope(settings: Settings, kind: str, base: float) -> RotaryConfig:
-    """Read the rope of one kind of layer: an object of `rope_parameters`, or the keys of before transformers 5."""
+def _rope(settings: Settings, kind: str, base: str) -> RotaryConfig:
+    """Read the rope of one kind of layer: an object of `rope_parameters`, and the keys of before transformers 5."""
     given = settings.inner("rope_parameters")
-    if given is not None and (given.has("full_attention") or given.has("sliding_attention")):
-        of_kind = given.inner(kind)
-        found = {"rope_theta": base} | (of_kind.values if of_kind else {})
-    elif kind == "sliding_attention":
-        found = {"rope_theta": settings.number("rope_local_base_freq", base)}
-    else:
-        scaling = given or settings.inner("rope_scaling")
-        found = {"rope_theta": settings.number("rope_theta", base)} | (scaling.values if scaling else {})
-    context = {"max_position_embeddings": settings.integer("max_position_embeddings", 131_072)}
+    of_kind = given.inner(kind) if given is not None else None
+    found = {"rope_theta": settings.number(base)} | (of_kind.values if of_kind is not None else {})
+    if kind == _EVERYWHERE and (older := settings.inner("rope_scaling")) is not None:
+        found |= older.values
+    context = {"max_position_embeddings": settings.integer("max_position_embeddings")}
     return read_rope(Settings({"rope_parameters": found} | context, settings.file))
 
 
@@ -216,7 +237,8 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=llama_layout,
-    ignored=is_rotary_buffer,
+    defaults=DEFAULTS,
+    nulls={**NULLS, **dict.fromkeys(_CAPS), "use_bidirectional_attention": False},
     presets={
         "gemma-3-1b": _preset(
             26, 1152, 4, 6912, 1.0e9, kv_heads=1, window=512, context=32_768, vocab=262_144, factor=None

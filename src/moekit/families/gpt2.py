@@ -5,10 +5,33 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
-from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense, shared_attention
+from moekit.families.llama_like import only_dense, shared_attention
 from moekit.families.parts import transposed
 from moekit.families.settings import Settings
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50_257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -27,10 +50,10 @@ def read(settings: Settings) -> ModelConfig:
         context=settings.integer("n_positions"),
         layers=layers,
         hidden=settings.integer("n_inner", 4 * width),
-        activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
-        norm_eps=settings.number("layer_norm_epsilon", 1e-5),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
-        init_std=settings.number("initializer_range", 0.02),
+        activation=settings.choice("activation_function", ACTIVATIONS),
+        norm_eps=settings.number("layer_norm_epsilon"),
+        tie_embeddings=settings.flag("tie_word_embeddings"),
+        init_std=settings.number("initializer_range"),
     )
 
 
@@ -128,11 +151,6 @@ def head(config: ModelConfig) -> Iterator[Stored]:
     yield Stored(name=own.name, parts=own.parts, optional=config.tie_embeddings)
 
 
-def _is_mask(name: str) -> bool:
-    """Old files hold each layer's causal mask."""
-    return name.endswith((".attn.bias", ".attn.masked_bias"))
-
-
 _SOURCE = "Radford et al. 2019, table 2, and the published config.json"
 
 FAMILY = Family(
@@ -141,7 +159,9 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
-    ignored=_is_mask,
+    defaults=DEFAULTS,
+    nulls={"n_inner": None},
+    aliases=ALIASES,
     presets={
         "gpt2": Preset(config=gpt2(layers=12, width=768, heads=12, head_width=64), source=_SOURCE, parameters=124e6),
         "gpt2-medium": Preset(

@@ -5,11 +5,29 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, NormConfig, decoder_layers
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.gpt2 import head, norm
-from moekit.families.llama_like import ACTIVATION_NAMES, ACTIVATIONS, only_dense, shared_attention, windows_of
+from moekit.families.llama_like import only_dense, shared_attention, windows_of
 from moekit.families.parts import both, separate_projections
 from moekit.families.settings import Settings
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50_257,
+    "max_position_embeddings": 2048,
+    "hidden_size": 2048,
+    "num_layers": 24,
+    "attention_types": [[["global", "local"], 12]],
+    "attention_layers": None,
+    "num_heads": 16,
+    "intermediate_size": None,
+    "window_size": 256,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": True,
+}
+ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -21,7 +39,7 @@ def read(settings: Settings) -> ModelConfig:
     )
     if heads < 1 or width % heads or not 0 < layers <= 10_000:
         raise settings.problem("num_heads", f"({heads}) must divide hidden_size ({width})")
-    window, kinds = settings.integer("window_size", 256), _kinds(settings, layers)
+    window, kinds = settings.integer("window_size"), _kinds(settings, layers)
     return _neo(
         vocab=settings.integer("vocab_size"),
         width=width,
@@ -30,10 +48,10 @@ def read(settings: Settings) -> ModelConfig:
         context=settings.integer("max_position_embeddings"),
         hidden=settings.integer("intermediate_size", 4 * width),
         windows=tuple(window if kind == "local" else None for kind in kinds),
-        activation=settings.choice("activation_function", ACTIVATIONS, "gelu_new"),
-        norm_eps=settings.number("layer_norm_epsilon", 1e-5),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
-        init_std=settings.number("initializer_range", 0.02),
+        activation=settings.choice("activation_function", ACTIVATIONS),
+        norm_eps=settings.number("layer_norm_epsilon"),
+        tie_embeddings=settings.flag("tie_word_embeddings"),
+        init_std=settings.number("initializer_range"),
     )
 
 
@@ -127,11 +145,6 @@ def _layout(config: ModelConfig) -> Iterator[Stored]:
     yield from head(config)
 
 
-def _is_mask(name: str) -> bool:
-    """Old files hold each layer's causal mask."""
-    return name.endswith((".attn.attention.bias", ".attn.attention.masked_bias"))
-
-
 _SOURCE = "EleutherAI's published config.json"
 
 FAMILY = Family(
@@ -140,7 +153,9 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
-    ignored=_is_mask,
+    defaults=DEFAULTS,
+    nulls={"intermediate_size": None, "attention_types": DEFAULTS["attention_types"], "attention_layers": None},
+    aliases=ALIASES,
     presets={
         "gpt-neo-1.3b": Preset(
             config=_neo(layers=24, width=2048, heads=16, hidden=8192), source=_SOURCE, parameters=1.3e9

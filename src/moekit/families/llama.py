@@ -5,8 +5,9 @@ from typing import Any
 from moekit.config import AttentionConfig, DenseConfig, Llama3Scaling, ModelConfig, decoder_layers
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
+    NULLS,
+    ROPE_DEFAULTS,
     dense_layer,
-    is_rotary_buffer,
     llama_layout,
     number_of_layers,
     only_dense,
@@ -17,12 +18,30 @@ from moekit.families.llama_like import (
 )
 from moekit.families.settings import Settings
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    **ROPE_DEFAULTS,
+}
+
 
 def read(settings: Settings) -> ModelConfig:
     """Read our configuration of a Llama's settings."""
-    bias = settings.flag("attention_bias", False)
+    bias = settings.flag("attention_bias")
     attention = read_attention(settings, qkv_bias=bias, output_bias=bias)
-    layer = dense_layer(settings, bias=settings.flag("mlp_bias", False))
+    layer = dense_layer(settings, bias=settings.flag("mlp_bias"))
     return read_decoder(settings, attention, [layer] * number_of_layers(settings))
 
 
@@ -77,7 +96,8 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=llama_layout,
-    ignored=is_rotary_buffer,
+    defaults=DEFAULTS,
+    nulls=NULLS,
     presets={
         "llama-2-7b": Preset(config=_llama(32, 4096, 32, 32, 11_008, **_OLD), source=_LLAMA_2, parameters=6.74e9),
         "llama-2-13b": Preset(config=_llama(40, 5120, 40, 40, 13_824, **_OLD), source=_LLAMA_2, parameters=13.0e9),

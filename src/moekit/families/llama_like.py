@@ -16,23 +16,33 @@ from moekit.config import (
     SoftmaxTopKConfig,
     decoder_layers,
 )
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.parts import expert_networks, gated_network, read_rope, separate_projections, write_rope
 from moekit.families.settings import Settings
 
 SparseLayout = Callable[[str, MoEConfig, str], Iterator[Stored]]
 """Gives the tensors of a sparse layer: (theirs, config, ours), named from the layer on."""
 
-ACTIVATIONS = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
+ROPE_DEFAULTS: dict[str, Any] = {
+    "rope_theta": 10_000.0,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "original_max_position_embeddings": None,
 }
-"""Names of activations as transformers has them, and ours."""
+"""What the keys of rotary positions are where config.json lacks them."""
 
-ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-"""The other way; of two names that mean the same, the first."""
+NULLS: dict[str, Any] = dict.fromkeys(
+    (
+        "num_key_value_heads",
+        "head_dim",
+        "rope_parameters",
+        "rope_scaling",
+        "original_max_position_embeddings",
+        "sliding_window",
+        "layer_types",
+    )
+)
+"""The keys that may be null: what follows from others, and what a model may be without."""
 
 
 def read_attention(
@@ -57,25 +67,35 @@ def read_attention(
     )
 
 
-def read_windows(settings: Settings, *, default_on: bool) -> tuple[int | None, ...]:
-    """Read one window a layer from `layer_types`; without them `sliding_window` for all, where it is used at all.
+def read_windows(settings: Settings, has_window: Callable[[int], bool]) -> list[int | None]:
+    """Read the window of each layer, where `use_sliding_window` says that there are windows.
 
-    default_on: whether a `sliding_window` counts where `use_sliding_window` is missing.
+    has_window: tells from a layer's index whether the family gives it one where there are no `layer_types`.
     """
-    if not settings.has("sliding_window") or not settings.flag("use_sliding_window", default_on):
-        return (None,)
-    window = settings.integer("sliding_window")
-    kinds = settings.values.get("layer_types")
+    layers = number_of_layers(settings)
+    window = settings.integer("sliding_window") if settings.has("sliding_window") else None
+    if not settings.flag("use_sliding_window"):
+        window = None
+    kinds = settings.values["layer_types"]
     if kinds is None:
-        if settings.has("max_window_layers"):
-            full = settings.integer("max_window_layers")
-            layers = settings.integer("num_hidden_layers")
-            return tuple(window if index >= full else None for index in range(min(layers, 10_000)))
-        return (window,)
+        return [window if has_window(index) else None for index in range(layers)]
+    return windows_of_kinds(settings, window, layers)
+
+
+def windows_of_kinds(settings: Settings, window: int | None, layers: int) -> list[int | None]:
+    """Read the window of each layer from `layer_types`, which is there; None for a window that nothing says."""
     choices = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(kinds, list) or any(kind not in choices for kind in kinds):
-        raise settings.problem("layer_types", f"must be a list of {' and '.join(choices)}")
-    return tuple(choices[kind] for kind in kinds)
+    kinds = settings.values["layer_types"]
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in choices for kind in kinds):
+        raise settings.problem("layer_types", f"must say {' or '.join(choices)} for each of the {layers} layers")
+    if window is None and "sliding_attention" in kinds:
+        raise settings.problem("layer_types", "gives layers a window, and sliding_window none")
+    return [choices[kind] for kind in kinds]
+
+
+def one_window(settings: Settings) -> tuple[int | None]:
+    """Read the window that all layers have."""
+    return (settings.integer("sliding_window") if settings.has("sliding_window") else None,)
 
 
 def read_decoder(
@@ -86,15 +106,15 @@ def read_decoder(
     **more: Any,
 ) -> ModelConfig:
     """Read the whole, given the attention of all layers, their feed-forward parts, and windows, which are repeated."""
-    norm = NormConfig(eps=settings.number("rms_norm_eps", 1e-6))
+    norm = NormConfig(eps=settings.number("rms_norm_eps"))
     return ModelConfig(
         vocab_size=settings.integer("vocab_size"),
         width=settings.integer("hidden_size"),
         context=settings.integer("max_position_embeddings"),
         layers=decoder_layers(attention, feed_forwards, windows=windows, norm=norm),
         norm=norm,
-        tie_embeddings=settings.flag("tie_word_embeddings", False),
-        init_std=settings.number("initializer_range", 0.02),
+        tie_embeddings=settings.flag("tie_word_embeddings"),
+        init_std=settings.number("initializer_range"),
         **more,
     )
 
@@ -111,7 +131,7 @@ def dense_layer(settings: Settings, width_key: str = "intermediate_size", *, bia
     """Read a gated network."""
     return DenseConfig(
         width=settings.integer(width_key),
-        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=settings.choice("hidden_act", ACTIVATIONS),
         bias=bias,
     )
 
@@ -247,8 +267,3 @@ def fused_experts(theirs: str, config: MoEConfig, ours: str) -> Iterator[Stored]
     yield stored(f"{theirs}.mlp.gate.weight", f"{ours}.router.weight")
     yield stored(f"{theirs}.mlp.experts.gate_up_proj", f"{ours}.experts.gate_up_EGD")
     yield stored(f"{theirs}.mlp.experts.down_proj", f"{ours}.experts.down_EDF")
-
-
-def is_rotary_buffer(name: str) -> bool:
-    """Files written by old versions hold the rotary frequencies, which follow from the settings."""
-    return name.endswith("rotary_emb.inv_freq")

@@ -5,10 +5,12 @@ from typing import Any
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, decoder_layers
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
+    NULLS,
+    ROPE_DEFAULTS,
     dense_layer,
-    is_rotary_buffer,
     llama_layout,
     number_of_layers,
+    one_window,
     only_dense,
     read_attention,
     read_decoder,
@@ -16,12 +18,28 @@ from moekit.families.llama_like import (
 )
 from moekit.families.settings import Settings
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131_072,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "sliding_window": 4096,
+    **ROPE_DEFAULTS,
+}
+
 
 def read(settings: Settings) -> ModelConfig:
-    """Read our configuration of a Mistral's settings."""
-    window = settings.integer("sliding_window") if settings.has("sliding_window") else None
+    """Read our configuration of a Mistral's settings. All layers have the window, whatever `layer_types` says."""
     layers = [dense_layer(settings)] * number_of_layers(settings)
-    return read_decoder(settings, read_attention(settings), layers, windows=(window,))
+    return read_decoder(settings, read_attention(settings), layers, one_window(settings))
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
@@ -38,7 +56,8 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=llama_layout,
-    ignored=is_rotary_buffer,
+    defaults=DEFAULTS,
+    nulls=NULLS,
     presets={
         "mistral-7b": Preset(
             config=ModelConfig(

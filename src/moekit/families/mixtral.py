@@ -6,14 +6,16 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored, stored
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
+from moekit.families.activations import ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
-    ACTIVATIONS,
+    NULLS,
+    ROPE_DEFAULTS,
     dropless_softmax,
     fused_experts,
-    is_rotary_buffer,
     llama_layout,
     number_of_layers,
+    one_window,
     only_moe,
     read_attention,
     read_decoder,
@@ -22,20 +24,42 @@ from moekit.families.llama_like import (
 from moekit.families.parts import expert_networks
 from moekit.families.settings import Settings
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131_072,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "router_aux_loss_coef": 0.001,
+    "router_jitter_noise": 0.0,
+    **ROPE_DEFAULTS,
+    "rope_theta": 1e6,
+}
+
 
 def read(settings: Settings) -> ModelConfig:
     """Read our configuration of a Mixtral's settings."""
-    window = settings.integer("sliding_window") if settings.has("sliding_window") else None
     settings.require("router_jitter_noise", 0.0)
     layer = MoEConfig(
         experts=settings.integer("num_local_experts"),
         expert_width=settings.integer("intermediate_size"),
         router=SoftmaxTopKConfig(
-            top_k=settings.integer("num_experts_per_tok"), balance_loss=settings.number("router_aux_loss_coef", 0.001)
+            top_k=settings.integer("num_experts_per_tok"), balance_loss=settings.number("router_aux_loss_coef")
         ),
-        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=settings.choice("hidden_act", ACTIVATIONS),
     )
-    return read_decoder(settings, read_attention(settings), [layer] * number_of_layers(settings), windows=(window,))
+    layers = [layer] * number_of_layers(settings)
+    return read_decoder(settings, read_attention(settings), layers, one_window(settings))
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
@@ -85,7 +109,9 @@ FAMILY = Family(
     write=write,
     layout=layout,
     other_layouts=(partial(llama_layout, moe=fused_experts),),
-    ignored=is_rotary_buffer,
+    defaults=DEFAULTS,
+    nulls=NULLS,
+    aliases={"num_experts": "num_local_experts"},
     presets={
         "mixtral-8x7b": Preset(
             config=_mixtral(32, 4096, 32, 14_336, 32_000, 32_768),

@@ -5,12 +5,13 @@ from typing import Any
 
 from moekit.checkpoint.layout import Stored
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig, decoder_layers
+from moekit.families.activations import ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
-    ACTIVATIONS,
+    NULLS,
+    ROPE_DEFAULTS,
     dropless_softmax,
     fused_experts,
-    is_rotary_buffer,
     llama_layout,
     number_of_layers,
     only_moe,
@@ -22,22 +23,43 @@ from moekit.families.llama_like import (
 )
 from moekit.families.settings import Settings
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50_304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "num_experts_per_tok": 8,
+    "num_experts": 64,
+    "norm_topk_prob": False,
+    "router_aux_loss_coef": 0.01,
+    **ROPE_DEFAULTS,
+}
+
 
 def read(settings: Settings) -> ModelConfig:
     """Read our configuration of an OLMoE's settings."""
     if settings.has("clip_qkv"):
         raise settings.problem("clip_qkv", "is set, and moekit does not clip queries, keys and values")
-    bias = settings.flag("attention_bias", False)
+    bias = settings.flag("attention_bias")
     attention = read_attention(settings, qkv_bias=bias, output_bias=bias, query_key_norm="all")
     layer = MoEConfig(
         experts=settings.integer("num_experts"),
         expert_width=settings.integer("intermediate_size"),
         router=SoftmaxTopKConfig(
             top_k=settings.integer("num_experts_per_tok"),
-            renormalize=settings.flag("norm_topk_prob", False),
-            balance_loss=settings.number("router_aux_loss_coef", 0.01),
+            renormalize=settings.flag("norm_topk_prob"),
+            balance_loss=settings.number("router_aux_loss_coef"),
         ),
-        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=settings.choice("hidden_act", ACTIVATIONS),
     )
     return read_decoder(settings, attention, [layer] * number_of_layers(settings))
 
@@ -73,7 +95,9 @@ FAMILY = Family(
     write=write,
     layout=layout,
     other_layouts=(partial(llama_layout, moe=fused_experts),),
-    ignored=is_rotary_buffer,
+    defaults=DEFAULTS,
+    nulls=NULLS,
+    aliases={"num_local_experts": "num_experts"},
     presets={
         "olmoe-1b-7b": Preset(
             config=ModelConfig(

@@ -4,7 +4,7 @@ Names of stored tensors are those of the folder; names of ours are those of moek
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moekit.checkpoint.layout import Stored, View, stored, whole
@@ -90,13 +90,23 @@ def expert_networks(
 
 
 def read_rope(settings: Settings) -> RotaryConfig:
-    """Read rope from `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-    given = settings.inner("rope_parameters") or settings.inner("rope_scaling") or Settings({}, settings.file)
-    base = settings.number("rope_theta", 10_000.0) if not given.has("rope_theta") else given.number("rope_theta")
+    """Read base and scaling from `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
+    given = given_rope(settings)
+    base = given.number("rope_theta") if given.has("rope_theta") else settings.number("rope_theta")
     given.require("partial_rotary_factor", 1.0)
     settings.require("partial_rotary_factor", 1.0)
     kind = given.text("rope_type", given.text("type", "default"))
     return RotaryConfig(rope_base=base, rope_scaling=_scaling(kind, given, settings))
+
+
+def given_rope(settings: Settings) -> Settings:
+    """Find the object that tells of rotary positions; of two that say something, transformers 5 takes the older."""
+    older = settings.inner("rope_scaling")
+    return (
+        older
+        if older is not None and older.values
+        else settings.inner("rope_parameters") or Settings({}, settings.file)
+    )
 
 
 def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | None:
@@ -104,10 +114,11 @@ def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | No
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise settings.problem("rope_type", f"is {kind!r}, and moekit has default, linear, llama3 and yarn")
-    factor = given.number("factor")
     if kind == "linear":
-        return LinearScaling(factor=factor)
-    context = given.integer("original_max_position_embeddings", settings.integer("max_position_embeddings"))
+        return LinearScaling(factor=given.number("factor"))
+    context = _pretrained_context(given, settings)
+    by_context = kind == "yarn" and "factor" in given.values  # and null
+    factor = given.number("factor", settings.integer("max_position_embeddings") / context if by_context else None)
     if kind == "llama3":
         low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
         return Llama3Scaling(factor=factor, low=low, high=high, context=context)
@@ -117,8 +128,17 @@ def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | No
         fast=given.number("beta_fast", 32.0),
         slow=given.number("beta_slow", 1.0),
         magnitude=_yarn_magnitude(given, factor),
-        whole_ends=given.flag("truncate", True),
+        whole_ends=given.flag("truncate", "truncate" not in given.values),
     )
+
+
+def _pretrained_context(given: Settings, settings: Settings) -> int:
+    """Read how long the texts of the pretraining were: beside the object that tells of rope, in it, or as now."""
+    key = "original_max_position_embeddings"
+    context = settings.integer(key, given.integer(key, settings.integer("max_position_embeddings")))
+    if context < 1:
+        raise settings.problem(key, f"is {context}, and must be 1 or more")
+    return context
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
@@ -135,14 +155,17 @@ def _yarn_magnitude(given: Settings, factor: float) -> float | None:
     return None
 
 
-def write_rope(config: RotaryConfig) -> dict[str, Any]:
-    """Write `rope_parameters` as transformers 5 reads them, and `rope_theta` for what is older."""
-    parameters: dict[str, Any] = {"rope_theta": config.rope_base, "rope_type": "default"}
+def write_rope(config: RotaryConfig, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write the same twice: `rope_parameters` for transformers 5, `rope_theta` and `rope_scaling` for 4.
+
+    more: what a family says of a scaling beside what all do.
+    """
+    scaled: dict[str, Any] = {"rope_type": "default"}
     match config.rope_scaling:
         case LinearScaling() as scaling:
-            parameters |= {"rope_type": "linear", "factor": scaling.factor}
+            scaled = {"rope_type": "linear", "factor": scaling.factor}
         case Llama3Scaling() as scaling:
-            parameters |= {
+            scaled = {
                 "rope_type": "llama3",
                 "factor": scaling.factor,
                 "low_freq_factor": scaling.low,
@@ -150,7 +173,7 @@ def write_rope(config: RotaryConfig) -> dict[str, Any]:
                 "original_max_position_embeddings": scaling.context,
             }
         case YarnScaling() as scaling:
-            parameters |= {
+            scaled = {
                 "rope_type": "yarn",
                 "factor": scaling.factor,
                 "beta_fast": scaling.fast,
@@ -159,5 +182,10 @@ def write_rope(config: RotaryConfig) -> dict[str, Any]:
                 "truncate": scaling.whole_ends,
             }
             if scaling.magnitude is not None:
-                parameters["attention_factor"] = scaling.magnitude
-    return {"rope_parameters": parameters, "rope_theta": config.rope_base}
+                scaled["attention_factor"] = scaling.magnitude
+    scaled |= more or {}
+    return {
+        "rope_parameters": {"rope_theta": config.rope_base, **scaled},
+        "rope_theta": config.rope_base,
+        "rope_scaling": scaled if config.rope_scaling is not None else None,
+    }

@@ -1,6 +1,6 @@
 """Qwen 2 and 3, dense and with experts: biases of queries, keys and values in 2, norms of queries and keys in 3."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -15,14 +15,15 @@ from moekit.config import (
     SoftmaxTopKConfig,
     decoder_layers,
 )
+from moekit.families.activations import ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.llama_like import (
-    ACTIVATIONS,
+    NULLS,
+    ROPE_DEFAULTS,
     SparseLayout,
     dense_layer,
     dropless_softmax,
     fused_experts,
-    is_rotary_buffer,
     llama_layout,
     number_of_layers,
     only_dense,
@@ -32,6 +33,7 @@ from moekit.families.llama_like import (
     read_windows,
     routed_experts,
     shared_attention,
+    windows_of,
     write_decoder,
     write_windows,
 )
@@ -42,12 +44,66 @@ Norms = Literal["none", "head"]
 
 _NORM = NormConfig(eps=1e-6)
 
+_DENSE: dict[str, Any] = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "layer_types": None,
+    **ROPE_DEFAULTS,
+}
+_MOE: dict[str, Any] = _DENSE | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": False,
+    "router_aux_loss_coef": 0.001,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2": _DENSE | {"max_window_layers": 28},
+    "qwen3": _DENSE | {"max_window_layers": 28, "head_dim": 128, "attention_bias": False},
+    "qwen2_moe": _MOE
+    | {
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts_per_tok": 4,
+        "num_experts": 60,
+        "qkv_bias": True,
+        "max_window_layers": 28,
+    },
+    "qwen3_moe": _MOE
+    | {
+        "intermediate_size": 6144,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 768,
+        "num_experts_per_tok": 8,
+        "num_experts": 128,
+        "attention_bias": False,
+    },
+}
+_NULLS = {**NULLS, "mlp_only_layers": []}
+_ALIASES = {"num_local_experts": "num_experts"}
+
 
 def _attention(settings: Settings, norms: Norms) -> AttentionConfig:
-    """Version 2 has biases and no norms, version 3 norms and biases where it says so."""
+    """Version 2 has biases, which mixtures may say they lack, and no norms; 3 norms, and biases where it says so."""
     if norms == "none":
         return read_attention(settings, qkv_bias=settings.flag("qkv_bias", True))
-    bias = settings.flag("attention_bias", False)
+    bias = settings.flag("attention_bias")
     return read_attention(settings, qkv_bias=bias, output_bias=bias, query_key_norm="head")
 
 
@@ -62,7 +118,9 @@ def _write_attention(config: ModelConfig, norms: Norms) -> dict[str, Any] | None
 
 def _read_dense(settings: Settings, norms: Norms) -> ModelConfig:
     layers = [dense_layer(settings)] * number_of_layers(settings)
-    return read_decoder(settings, _attention(settings, norms), layers, read_windows(settings, default_on=False))
+    first = settings.integer("max_window_layers")
+    windows = read_windows(settings, lambda layer: layer >= first)
+    return read_decoder(settings, _attention(settings, norms), layers, windows)
 
 
 def _write_dense(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
@@ -75,27 +133,35 @@ def _write_dense(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
 
 def _read_moe(settings: Settings, norms: Norms) -> ModelConfig:
     shared = settings.integer("shared_expert_intermediate_size") if norms == "none" else 0
-    experts = settings.integer("num_experts") if settings.has("num_experts") else settings.integer("num_local_experts")
     sparse = MoEConfig(
-        experts=experts,
+        experts=settings.integer("num_experts"),
         expert_width=settings.integer("moe_intermediate_size"),
         router=SoftmaxTopKConfig(
             top_k=settings.integer("num_experts_per_tok"),
-            renormalize=settings.flag("norm_topk_prob", False),
-            balance_loss=settings.number("router_aux_loss_coef", 0.001),
+            renormalize=settings.flag("norm_topk_prob"),
+            balance_loss=settings.number("router_aux_loss_coef"),
         ),
         branch="gated_shared" if shared else "none",
         branch_width=shared,
-        activation=settings.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=settings.choice("hidden_act", ACTIVATIONS),
     )
-    step, dense_ones = settings.integer("decoder_sparse_step", 1), settings.values.get("mlp_only_layers") or []
+    step, dense_ones = settings.integer("decoder_sparse_step"), settings.values["mlp_only_layers"]
     if step < 1 or not isinstance(dense_ones, list):
         raise settings.problem("decoder_sparse_step", "must be 1 or more, and mlp_only_layers a list")
     layers: list[FeedForwardConfig] = [
         dense_layer(settings) if index in dense_ones or (index + 1) % step else sparse
         for index in range(number_of_layers(settings))
     ]
-    return read_decoder(settings, _attention(settings, norms), layers, read_windows(settings, default_on=False))
+    windows = read_windows(settings, _windows_rule(settings, norms))
+    return read_decoder(settings, _attention(settings, norms), layers, windows)
+
+
+def _windows_rule(settings: Settings, norms: Norms) -> Callable[[int], bool]:
+    """Give which layers have the window where there are no `layer_types`, which version 3 has never known."""
+    if norms == "head":
+        return lambda layer: True
+    most = settings.integer("max_window_layers")
+    return lambda layer: layer % 2 == 0 and layer < most
 
 
 def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
@@ -106,6 +172,8 @@ def _write_moe(config: ModelConfig, norms: Norms) -> dict[str, Any] | None:
     dense = {layer for layer in config.feed_forwards if isinstance(layer, DenseConfig)}
     if router is None or len(dense) > 1 or any(layer.bias for layer in dense):
         return None
+    if len(set(windows_of(config))) > 1:
+        return None  # transformers 4 knows no `layer_types` of mixtures
     more = {"shared_expert_intermediate_size": sparse.branch_width} if norms == "none" else {}
     return write_decoder(
         config,
@@ -181,7 +249,8 @@ FAMILIES = (
         read=lambda settings: _read_dense(settings, "none"),
         write=lambda config: _write_dense(config, "none"),
         layout=llama_layout,
-        ignored=is_rotary_buffer,
+        defaults=DEFAULTS["qwen2"],
+        nulls=_NULLS,
     ),
     Family(
         model_type="qwen3",
@@ -189,7 +258,8 @@ FAMILIES = (
         read=lambda settings: _read_dense(settings, "head"),
         write=lambda config: _write_dense(config, "head"),
         layout=llama_layout,
-        ignored=is_rotary_buffer,
+        defaults=DEFAULTS["qwen3"],
+        nulls=_NULLS,
         presets={
             "qwen3-0.6b": Preset(
                 config=_qwen3(28, 1024, 16, 8, DenseConfig(width=3072), tied=True), source=_QWEN_3, parameters=0.6e9
@@ -206,7 +276,9 @@ FAMILIES = (
         write=lambda config: _write_moe(config, "none"),
         layout=_moe_layout,
         other_layouts=(_fused_layout,),
-        ignored=is_rotary_buffer,
+        defaults=DEFAULTS["qwen2_moe"],
+        nulls=_NULLS,
+        aliases=_ALIASES,
         presets={
             "qwen1.5-moe-a2.7b": Preset(
                 config=_QWEN_15_MOE,
@@ -223,7 +295,9 @@ FAMILIES = (
         write=lambda config: _write_moe(config, "head"),
         layout=_moe_layout,
         other_layouts=(_fused_layout,),
-        ignored=is_rotary_buffer,
+        defaults=DEFAULTS["qwen3_moe"],
+        nulls=_NULLS,
+        aliases=_ALIASES,
         presets={
             "qwen3-30b-a3b": Preset(
                 config=_qwen3(48, 2048, 32, 4, _experts(768)), source=_QWEN_3, parameters=30.5e9, active=3.3e9

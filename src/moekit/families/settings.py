@@ -1,5 +1,6 @@
 """The settings of a config.json, read one by one; errors name what is missing, of the wrong kind or not supported."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,27 @@ class Settings:
 
     def __init__(self, values: dict[str, Any], file: Path) -> None:
         self.values, self.file = values, file
+
+    def completed(
+        self, defaults: Mapping[str, Any], nulls: Mapping[str, Any], aliases: Mapping[str, str]
+    ) -> "Settings":
+        """Give the settings with every key of `defaults`, so that what reads them needs no defaults of its own.
+
+        Args:
+            defaults: what a key that is missing is; None where it follows from others, or there is no such thing.
+            nulls: what a key that is null is; one that is not listed may not be null.
+            aliases: other names of keys, which count where both are given, as in transformers.
+        """
+        values = {key: value for key, value in self.values.items() if key not in aliases}
+        values |= {key: self.values[alias] for alias, key in aliases.items() if alias in self.values}
+        for key, default in defaults.items():
+            if key not in values:
+                values[key] = default
+            elif values[key] is None and key not in nulls:
+                raise self.problem(key, "is null, which says nothing")
+            elif values[key] is None:
+                values[key] = nulls[key]
+        return Settings(values, self.file)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Read the integer at `key`, or the default where it is missing or null."""

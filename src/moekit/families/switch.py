@@ -10,11 +10,13 @@ from typing import Any
 from moekit.checkpoint.layout import Stored
 from moekit.config import DenseConfig, FeedForwardConfig, MoEConfig, SwitchConfig
 from moekit.config.encoder_decoder import EncoderDecoderConfig
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.settings import Settings
 from moekit.families.t5 import (
-    ACTIVATIONS,
-    THEIR_ACTIVATIONS,
+    ALIASES,
+    SHAPE_DEFAULTS,
+    SHAPE_NULLS,
     has_shape,
     read_count,
     read_shape,
@@ -25,6 +27,25 @@ from moekit.families.t5 import (
 # No sequence is so long that an expert could have more: nothing is dropped.
 _NO_CAPACITY = 2**31 - 1
 
+DEFAULTS: dict[str, Any] = SHAPE_DEFAULTS | {
+    "d_model": 768,
+    "num_layers": 12,
+    "num_decoder_layers": 12,
+    "num_heads": 12,
+    "num_sparse_encoder_layers": 3,
+    "num_sparse_decoder_layers": 3,
+    "encoder_sparse_step": None,
+    "decoder_sparse_step": None,
+    "num_experts": 8,
+    "expert_capacity": 64,
+    "router_bias": False,
+    "router_dtype": "float32",
+    "router_jitter_noise": 0.01,
+    "router_aux_loss_coef": 0.001,
+    "router_z_loss_coef": 0.001,
+    "dense_act_fn": "relu",
+}
+
 
 def read(settings: Settings) -> EncoderDecoderConfig:
     """Read the configuration of a folder; without a capacity, whatever the folder says (see above)."""
@@ -33,31 +54,30 @@ def read(settings: Settings) -> EncoderDecoderConfig:
     # Without ties transformers unties all three tables, the encoder's, the decoder's and the output's, and keeps a
     # fourth that is idle. No published files are so.
     settings.require("tie_word_embeddings", True)
-    settings.integer("expert_capacity", 64)
-    activation: Any = settings.choice("dense_act_fn", ACTIVATIONS, "relu")
-    width = settings.integer("d_ff", 2048)
+    settings.integer("expert_capacity")
+    activation: Any = settings.choice("dense_act_fn", ACTIVATIONS)
+    width = settings.integer("d_ff")
     dense = DenseConfig(width=width, activation=activation, gated=False)
     sparse = MoEConfig(
-        experts=settings.integer("num_experts", 8),
+        experts=settings.integer("num_experts"),
         expert_width=width,
         activation=activation,
         gated=False,
         router=SwitchConfig(
             capacity_factor=None,
-            jitter=settings.number("router_jitter_noise", 0.01),
-            balance_loss=settings.number("router_aux_loss_coef", 0.001),
-            z_loss=settings.number("router_z_loss_coef", 0.001),
+            jitter=settings.number("router_jitter_noise"),
+            balance_loss=settings.number("router_aux_loss_coef"),
+            z_loss=settings.number("router_z_loss_coef"),
         ),
     )
-    encoder, decoder = (_read_count(settings, stack) for stack in ("encoder", "decoder"))
+    encoder = read_count(settings, "num_layers")
+    decoder = read_count(settings, "num_decoder_layers", encoder)
     return read_shape(
         settings,
         encoder_layers=plan(encoder, _read_step(settings, "encoder", encoder), dense, sparse),
         decoder_layers=plan(decoder, _read_step(settings, "decoder", decoder), dense, sparse),
         tie_embeddings=True,
         scaled_logits=True,
-        heads=settings.integer("num_heads", 12),
-        width=settings.integer("d_model", 768),
     )
 
 
@@ -91,7 +111,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
         | steps
         | {
             "d_ff": dense.width,
-            "dense_act_fn": THEIR_ACTIVATIONS[dense.activation],
+            "dense_act_fn": ACTIVATION_NAMES[dense.activation],
             "num_experts": sparse.experts,
             "expert_capacity": _NO_CAPACITY,
             "router_bias": False,
@@ -108,16 +128,9 @@ def layout(config: EncoderDecoderConfig) -> list[Stored]:
     return list(stored_model(config, "mlp"))
 
 
-def _read_count(settings: Settings, stack: str) -> int:
-    if stack == "encoder":
-        return read_count(settings, "num_layers", 12)
-    default = 12 if "num_decoder_layers" not in settings.values else settings.integer("num_layers", 12)
-    return read_count(settings, "num_decoder_layers", default)
-
-
 def _read_step(settings: Settings, stack: str, layers: int) -> int:
     """Read the step, or work it out from the number of sparse layers."""
-    sparse = settings.integer(f"num_sparse_{stack}_layers", 3)
+    sparse = settings.integer(f"num_sparse_{stack}_layers")
     return settings.integer(f"{stack}_sparse_step", layers // sparse if sparse > 0 else layers)
 
 
@@ -175,6 +188,9 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
+    defaults=DEFAULTS,
+    nulls=SHAPE_NULLS | {"encoder_sparse_step": None, "decoder_sparse_step": None},
+    aliases=ALIASES,
     presets={
         **{f"switch-base-{experts}": _base(experts, _HUB.format(experts)) for experts in (8, 16, 32, 64, 256)},
         "switch-base-128": _base(128, _GIN.format("base")),

@@ -10,22 +10,42 @@ from moekit.checkpoint.layout import Stored, stored
 from moekit.config import DenseConfig, FeedForwardConfig
 from moekit.config.config_base import MAX_LAYERS
 from moekit.config.encoder_decoder import EncoderDecoderConfig
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.parts import of_expert, rows
 from moekit.families.settings import Settings
 
-ACTIVATIONS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
+SHAPE_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32_128,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": None,
+    "tie_word_embeddings": True,
 }
-"""Names of activations as transformers has them, and ours."""
+"""What T5's keys that the Switch Transformer has, too, are where config.json lacks them."""
 
-THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
-"""And the other way round."""
+DEFAULTS: dict[str, Any] = SHAPE_DEFAULTS | {
+    "d_model": 512,
+    "num_layers": 6,
+    "num_decoder_layers": None,
+    "num_heads": 8,
+    "feed_forward_proj": "relu",
+    "scale_decoder_outputs": None,
+}
+SHAPE_NULLS: dict[str, Any] = {
+    "num_decoder_layers": None,
+    "decoder_start_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
 # An old leftover: the cross attention of the first layer never had positions.
 _LEFTOVER = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -38,15 +58,13 @@ def read(settings: Settings) -> EncoderDecoderConfig:
     `scale_decoder_outputs: false` is what remains of it: such a folder has to hold `lm_head.weight`, too.
     """
     layer = _read_network(settings)
-    untied = not settings.flag("tie_word_embeddings", True) or not settings.flag("scale_decoder_outputs", True)
+    untied = not settings.flag("tie_word_embeddings") or not settings.flag("scale_decoder_outputs", True)
     return read_shape(
         settings,
-        encoder_layers=[layer] * read_count(settings, "num_layers", 6),
-        decoder_layers=[layer] * read_count(settings, "num_decoder_layers", settings.integer("num_layers", 6)),
+        encoder_layers=[layer] * read_count(settings, "num_layers"),
+        decoder_layers=[layer] * read_count(settings, "num_decoder_layers", settings.integer("num_layers")),
         tie_embeddings=not untied,
-        scaled_logits=settings.flag("scale_decoder_outputs", settings.flag("tie_word_embeddings", True)),
-        heads=settings.integer("num_heads", 8),
-        width=settings.integer("d_model", 512),
+        scaled_logits=settings.flag("scale_decoder_outputs", settings.flag("tie_word_embeddings")),
     )
 
 
@@ -59,25 +77,26 @@ def read_shape(
 ) -> EncoderDecoderConfig:
     """Make the whole from its layers' feed-forward parts and what differs between T5 and Switch."""
     settings.require("is_encoder_decoder", True)
-    pad = settings.integer("pad_token_id", 0)
-    no_end = "eos_token_id" in settings.values and not settings.has("eos_token_id")
+    pad = settings.integer("pad_token_id")
     return EncoderDecoderConfig(
-        vocab_size=settings.integer("vocab_size", 32_128),
-        head_width=settings.integer("d_kv", 64),
+        vocab_size=settings.integer("vocab_size"),
+        width=settings.integer("d_model"),
+        heads=settings.integer("num_heads"),
+        head_width=settings.integer("d_kv"),
         encoder_layers=tuple(encoder_layers),
         decoder_layers=tuple(decoder_layers),
-        buckets=settings.integer("relative_attention_num_buckets", 32),
-        max_distance=settings.integer("relative_attention_max_distance", 128),
-        norm_eps=settings.number("layer_norm_epsilon", 1e-6),
+        buckets=settings.integer("relative_attention_num_buckets"),
+        max_distance=settings.integer("relative_attention_max_distance"),
+        norm_eps=settings.number("layer_norm_epsilon"),
         start_token=settings.integer("decoder_start_token_id", pad),
         pad_token=pad,
-        end_token=None if no_end else settings.integer("eos_token_id", 1),
-        init_factor=settings.number("initializer_factor", 1.0),
+        end_token=settings.integer("eos_token_id") if settings.has("eos_token_id") else None,
+        init_factor=settings.number("initializer_factor"),
         **more,
     )
 
 
-def read_count(settings: Settings, key: str, default: int) -> int:
+def read_count(settings: Settings, key: str, default: int | None = None) -> int:
     """Read how many layers there are, bounded so that a hostile file cannot make us build for ever."""
     layers = settings.integer(key, default)
     if not 0 < layers <= MAX_LAYERS:
@@ -93,7 +112,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
         return None
     if config.tie_embeddings and not config.scaled_logits:
         return None  # the settings for it are those that a model without ties is read from
-    name = THEIR_ACTIVATIONS[layer.activation]
+    name = ACTIVATION_NAMES[layer.activation]
     if layer.gated:
         if layer.activation == "gelu":
             return None  # "gated-gelu" stands for the tanh approximation
@@ -101,7 +120,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any] | None:
     return write_shape(config) | {
         "d_ff": layer.width,
         "feed_forward_proj": name,
-        "dense_act_fn": THEIR_ACTIVATIONS[layer.activation],
+        "dense_act_fn": ACTIVATION_NAMES[layer.activation],
         "is_gated_act": layer.gated,
         "scale_decoder_outputs": config.scaled_logits,
     }
@@ -201,7 +220,7 @@ def _stored_inputs(width: int, gated: bool) -> dict[str, tuple[int, int]]:
 
 
 def _read_network(settings: Settings) -> DenseConfig:
-    project = settings.text("feed_forward_proj", "relu")
+    project = settings.text("feed_forward_proj")
     gated, name = project.startswith("gated-"), project.removeprefix("gated-")
     if project == "gated-gelu":
         name = "gelu_new"  # version 1.1's models were trained with the approximation
@@ -210,7 +229,7 @@ def _read_network(settings: Settings) -> DenseConfig:
     # Where files repeat in other words what `feed_forward_proj` says, transformers obeys the repetition.
     settings.require("dense_act_fn", name)
     settings.require("is_gated_act", gated)
-    return DenseConfig(width=settings.integer("d_ff", 2048), activation=ACTIVATIONS[name], gated=gated)
+    return DenseConfig(width=settings.integer("d_ff"), activation=ACTIVATIONS[name], gated=gated)
 
 
 def _preset(
@@ -248,7 +267,10 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
-    ignored=lambda name: name == _LEFTOVER,
+    leftover=lambda name: name == _LEFTOVER,
+    defaults=DEFAULTS,
+    nulls=SHAPE_NULLS | {"tie_word_embeddings": True},
+    aliases={**ALIASES, "head_dim": "d_kv"},
     presets={
         "t5-small": _preset(6, 512, 8, 2048, _FIRST.format("small"), 60e6),
         "t5-base": _preset(12, 768, 12, 3072, _FIRST.format("base"), 220e6),

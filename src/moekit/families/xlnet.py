@@ -8,15 +8,38 @@ from torch import Tensor
 from moekit.checkpoint.layout import Stored, View, stored
 from moekit.config import DenseConfig
 from moekit.config.xlnet import XLNetConfig
-from moekit.families.bert import ACTIVATIONS, activation_name
+from moekit.families.activations import ACTIVATION_NAMES, ACTIVATIONS
 from moekit.families.family import Family, Preset
 from moekit.families.parts import both
 from moekit.families.settings import Settings
 from moekit.families.whole import whole_family
 
 _ATTENTION: dict[str, Literal["both", "causal"]] = {"bi": "both", "uni": "causal"}
-# What transformers assumes where the key is missing; null is another thing.
-_USUAL_MEMORY = 512
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "d_model": 1024,
+    "n_layer": 24,
+    "n_head": 16,
+    "d_inner": 4096,
+    "d_head": None,
+    "ff_activation": "gelu",
+    "attn_type": "bi",
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "mem_len": 512,
+    "reuse_len": None,
+    "bi_data": False,
+    "clamp_len": -1,
+    "same_length": False,
+    "tie_word_embeddings": True,
+}
+ALIASES = {
+    "n_token": "vocab_size",
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 def read(settings: Settings) -> XLNetConfig:
@@ -29,25 +52,25 @@ def read(settings: Settings) -> XLNetConfig:
     settings.require("d_head", width // max(heads, 1))
     if not 0 < layers <= 10_000:
         raise settings.problem("n_layer", f"is {layers}, and must lie between 1 and 10,000")
-    activation = settings.choice("ff_activation", ACTIVATIONS, "gelu")
+    activation = settings.choice("ff_activation", ACTIVATIONS)
     network = DenseConfig(width=settings.integer("d_inner"), activation=activation, gated=False, bias=True)
     return XLNetConfig(
         vocab_size=settings.integer("vocab_size"),
         width=width,
         heads=heads,
         layers=(network,) * layers,
-        attention=settings.choice("attn_type", _ATTENTION, "bi"),
-        memory=_positive(settings, "mem_len", _USUAL_MEMORY if "mem_len" not in settings.values else 0),
-        reuse=_positive(settings, "reuse_len", 0),
-        clamp=_positive(settings, "clamp_len", -1),
-        norm_eps=settings.number("layer_norm_eps", 1e-12),
-        init_std=settings.number("initializer_range", 0.02),
+        attention=settings.choice("attn_type", _ATTENTION),
+        memory=_positive(settings, "mem_len"),
+        reuse=_positive(settings, "reuse_len"),
+        clamp=_positive(settings, "clamp_len"),
+        norm_eps=settings.number("layer_norm_eps"),
+        init_std=settings.number("initializer_range"),
     )
 
 
-def _positive(settings: Settings, key: str, default: int) -> int | None:
-    """Read the integer; None where it is 0 or less: then transformers has no such limit."""
-    value = settings.integer(key, default)
+def _positive(settings: Settings, key: str) -> int | None:
+    """Read the integer; None where it is null, 0 or less: then transformers has no such limit."""
+    value = settings.integer(key, 0)
     return value if value > 0 else None
 
 
@@ -65,7 +88,7 @@ def write(config: XLNetConfig) -> dict[str, Any] | None:
         "n_head": config.heads,
         "d_head": config.width // config.heads,
         "d_inner": network.width,
-        "ff_activation": activation_name(network.activation),
+        "ff_activation": ACTIVATION_NAMES[network.activation],
         "attn_type": next(theirs for theirs, ours in _ATTENTION.items() if ours == config.attention),
         "untie_r": True,
         "mem_len": config.memory,
@@ -141,6 +164,9 @@ FAMILY = Family(
     read=read,
     write=write,
     layout=layout,
+    defaults=DEFAULTS,
+    nulls=dict.fromkeys(("d_head", "mem_len", "reuse_len")),
+    aliases=ALIASES,
     presets={"xlnet-base-cased": _published(12, 768), "xlnet-large-cased": _published(24, 1024)},
 )
 

@@ -1,7 +1,9 @@
 """Hugging Face folders: models read from them and written to them."""
 
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from moekit.checkpoint.layout import Stored, stored
+from moekit.checkpoint.quantized_forms import dequantized
+from moekit.checkpoint.same_values import same_values
 from moekit.checkpoint.stored_names import names_in_layout
 from moekit.checkpoint.stored_tensors import StoredTensors
 from moekit.checkpoint.write_weights import write_folder as write_whole
 from moekit.checkpoint.write_weights import write_weights
-from moekit.config import Config
+from moekit.config import Config, ModelConfig
 from moekit.config.comparing import same_function
 from moekit.core.errors import MoekitError
 from moekit.core.validation import problem_of
@@ -24,6 +28,14 @@ from moekit.models.special_tokens import with_special_tokens
 
 CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 16_000_000
+
+# What tensors are the same with and without.
+_NO_SIZE = re.compile(r"^rope|^original|window|types?$|token|act|func|^scale|_len$")
+
+# Of a model that is saved as it was read: written for both versions of transformers, and as the tensors are.
+_WRITTEN_ANEW = ("rope_parameters", "rope_theta", "rope_scaling", "tie_word_embeddings", "num_nextn_predict_layers")
+# transformers 5 takes it from there although rope's own object says another.
+_BESIDE_ROPE = "original_max_position_embeddings"
 
 
 def read_settings(folder: Path) -> Settings:
@@ -43,21 +55,90 @@ def read_settings(folder: Path) -> Settings:
 
 
 def read_config(folder: Path) -> tuple[Family, Config]:
-    """Read the family and the configuration that a folder names; its weights are not looked at."""
+    """Read the family and the configuration of a folder: what config.json says, and what its tensors say otherwise.
+
+    Weights are read only where config.json says that one tensor is another's copy and the folder holds both.
+
+    Raises:
+        MoekitError: where config.json is not read, or a copy differs that the family cannot have apart.
+    """
     settings = read_settings(folder)
     family = family_of(settings)
+    with naming_missing_keys(family, settings):
+        config = with_special_tokens(family.config(settings), folder)
+    return family, _with_own_head(family, config, folder)
+
+
+def _with_own_head(family: Family, config: Config, folder: Path) -> Config:
+    """Untie the head where the folder holds one that differs from the embedding, whatever config.json says."""
+    if family.layout is None or (isinstance(config, ModelConfig) and not config.tie_embeddings):
+        return config
+    layout = family.layout(config)
     try:
-        return family, with_special_tokens(family.read(settings), folder)
-    except ValidationError as error:  # the settings contradict each other or lie out of bounds
-        raise MoekitError(f"{settings.file}: {problem_of(error)}") from error
-    except ValueError as error:
-        raise MoekitError(f"{settings.file}: {error}.") from error
+        stored = dequantized(StoredTensors.open(folder), read_settings(folder).values)
+    except MoekitError:  # told where weights are needed
+        return config
+    tensors = named_as_layout(stored, layout, family)
+    for copy in [entry for entry in layout if entry.optional and entry.name in tensors]:
+        original = next(entry.name for entry in layout if entry.parts == copy.parts and not entry.optional)
+        if original not in tensors or same_values(tensors, copy.name, original):
+            continue
+        untied = config.model_copy(update={"tie_embeddings": False})
+        if not any(entry.name == copy.name and not entry.optional for entry in family.layout(untied)):
+            raise MoekitError(
+                f"{tensors[copy.name].file} holds {copy.name!r} and another {original!r}, which are one in this model."
+            )
+        config = untied
+    return config
+
+
+def named_as_layout(stored: StoredTensors, layout: Sequence[Stored], family: Family) -> StoredTensors:
+    """Name the tensors of a folder as the layout does; those that it lacks keep their names.
+
+    Raises:
+        MoekitError: where two of them are one tensor.
+    """
+    renamed = {name: family.renamed(name) for name in stored}
+    spelled = names_in_layout(renamed.values(), {entry.name for entry in layout})
+    found: dict[str, str] = {}
+    for name in stored:
+        new = spelled[renamed[name]]
+        if new in found:
+            raise MoekitError(f"{stored[name].file} holds {found[new]!r} and {name!r}, which are one tensor.")
+        found[new] = name
+    return StoredTensors({new: stored[name] for new, name in found.items()}, stored.passed_over)
+
+
+@contextmanager
+def naming_missing_keys(family: Family, settings: Settings) -> Iterator[None]:
+    """Add to an error about sizes, numbers or tensors which keys for them config.json lacks."""
+    try:
+        yield
+    except (MoekitError, ValueError) as error:
+        given = settings.values.keys() | {family.aliases.get(key) for key in settings.values}
+        missing = [key for key, default in family.defaults.items() if key not in given and _is_size(key, default)]
+        text = str(error) if isinstance(error, MoekitError) else f"{settings.file}: {_problem(error)}"
+        more = (
+            f" {CONFIG} lacks {', '.join(missing)}; the defaults of {family.model_type} were taken." if missing else ""
+        )
+        raise MoekitError(text + more) from error
+
+
+def _problem(error: ValueError) -> str:
+    """Say why settings contradict each other or lie out of bounds."""
+    return problem_of(error) if isinstance(error, ValidationError) else f"{error}."
+
+
+def _is_size(key: str, default: Any) -> bool:
+    """Tell whether a key says how many or how large, or whether there are any."""
+    return not isinstance(default, float) and not _NO_SIZE.search(key)
 
 
 def write_model(model: nn.Module, config: Config, target: Path, origin: Path | None) -> None:
     """Write a folder: config.json, safetensors, and what stood beside the weights in the folder `origin`.
 
     The folder is of the family that it came from, if that can still say the configuration, and names tensors as it did.
+    Versions 4.57 and 5 of transformers read it.
     What is not complete never stands under its name.
 
     Raises:
@@ -84,11 +165,16 @@ def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
     if origin is not None and (origin / CONFIG).is_file():
         kept = read_settings(origin).values
         preferred = str(kept.get("model_type"))
-        kept.pop("torch_dtype", None)  # the name of `dtype` before transformers 5
-        if same_function(read_config(origin)[1], config):
-            return _json(kept | _types(model))
-    _, settings = describe(config, preferred)
-    if settings["model_type"] != preferred:
+    family, settings = describe(config, preferred)
+    if origin is not None and kept and same_function(read_config(origin)[1], config):
+        if (
+            family.model_type == preferred
+        ):  # with what one version of transformers calls otherwise, or takes for granted
+            kept = settings | kept | {key: settings[key] for key in _WRITTEN_ANEW if key in settings}
+        return _json(kept | _types(model))
+    if family.model_type == preferred:
+        kept = {key: value for key, value in kept.items() if key not in family.aliases and key != _BESIDE_ROPE}
+    else:
         kept = {key: value for key, value in kept.items() if key.endswith("_token_id")}
     return _json(kept | settings | _types(model))
 
@@ -153,11 +239,17 @@ def _names_in(folder: Path | None) -> Collection[str]:
 
 
 def _types(model: nn.Module) -> dict[str, str]:
-    """Say the number type that most weights have, as transformers reads it."""
+    """Say the number type that most weights have."""
     sizes: dict[torch.dtype, int] = {}
     for parameter in model.parameters():
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
-    return {"dtype": str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")} if sizes else {}
+    return type_settings(max(sizes, key=lambda dtype: sizes[dtype])) if sizes else {}
+
+
+def type_settings(dtype: torch.dtype) -> dict[str, str]:
+    """Say the number type of weights under the name that transformers 5 reads and under that of 4."""
+    name = str(dtype).removeprefix("torch.")
+    return {"dtype": name, "torch_dtype": name}
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -15,12 +15,20 @@ from torch import nn
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.quantized_forms import dequantized, quantized_form
 from moekit.checkpoint.read_weights import check_weights, dtype_of, read_weights
-from moekit.checkpoint.stored_names import names_in_layout, roots_of, spellings
 from moekit.checkpoint.stored_tensors import StoredTensors, UnknownForm
 from moekit.config import Config
 from moekit.core.errors import MoekitError
 from moekit.families import Family, Settings
-from moekit.models.folder import allocate, layout_of, own_tensors, read_config, read_settings
+from moekit.families.tensors_left_out import is_buffer, left_out
+from moekit.models.folder import (
+    allocate,
+    layout_of,
+    named_as_layout,
+    naming_missing_keys,
+    own_tensors,
+    read_config,
+    read_settings,
+)
 from moekit.nn.meta import on_meta
 
 _logger = logging.getLogger(__name__)
@@ -71,10 +79,11 @@ def open_checkpoint(folder: Path, build: Callable[[Config], nn.Module]) -> Store
     with on_meta():
         model = build(config)
     layout = layout_of(family, config, model, stored)
-    tensors = _by_layout(stored, layout, family)
+    tensors = _without_leftovers(folder, family, config, layout, named_as_layout(stored, layout, family))
     layout = _with_copies(layout, tensors)
     try:
-        check_weights(own_tensors(model), layout, tensors)
+        with naming_missing_keys(family, settings):
+            check_weights(own_tensors(model), layout, tensors)
     except MoekitError:
         _check_not_quantized(folder, settings, stored)
         raise
@@ -110,20 +119,18 @@ def read_model(
     return model.eval()
 
 
-def _by_layout(stored: StoredTensors, layout: list[Stored], family: Family) -> StoredTensors:
-    """Name the tensors as the layout does; leftovers that carry nothing are gone."""
+def _without_leftovers(
+    folder: Path, family: Family, config: Config, layout: list[Stored], tensors: StoredTensors
+) -> StoredTensors:
+    """Leave out buffers, and what is no part of the model, which is said."""
     known = {entry.name for entry in layout}
-    roots = roots_of(known)
-    renamed = {name: family.renamed(name) for name in stored}
-    spelled = names_in_layout(renamed.values(), known)
-    found: dict[str, str] = {}
-    for name in stored:
-        new = spelled[renamed[name]]
-        if new in found:
-            raise MoekitError(f"{stored[name].file} holds {found[new]!r} and {name!r}, which are one tensor.")
-        if new in known or not any(map(family.ignored, spellings(new, roots))):
-            found[new] = name
-    return StoredTensors({new: stored[name] for new, name in found.items()}, stored.passed_over)
+    unknown = [name for name in tensors if name not in known]
+    left = left_out(family, config, unknown)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        _logger.warning("Note: %r%s in %s are left out, being no part of the model.", left[0], more, folder)
+    gone = {*left, *filter(is_buffer, unknown)}
+    return StoredTensors({name: info for name, info in tensors.items() if name not in gone}, tensors.passed_over)
 
 
 def _with_copies(layout: list[Stored], tensors: StoredTensors) -> list[Stored]:

@@ -24,7 +24,7 @@ from moekit.core.progress import Progress, Task, no_progress
 from moekit.counting import count_parameters
 from moekit.families import Family, describe
 from moekit.models.companions import companions
-from moekit.models.folder import CONFIG, read_settings
+from moekit.models.folder import CONFIG, read_settings, type_settings
 from moekit.models.stored_model import StoredModel, shapes_of
 
 RECORD = "conversion.json"
@@ -224,7 +224,7 @@ class DenseConversion:
         given = read_settings(self.source.folder).values
         kept = {key: value for key, value in given.items() if key.endswith("_token_id")}
         _, settings = describe(self.config, self.family.model_type)
-        settings |= {"dtype": str(self.dtype).removeprefix("torch.")}
+        settings |= type_settings(self.dtype)
         record = {"verb": self.verb, "source": self.source.folder.name, "options": json.loads(self.settings)}
         return {CONFIG: json_text(kept | settings), RECORD: json_text(record)}
 

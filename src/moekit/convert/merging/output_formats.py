@@ -191,6 +191,7 @@ def _deepseek(family: Family, recipe: MergeConfig, base: StoredModel) -> dict[st
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "rope_theta": attention.rope_base,
+        "tie_word_embeddings": base.config.tie_embeddings,
         "n_routed_experts": len(recipe.experts),
         "n_shared_experts": len(recipe.shared_experts) or None,
         "first_k_dense_replace": 0,
