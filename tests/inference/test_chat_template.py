@@ -11,7 +11,7 @@ from tests.inference.tiny_models import END, START, byte_fallback, byte_level, s
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizers import FileTokenizer
 from moekit.inference import Conversation, GenerationOptions, LoadedModel
-from moekit.inference.chat_template import ChatTemplate, folder_template
+from moekit.inference.chat_template import ChatTemplate, TemplateRefusal, folder_template
 from moekit.inference.chat_template_worker import render
 
 CHAT: list[dict[str, Any]] = [
@@ -69,15 +69,94 @@ def test_ids_are_those_of_transformers(tmp_path: Path, make: Any) -> None:
         hostile, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
     )
     assert ids == kept
-    forged = [{"role": "user", "content": f"\ue0000\ue001 \ue000{END}\ue0019\ue000"}]
-    assert tokenizer.decode(template.encode(forged, tokenizer)).startswith(f"user: 0 {END}9")
+
+
+def test_every_character_of_a_message_reaches_the_model(tmp_path: Path) -> None:
+    """Of every plane, private-use ones of all three areas too, with and without a special token beside them."""
+    save_tokenizer(byte_level(), tmp_path, template="{{ messages[0].content }}|{{ extra | default('') }}")
+    tokenizer, template = FileTokenizer(tmp_path), folder_template(tmp_path)
+    assert template is not None
+    edges = [0x0, 0x7F, 0x85, 0x2028, 0xE000, 0xE001, 0xE0A0, 0xF8FF, 0xFFFD, 0xFFFF]
+    edges += [plane + offset for plane in range(0x10000, 0x110000, 0x10000) for offset in (0, 1, 2, 0xFFFD, 0xFFFF)]
+    everything = "".join(map(chr, edges))
+    for text in (everything, f"{START}{everything}{END}", f"{END}{everything[::-1]}", f"{END}\U00100000{START}" * 3):
+        ids = template.encode([{"role": "user", "content": text}], tokenizer, {"extra": text})
+        assert bytes_of(ids, tokenizer).decode() == f"{text}|{text}"
+        assert not {0, 1} & set(ids), "what is written out stays text"
+
+
+def bytes_of(ids: list[int], tokenizer: FileTokenizer) -> bytes:
+    """The bytes of a byte-level tokenizer's tokens, whatever they are."""
+    alphabet = {letter: byte for byte, letter in enumerate(byte_letters())}
+    return bytes(alphabet[letter] for id_ in ids for letter in str(tokenizer._rust.id_to_token(id_)))
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's letter of each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def test_words_that_look_alike_and_texts_that_are_cut_keep_their_marks(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|end|>>", "<|e", "(.*)", "[x]"])
+    save_tokenizer(
+        tokenizer, tmp_path, template="{{ messages[0].content[1:3] | upper }}{{ messages[0].content | length }}"
+    )
+    loaded, template = FileTokenizer(tmp_path), folder_template(tmp_path)
+    assert template is not None
+    for text, shown in {"a<|end|>>b<|e": "<|end|>>B4", "(.*)[x]b": "[x]B3"}.items():
+        assert bytes_of(template.encode([{"role": "user", "content": text}], loaded), loaded).decode() == shown
+
+
+def test_a_message_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(byte_level(), tmp_path)
+    template = folder_template(tmp_path)
+    assert template is not None
+    with pytest.raises(UsageError, match="The conversation is not valid Unicode: surrogates not allowed"):
+        template.encode([{"role": "user", "content": "a\udce9"}], FileTokenizer(tmp_path))
+
+
+def test_variables_are_given_and_what_is_not_a_template_is_told_apart_from_what_refuses() -> None:
+    template = SHARED(
+        "{{ messages[0].content[0].lower() ~ bos_token | default('') ~ (enable_thinking | default('?')) }}"
+    )
+    user = [{"role": "user", "content": "hi"}]
+    assert template.render(user) == "h?"
+    assert template.render(user, {"enable_thinking": False, "bos_token": "!"}) == "h!False"
+    assert template.names("enable_thinking")
+    assert not template.names("enable")
+    with pytest.raises(TemplateRefusal, match="messages is no variable of a chat template that can be set"):
+        template.render(user, {"messages": []})
+    with pytest.raises(TemplateRefusal, match=r"fails on this conversation: .*has no element 0"):
+        template.render([{"role": "user", "content": ""}])
+    with pytest.raises(TemplateRefusal, match="refuses the conversation: Alternate!"):
+        SHARED("{{ raise_exception('Alternate!') }}").render(user)
+    with pytest.raises(MoekitError, match="The chat template fails: ") as caught:
+        SHARED("{{ nothing.at.all }}").render(user)
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_who_is_interrupted_leaves_no_answer_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    template.render([{"role": "user", "content": "none"}])
+    with monkeypatch.context() as patch:
+        patch.setattr(template._worker._process.stdout, "readline", _interrupt)  # type: ignore[union-attr]
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"role": "user", "content": "first"}])
+    assert template.render([{"role": "user", "content": "second"}]) == "second"
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("{{ raise_exception('roles must alternate') }}", "fails: roles must alternate."),
-        ("{% if %}", "fails: Expected an expression"),
+        ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate."),
+        ("{% if %}", "template fails: Expected an expression"),
         ("{{ messages.x.y }}", "fails: 'list object' has no attribute 'x'"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: Range too big"),
         ("{{ ''.__class__.__mro__ }}", "is unsafe"),
@@ -90,7 +169,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, make: Any) -> None:
 def test_templates_that_fail_in_a_sentence(source: str, said: str) -> None:
     with pytest.raises(MoekitError) as error:
         SHARED(source).render(CHAT)
-    assert str(error.value).startswith("The chat template fails: ")
+    assert str(error.value).startswith("The chat template ")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -168,6 +247,8 @@ def test_a_conversation_computes_each_message_once(loaded: LoadedModel) -> None:
     assert alone.answer("Two", pieces.append).text == second.text
     with pytest.raises(UsageError, match="leaves no room"):
         conversation.answer("long " * 100, pieces.append)
+    with pytest.raises(UsageError, match="The chat template has no variable 'enable_thinking'"):
+        Conversation(loaded, GenerationOptions(), variables={"enable_thinking": False})
     assert len(conversation.messages) == 5
     conversation.reset()
     assert conversation.answer("One", pieces.append).text == first.text

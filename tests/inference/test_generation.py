@@ -1,6 +1,6 @@
 """What is generated against transformers, and against what the same runner gives when asked otherwise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,55 @@ def test_ends(said: str, options: dict[str, Any], text: str, tokens: int, reason
     assert completion.prefill_tokens_per_second > 0
     assert completion.time_to_first_token_s > 0
     assert all(pieces)
+
+
+class WithSpecial(ByteTokenizer):
+    """Bytes, of which some that no text holds are special tokens."""
+
+    special_tokens: Mapping[str, int] = {"<|turn|>": 0xF8, "<|end|>": 0xF9, "<|tool|>": 0xFA}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode([id_ for id_ in ids if id_ not in self.special_tokens.values()])
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def encode_plain(self, text: str) -> list[int]:
+        return self.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "stop", "text", "reason"),
+    [
+        (b"one\xf8two", ("<|turn|>",), "one", "stop"),
+        (b"\xf8two", ("<|turn|>",), "", "stop"),
+        (b"one\xf8\xfatwo", ("<|turn|><|tool|>",), "one", "stop"),
+        (b"one\xf8\xf8\xfatwo", ("<|turn|><|tool|>",), "one", "stop"),
+        (b"one\xf8two", ("ne<|turn|>",), "o", "stop"),
+        (b"one\xf8two", ("<|turn|>t",), "one", "stop"),
+        (b"one\xf8two", ("e<|turn|>tw",), "on", "stop"),
+        (b"one\xf8two", ("<|turn",), "one", "stop"),
+        (b"one\xf8two", ("net",), "o", "stop"),
+        (b"one\xf8two\xfa", ("<|tool|>", "<|turn|>x"), "onetwo", "stop"),
+        (b"one\xf8two\xfathree", ("<|tool|>", "wo"), "onet", "stop"),
+        (b"one\xf8two", ("<|turn|>x",), "onetwo", "length"),
+        (b"one\xf8two", ("<|tool|>",), "onetwo", "length"),
+        (b"one\xf9two", ("<|turn|>",), "one", "stop"),
+        (b"one\xf9two", ("ne<|end|>",), "o", "stop"),
+        ("😀\xf8".encode()[:4] + b"\xf8x", ("<|turn|>",), "😀", "stop"),
+        (b"a\xe2\x82\xf8x", ("<|turn|>",), "a", "stop"),
+    ],
+)
+def test_stop_strings_hold_special_tokens(said: bytes, stop: tuple[str, ...], text: str, reason: str) -> None:
+    """Whole, in part and among text; what is shown never holds one, however it is cut into pieces."""
+    pieces: list[str] = []
+    options = GenerationOptions(max_tokens=len(said), stop=stop, end_tokens=frozenset({0xF9}))
+    runner = Scripted(said)
+    (completion,) = complete(runner, WithSpecial(), ["p"], options, lambda _, piece: pieces.append(piece))
+    assert (completion.text, completion.finish_reason) == (text, reason)
+    assert "".join(pieces) == text
+    (again,) = complete(runner, WithSpecial(), ["p"], options)
+    assert again.text == text
 
 
 def test_text_comes_as_soon_as_it_is_certain() -> None:

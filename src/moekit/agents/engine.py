@@ -4,9 +4,10 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from moekit.agents.calls.answer_cache import Cache
 from moekit.agents.calls.budget_ledger import Ledger
@@ -23,14 +24,14 @@ from moekit.agents.config.agents_config import (
 )
 from moekit.agents.config.strategy_configs import EnsembleConfig, SingleConfig
 from moekit.agents.members.member import MemberError
-from moekit.agents.outcome.answer import Answer, AnswerFailed
-from moekit.agents.outcome.trace import TraceRecorder
-from moekit.agents.session import GRACE_S, AnswerRequest, Session, Strategy, is_too_long
+from moekit.agents.outcome.answer import Answer, AnswerFailed, Spent
+from moekit.agents.outcome.trace import Trace, TraceRecorder
+from moekit.agents.session import GRACE_S, AnswerRequest, Session, Strategy, failed_because
 from moekit.agents.strategies import build_strategy
 from moekit.agents.strategies.single import Single
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 from moekit.core.messages import ChatOptions, Message, OnText, Reply
-from moekit.serve.protocol import ChatModel, ChatReply, PromptTooLong
+from moekit.serve.protocol import ChatModel, ChatReply, ConversationRefused, PromptTooLong
 
 if TYPE_CHECKING:
     from moekit.agents.members.endpoint import Endpoint
@@ -205,18 +206,28 @@ class _Named:
         try:
             answer = await self._engine.answer(messages, self._name, options, on_text)
         except AnswerFailed as failed:
-            if is_too_long(failed.cause):
+            if failed_because(failed.cause, "context"):
                 raise PromptTooLong(str(failed)) from failed
+            if failed_because(failed.cause, "refused"):
+                raise ConversationRefused(str(failed)) from failed
+            if isinstance(failed.cause, MemberError) and failed.cause.reply is not None:
+                # An answer without a word is none for a strategy; a client that asked for one token may want to know.
+                reply = replace(failed.cause.reply, usage=failed.spent.usage)
+                return ChatReply(reply=reply, extra=_told(failed.spent, failed.trace))
             raise
-        extra = {
-            "failures": list(answer.failures),
-            "incomplete": list(answer.incomplete),
-            "cost": answer.cost,
-            "unsettled_tokens": answer.unsettled.total_tokens,
-            "seconds": answer.trace.seconds,
-        }
         reply = Reply(text=answer.text, usage=answer.usage, finish_reason=answer.finish_reason)
-        return ChatReply(reply=reply, extra=extra)
+        return ChatReply(reply=reply, extra=_told(answer, answer.trace))
+
+
+def _told(spent: Spent, trace: Trace) -> dict[str, Any]:
+    """Make what a response tells beside the answer."""
+    return {
+        "failures": list(trace.failures),
+        "incomplete": list(trace.incomplete),
+        "cost": spent.cost,
+        "unsettled_tokens": spent.unsettled.total_tokens,
+        "seconds": trace.seconds,
+    }
 
 
 def _check_text(content: str) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol, Self, TypeVar
 
 from moekit.agents.calls.member_calls import MemberCalls, Place, most_tokens
 from moekit.agents.config.agents_config import AgentsConfig
-from moekit.agents.members.member import Member, MemberError
+from moekit.agents.members.member import Member, MemberError, Reason
 from moekit.core.errors import MoekitError
 from moekit.core.messages import ChatOptions, Message, OnText, Reply, Usage
 
@@ -75,25 +75,25 @@ class Layer:
 class QuorumFailed(MoekitError):
     """Too few of a layer answered. failures: why, a sentence each; the text has them all.
 
-    too_long: each of them because the conversation is over its context.
+    causes: the error of each, None where there is none.
     """
 
-    def __init__(self, text: str, failures: tuple[str, ...], *, too_long: bool = False) -> None:
+    def __init__(self, text: str, failures: tuple[str, ...], *, causes: Sequence[MoekitError | None] = ()) -> None:
         super().__init__(text)
-        self.failures, self.too_long = failures, too_long
+        self.failures, self.causes = failures, tuple(causes)
 
 
-def is_too_long(error: MoekitError) -> bool:
-    """Tell whether the conversation is over the context of whoever had to answer it."""
+def failed_because(error: MoekitError | None, reason: Reason) -> bool:
+    """Tell whether there is no answer for this reason alone, of the member or of all of a layer that failed."""
     if isinstance(error, QuorumFailed):
-        return error.too_long
-    return isinstance(error, MemberError) and error.reason == "context"
+        return bool(error.causes) and all(failed_because(cause, reason) for cause in error.causes)
+    return isinstance(error, MemberError) and error.reason == reason
 
 
 @dataclass(frozen=True)
 class _Failure:
     text: str
-    too_long: bool = False
+    cause: MoekitError | None = None
 
 
 class Session:
@@ -160,7 +160,7 @@ class Session:
                 f"In {stage}, {len(calls) - len(failures)} of {len(calls)} answered and {quorum} had to: "
                 + " ".join(failures),
                 failures,
-                too_long=all(failure.too_long for failure in failed),
+                causes=[failure.cause for failure in failed],
             )
         return Layer(replies, failures)
 
@@ -255,9 +255,9 @@ class Session:
                 raise call.refused
             return await self.ask(call.name, call.messages, call.options, stage=stage, sample=call.sample)
         except MemberError as error:
-            return _Failure(str(error), is_too_long(error))
+            return _Failure(str(error), error)
         except MoekitError as error:
-            return _Failure(f"{call.name}: {error}", is_too_long(error))
+            return _Failure(f"{call.name}: {error}", error)
 
 
 async def _until(tasks: Sequence[asyncio.Task[Reply | _Failure]], quorum: int, deadline: float) -> None:

@@ -19,6 +19,7 @@ from moekit.cli.message_log import show_messages
 from moekit.cli.plan import plan
 from moekit.cli.quantize import quantize
 from moekit.cli.split import split
+from moekit.cli.standard_streams import output_problem, standard_streams
 from moekit.cli.train import train
 from moekit.cli.upcycle import upcycle
 from moekit.core.errors import MoekitError
@@ -41,6 +42,7 @@ for verb in (compare, train, evaluate, plan, upcycle, split, merge, quantize, ge
     moekit.add_command(verb)
 
 
+@standard_streams()
 def main() -> None:
     """Run the command line and exit: 0, 1 (it failed), 2 (bad arguments or input), 130 (stopped)."""
     # A scheduler's polite stop is a stop like Ctrl-C: what is running saves its state.
@@ -56,6 +58,8 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         known = isinstance(error, MoekitError | OSError)
-        click.echo(f"Error: {error}" if known else f"Unexpected error ({type(error).__name__}): {error}", err=True)
+        told = output_problem() if isinstance(error, OSError) else None
+        text = told or str(error)
+        click.echo(f"Error: {text}" if known else f"Unexpected error ({type(error).__name__}): {text}", err=True)
         sys.exit(error.exit_status if isinstance(error, MoekitError) else 1)
     sys.exit(status or 0)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.cli.generate_and_chat import (
+    cut_off,
     figures,
     garbage_collection_paused,
     load_to_generate,
     read_sampling,
     sampling_options,
 )
+from moekit.cli.standard_streams import TextArgument, decode_text
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,9 +29,16 @@ Examples:
   echo "The capital of France is" | moekit generate ./my-model --prompt-file - --json"""
 )
 @click.argument("model")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to continue; repeatable, for a batch.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    type=TextArgument(),
+    metavar="TEXT",
+    help="What to continue; repeatable, for a batch.",
+)
 @click.option("--prompt-file", metavar="FILE", help="A file with the prompt, less a last newline; - is standard input.")
-@sampling_options(temperature=0.0)
+@sampling_options(temperature="0")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def generate(
@@ -58,6 +67,9 @@ def generate(
         _print_json(completions, before)
     else:
         _print(completions, before)
+    for number, completion in enumerate(completions, start=1):
+        if (cut := cut_off(completion, loaded.runner.context)) is not None:
+            click.echo(f"{number}: {cut}" if len(completions) > 1 else cut, err=True)
 
 
 def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
@@ -68,11 +80,10 @@ def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
         return list(prompts)
     try:
         data = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
-        return [data.decode("utf-8").removesuffix("\n").removesuffix("\r")]
     except OSError as error:
         raise UsageError(f"Cannot read {prompt_file}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{prompt_file} is not UTF-8: {error.reason} at byte {error.start}.") from error
+    what = "Standard input" if prompt_file == "-" else prompt_file
+    return [decode_text(data, what).removesuffix("\n").removesuffix("\r")]
 
 
 def _run(

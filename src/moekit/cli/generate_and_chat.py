@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moekit.cli.standard_streams import TextArgument
 from moekit.core.errors import UsageError
 from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
@@ -14,29 +15,32 @@ if TYPE_CHECKING:
     from moekit.inference import Completion, LoadedModel, SamplingOptions
 
 
-def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add the options of both verbs to a command; `temperature` is the default of that one."""
+def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of both verbs to a command; `temperature` says what its default is."""
     options = (
-        click.option("--max-tokens", type=click.IntRange(1), help="Of an answer.  [default: what the context leaves]"),
+        click.option(
+            "--max-tokens",
+            type=int,
+            callback=_token_count,
+            help="Of an answer; -1 for what the context leaves.  [default: -1]",
+        ),
         click.option(
             "--temperature",
             type=click.FloatRange(0),
-            default=temperature,
-            show_default=True,
-            help="Logits are divided by it; 0 takes the most probable token.",
+            help=f"Logits are divided by it; 0 takes the most probable token.  [default: {temperature}]",
         ),
-        click.option(
-            "--top-k", type=click.IntRange(0), default=0, help="The most probable tokens that stay; 0 for all."
-        ),
-        click.option("--top-p", type=float, default=1.0, help="Tokens stay whose probabilities add up to this."),
-        click.option(
-            "--min-p", type=float, default=0.0, help="Tokens stay with this share of the most probable one's."
-        ),
-        click.option("--repetition-penalty", type=float, default=1.0, help="Over 1 for fewer repetitions (CTRL)."),
+        click.option("--top-k", type=click.IntRange(0), help="The most probable tokens that stay; 0 for all."),
+        click.option("--top-p", type=float, help="Tokens stay whose probabilities add up to this."),
+        click.option("--min-p", type=float, help="Tokens stay with this share of the most probable one's."),
+        click.option("--repetition-penalty", type=float, help="Over 1 for fewer repetitions (CTRL)."),
         click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Added to a token's logit; repeatable."),
         click.option("--seed", type=int, help="The same seed gives the same text.  [default: another each time]"),
         click.option(
-            "--stop", multiple=True, metavar="TEXT", help="Ends an answer, and is not part of it; repeatable."
+            "--stop",
+            multiple=True,
+            type=TextArgument(),
+            metavar="TEXT",
+            help="Ends an answer, and is not part of it; repeatable.",
         ),
         click.option("--context", type=click.IntRange(2), help="Tokens of a sequence.  [default: the model's]"),
         click.option(
@@ -77,12 +81,20 @@ def load_to_generate(model: str, context: int | None, quantize: str | None) -> "
     return load_runner(model, context=context, quantize=quantize, progress=ProgressDisplay())
 
 
-def read_sampling(sampling: dict[str, Any]) -> "SamplingOptions":
-    """Read the command line's options of sampling. Raise UsageError where one is out of bounds."""
+def read_sampling(sampling: dict[str, Any], **defaults: float) -> "SamplingOptions":
+    """Read the command line's options of sampling. Raise UsageError where one is out of bounds.
+
+    Args:
+        sampling: what was given; None for what was not.
+        defaults: what holds instead.
+    """
     from moekit.inference import SamplingOptions
 
+    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    if given.get("seed") == -1:  # llama.cpp's word for another one each time
+        del given["seed"]
     bias = dict(_bias(text) for text in sampling["logit_bias"])
-    return SamplingOptions(**sampling | {"logit_bias": bias})
+    return SamplingOptions(**{**defaults, **given, "logit_bias": bias})
 
 
 def figures(completion: "Completion", waited: float) -> str:
@@ -93,6 +105,22 @@ def figures(completion: "Completion", waited: float) -> str:
     speed = completion.decode_tokens_per_second
     parts.append(f"{completion.completion_tokens} tokens" + ("" if speed is None else f" at {speed:.1f}/s"))
     return " · ".join([*parts, f"first after {duration_text(waited)}"])
+
+
+def cut_off(completion: "Completion", context: int) -> str | None:
+    """Say in a sentence what cut an answer off; None where it ended by itself."""
+    if completion.finish_reason != "length":
+        return None
+    if completion.prompt_tokens + completion.completion_tokens >= context:
+        return f"The answer is cut off: the context of {context:,} tokens is full."
+    return f"The answer is cut off after {completion.completion_tokens:,} tokens, as --max-tokens says."
+
+
+def _token_count(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    """Take -1, other programs' word for no limit, as none."""
+    if value is not None and value != -1 and value < 1:
+        raise click.BadParameter(f"{value} is no number of tokens: give 1 or more, or -1 for what the context leaves.")
+    return None if value == -1 else value
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -1,8 +1,8 @@
 """Messages of a conversation and a model's reply, whoever computes it: the types that `agents/` and `serve/` share."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter"]
@@ -25,6 +25,7 @@ class ChatOptions:
 
     Attributes:
         max_tokens: the most tokens of the answer.
+        template_variables: variables of the model's chat template, such as `enable_thinking`.
     """
 
     temperature: float | None = None
@@ -32,6 +33,7 @@ class ChatOptions:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,18 @@ from moekit.core.errors import UsageError, did_you_mean
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class InvalidData(UsageError):
+    """Data that a user wrote are no configuration.
+
+    Attributes:
+        path: of the wrong key, `layers[0].router.top_k`; empty where no single one is wrong.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def read_text(path: Path) -> str:
     """Read a file as text; raise UsageError where it cannot be read."""
     try:
@@ -94,14 +106,15 @@ def validate(model: type[Model], data: Any, *, where: str) -> Model:
         where: the place of the data, which begins the error's message.
 
     Raises:
-        UsageError: with `where`, the path of the wrong key, and the nearest valid key where there is no such key.
+        InvalidData: with `where`, the path of the wrong key, and the nearest valid key where there is no such key.
     """
     if not isinstance(data, dict):
-        raise UsageError(f"{where}: must be keys and values ({', '.join(model.model_fields)}), not {_shown(data)}.")
+        raise InvalidData(f"{where}: must be keys and values ({', '.join(model.model_fields)}), not {_shown(data)}.")
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UsageError(f"{where}: {problem_of(error, model)}") from error
+        path, told = _first_problem(error, model)
+        raise InvalidData(": ".join(filter(None, (where, path, told))), path) from error
 
 
 def problem_of(error: ValidationError, model: type[BaseModel] | None = None) -> str:
@@ -111,13 +124,18 @@ def problem_of(error: ValidationError, model: type[BaseModel] | None = None) -> 
         error: what pydantic found.
         model: the class that was to be made; None where that is not known.
     """
+    return ": ".join(filter(None, _first_problem(error, model)))
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel] | None) -> tuple[str, str]:
+    """Find the path of the first thing that is wrong, and what is wrong with it."""
     problems = [_Problem(details, _follow(model, details["loc"])) for details in error.errors(include_url=False)]
     # A misspelt key is an unknown one and a missing one: the unknown one is what the user typed.
     first = next((problem for problem in problems if problem.is_unknown_key), problems[0])
     # Of a value that may be this or that, each is found missing; what is wrong within it says more.
     first = next((problem for problem in problems if problem.place.within(first.place)), first)
     told = _in_words([problem for problem in problems if problem.place.path == first.place.path])
-    return ": ".join(filter(None, (first.place.path, told if told.endswith(("?", ".")) else f"{told}.")))
+    return first.place.path, told if told.endswith(("?", ".")) else f"{told}."
 
 
 class _Place(NamedTuple):

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moekit.core.errors import MoekitError
+from moekit.core.errors import MoekitError, UsageError
 from moekit.data.tokenizer_files import read_chat_templates, read_tokenizer_settings
 from moekit.data.tokenizers import Tokenizer
 from moekit.inference.prompt_tokens import PromptTokenizer
@@ -19,8 +19,15 @@ Message = Mapping[str, Any]
 """`role` (system, user, assistant, …) and `content`, as in OpenAI's API; further keys are the template's to use."""
 
 _SECONDS = 5.0
-# Private-use characters: which of the special tokens a user wrote out stands between them.
-_OPEN, _CLOSE = "\ue000", "\ue001"
+# What every template of conversations takes.
+_PROBE = {"messages": [{"role": "user", "content": "a"}]}
+_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+# Supplementary Private Use Area-B: whoever writes such a character is left it, and another one marks.
+_MARKS = range(0x100000, 0x10FFFE)
+
+
+class TemplateRefusal(UsageError):
+    """A chat template fails on these messages, and may not on others: what it says is the caller's to mend."""
 
 
 class ChatTemplate:
@@ -40,36 +47,78 @@ class ChatTemplate:
         """Start the process already, while something else is done."""
         self._worker.start()
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def names(self, variable: str) -> bool:
+        """Tell whether the template names a variable."""
+        return re.search(rf"(?<!\w){re.escape(variable)}(?!\w)", self.source) is not None
+
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
         """Render the text up to where the answer begins.
 
+        Args:
+            messages: the conversation.
+            variables: further variables of the template, such as `enable_thinking`.
+
         Raises:
-            MoekitError: where the template fails: with what it says, or that it takes too long or too much memory.
+            TemplateRefusal: where the template fails on these messages and variables, with what it says.
+            MoekitError: where it is no template, takes too long or too much memory.
         """
+        if reserved := sorted(_RESERVED & (variables or {}).keys()):
+            raise TemplateRefusal(f"{reserved[0]} is no variable of a chat template that can be set.")
         # Templates test whether a key is there, and would write "None".
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        variables = {**self.special_tokens, "messages": given, "tools": None, "documents": None}
-        answer = self._worker.ask({"source": self.source, "variables": variables | {"add_generation_prompt": True}})
-        if "error" in answer:
-            raise MoekitError(f"The chat template fails: {answer['error'].rstrip('.')}.")
-        return str(answer["text"])
+        told: dict[str, Any] = {**self.special_tokens, "tools": None, "documents": None, "add_generation_prompt": True}
+        told |= {**(variables or {}), "messages": given}
+        request = {"source": self.source, "variables": told}
+        match self._worker.ask(request):
+            case {"text": text}:
+                return str(text)
+            case {"refusal": reason}:
+                raise TemplateRefusal(f"The chat template refuses the conversation: {reason.rstrip('.')}.")
+            case {"failure": reason} if "text" in self._worker.ask(request | {"variables": told | _PROBE}):
+                raise TemplateRefusal(f"The chat template fails on this conversation: {reason.rstrip('.')}.")
+            case {"failure": reason} | {"error": reason}:
+                raise MoekitError(f"The chat template fails: {reason.rstrip('.')}.")
+            case answer:
+                raise AssertionError(f"the worker answers {answer}")
 
-    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Render the text and encode it.
 
         A special token that a message writes out stays text, if the tokenizer can keep the two apart: such words are
-        marked before the template sees them, and encoded by themselves. It raises what `render` raises.
+        each marked by one character before the template sees them, and encoded by themselves. What the system says
+        stands before the first message of the user where the template refuses a message of the system. It raises what
+        `render` raises, and UsageError for a message that is no valid Unicode.
         """
+        try:
+            return self._encode(messages, tokenizer, variables or {})
+        except MoekitError:
+            if [message.get("role") for message in messages[:2]] != ["system", "user"]:
+                raise
+        system, user, *others = messages
+        folded = {**user, "content": f"{system['content']}\n\n{user['content']}"}
+        return self._encode([folded, *others], tokenizer, variables or {})
+
+    def _encode(self, messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any]) -> list[int]:
+        said = "\n".join(_texts([messages, variables]))
+        try:
+            said.encode()
+        except UnicodeEncodeError as error:
+            raise TemplateRefusal(f"The conversation is not valid Unicode: {error.reason}.") from error
         special = tokenizer.special_tokens if isinstance(tokenizer, PromptTokenizer) else {}
-        words = sorted(special, key=len, reverse=True)
-        marked = [_marked(message, words) for message in messages]
-        first, *others = re.split(f"{_OPEN}([0-9]+){_CLOSE}", self.render(marked))
-        ids = tokenizer.encode(_unmarked(first))  # a template that cuts texts may leave half of a mark
-        for index, piece in enumerate(others):
-            if index % 2 == 0 and isinstance(tokenizer, PromptTokenizer):
-                ids += _continued(tokenizer.encode_plain, words[int(piece)])
-            elif text := _unmarked(piece):
-                ids += _continued(tokenizer.encode, text)
+        marks = _marks([word for word in special if word in said], said + self.source)
+        if not marks:
+            return tokenizer.encode(self.render(messages, variables))
+        text = self.render([_marked(message, marks) for message in messages], _marked(variables, marks))
+        words = {mark: word for word, mark in marks.items()}
+        first, *others = re.split(f"([{''.join(words)}])", text)
+        ids = tokenizer.encode(first)
+        for piece in filter(None, others):
+            if piece in words:
+                ids += _continued(tokenizer.encode_plain, words[piece])
+            else:
+                ids += _continued(tokenizer.encode, piece)
         return ids
 
 
@@ -120,6 +169,9 @@ class _Worker:
                 line = process.stdout.readline()
             except BrokenPipeError:
                 line = ""
+            except BaseException:
+                self.end()  # whoever asks next must not get the answer to this
+                raise
             finally:
                 alarm.cancel()
             if not line:
@@ -136,19 +188,32 @@ class _Worker:
             process.communicate()
 
 
-def _marked(value: Any, words: Sequence[str]) -> Any:
-    """Replace each special token in texts by its number between marks; marks that were there are taken out before."""
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text that a value holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _marks(words: Sequence[str], text: str) -> dict[str, str]:
+    """Choose for each word a character that the text does not hold; longer words come first."""
+    unused = (mark for code in _MARKS if (mark := chr(code)) not in text)
+    return dict(zip(sorted(words, key=len, reverse=True), unused, strict=False))
+
+
+def _marked(value: Any, marks: Mapping[str, str]) -> Any:
+    """Replace each of the words in texts by its mark."""
     if isinstance(value, Mapping):
-        return {key: _marked(inner, words) for key, inner in value.items()}
+        return {key: _marked(inner, marks) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_marked(inner, words) for inner in value]
+        return [_marked(inner, marks) for inner in value]
     if not isinstance(value, str):
         return value
-    text = _unmarked(value)
-    if not words:
-        return text
-    pattern = "|".join(map(re.escape, words))
-    return re.sub(pattern, lambda found: f"{_OPEN}{words.index(found[0])}{_CLOSE}", text)
+    return re.sub("|".join(map(re.escape, marks)), lambda found: marks[found[0]], value)
 
 
 def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
@@ -157,5 +222,3 @@ def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
     return ids[len(line) :] if ids[: len(line)] == line else encode(text)
 
 
-def _unmarked(text: str) -> str:
-    return text.replace(_OPEN, "").replace(_CLOSE, "")

@@ -48,7 +48,11 @@ def render(source: str, variables: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Answer requests until the input ends: `{"text": …}`, or `{"error": …}`."""
+    """Answer requests until the input ends.
+
+    An answer is `{"text": …}`; `{"refusal": …}` with what the template raises itself; `{"failure": …}` with what Python
+    and Jinja raise; `{"error": …}` where it takes too much.
+    """
     _limit_memory()
     for line in sys.stdin:
         request = json.loads(line)
@@ -57,7 +61,8 @@ def main() -> None:
         except MemoryError:
             answer = {"error": "it takes too much memory"}
         except Exception as error:  # noqa: BLE001 - a template can raise anything; it goes to who asked
-            answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+            kind = "refusal" if isinstance(error, _Refusal) else "failure"
+            answer = {kind: " ".join(str(error).split()) or type(error).__name__}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -76,8 +81,12 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Refusal(jinja2.TemplateError):
+    """What a template raises itself."""
+
+
 def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    raise _Refusal(message)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from moekit.core.errors import UsageError
 from moekit.data.tokenizers import Tokenizer
-from moekit.inference.prompt_tokens import Prompt, prompt_ids
+from moekit.inference.prompt_tokens import Prompt, PromptTokenizer, prompt_ids
 from moekit.inference.runner import Cache, OnTokens, Runner
 from moekit.inference.sampling import Sampler, SamplingOptions
 from moekit.inference.stop import StopStrings
@@ -24,7 +24,7 @@ class GenerationOptions:
 
     Attributes:
         max_tokens: the most tokens of the completion; None for what the context leaves.
-        stop: strings that end it and are not part of it.
+        stop: strings that end it and are not part of it; they may hold special tokens.
         end_tokens: ids that end it, likewise.
         sampling: how tokens are sampled.
     """
@@ -162,6 +162,7 @@ class _Answer:
         room = context - len(prompt)
         self._most = room if options.max_tokens is None else min(room, options.max_tokens)
         self._stream, self._stop = TextStream(tokenizer.encode, tokenizer.decode), StopStrings(options.stop)
+        self._special_texts = _special_texts(tokenizer) if options.stop else {}
         self._text: list[str] = []
         self._tokens = 0
         self._finish: Literal["stop", "length"] | None = None
@@ -194,9 +195,10 @@ class _Answer:
         self.last = token
         self._tokens += 1
         if token in self._options.end_tokens:
-            self._end("stop")
+            self._end("stop", token)
             return
         self._say(self._stop.push(self._stream.push(token)))
+        self._say(self._stop.push(self._special_texts.get(token, ""), shown=False))
         if self._stop.stopped:
             self._finish = "stop"
         elif self._tokens >= self._most:
@@ -215,9 +217,10 @@ class _Answer:
             time_to_first_token_s=self.first_token_s,
         )
 
-    def _end(self, reason: Literal["stop", "length"]) -> None:
+    def _end(self, reason: Literal["stop", "length"], end_token: int = -1) -> None:
         """End the answer: what was held back is text after all, unless it holds a stop string."""
         self._say(self._stop.push(self._stream.finish()))
+        self._say(self._stop.push(self._special_texts.get(end_token, ""), shown=False))
         self._finish = "stop" if self._stop.stopped else reason
         self._say(self._stop.finish())
 
@@ -226,6 +229,13 @@ class _Answer:
             self._text.append(piece)
             if self._on_text is not None:
                 self._on_text(self.number, piece)
+
+
+def _special_texts(tokenizer: Tokenizer) -> dict[int, str]:
+    """Find the texts of special tokens, which decoding leaves out, by their ids."""
+    if not isinstance(tokenizer, PromptTokenizer):
+        return {}
+    return {id_: text for text, id_ in tokenizer.special_tokens.items()}
 
 
 def _check(prompt: list[int], runner: Runner, name: str) -> None:

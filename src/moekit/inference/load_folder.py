@@ -5,11 +5,12 @@ from pathlib import Path
 from moekit.config import ModelConfig
 from moekit.core.errors import UsageError, did_you_mean
 from moekit.core.progress import Progress
-from moekit.data.tokenizer_files import ids_of, read_object
+from moekit.data.tokenizer_files import ids_of, read_object, read_tokenizer_settings
 from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
 from moekit.inference.chat_template import folder_template
 from moekit.inference.checks import checked_context, decoder_config
 from moekit.inference.loaded_model import LoadedModel, is_native
+from moekit.inference.model_sampling import folder_sampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner
@@ -30,7 +31,14 @@ def load_folder(folder: Path, context: int | None, quantize: str | None, progres
     template = folder_template(folder)
     end_tokens = _end_tokens(folder, tokenizer)
     runner = _runner(folder, context, kind, progress)
-    return LoadedModel(runner=runner, tokenizer=tokenizer, chat_template=template, end_tokens=end_tokens)
+    return LoadedModel(
+        runner=runner,
+        tokenizer=tokenizer,
+        chat_template=template,
+        end_tokens=end_tokens,
+        special_texts=read_tokenizer_settings(folder).named,
+        sampling=folder_sampling(folder),
+    )
 
 
 def _checked_type(name: str, config: ModelConfig) -> BlockType:

@@ -8,6 +8,7 @@ from moekit.families.gguf import GGUFModel
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.checks import checked_context, decoder_config
 from moekit.inference.loaded_model import LoadedModel, is_native, token_ids
+from moekit.inference.model_sampling import gguf_sampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
 from moekit.kernels.packed import F32
@@ -19,13 +20,20 @@ def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedMode
     config = decoder_config(stored.config)
     checked_context(context, config.context)
     tokenizer = gguf_tokenizer(stored.file.metadata, config.vocab_size)
-    template, end_tokens = None, token_ids(tokenizer.start)
+    template, end_tokens, special_texts = None, token_ids(tokenizer.start), {}
     if isinstance(tokenizer, GGUFTokenizer):
-        end_tokens = tokenizer.end_tokens
+        end_tokens, special_texts = tokenizer.end_tokens, tokenizer.special_texts
         if tokenizer.chat_template is not None:
-            template = ChatTemplate(tokenizer.chat_template, tokenizer.special_texts)
+            template = ChatTemplate(tokenizer.chat_template, special_texts)
     runner = _runner(stored, path, context, progress)
-    return LoadedModel(runner=runner, tokenizer=tokenizer, chat_template=template, end_tokens=end_tokens)
+    return LoadedModel(
+        runner=runner,
+        tokenizer=tokenizer,
+        chat_template=template,
+        end_tokens=end_tokens,
+        special_texts=special_texts,
+        sampling=gguf_sampling(stored.file.metadata),
+    )
 
 
 def _runner(stored: GGUFModel, path: Path, context: int | None, progress: Progress) -> Runner:

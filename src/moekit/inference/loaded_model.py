@@ -1,11 +1,13 @@
 """The model that is ready to generate, and what loading one from a folder and from a GGUF file share."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from moekit.config import ModelConfig
 from moekit.data.tokenizers import Tokenizer
 from moekit.inference.chat_template import ChatTemplate
+from moekit.inference.model_sampling import ModelSampling
 from moekit.inference.runner import Runner
 from moekit.kernels import native
 from moekit.kernels.native.decoder_description import unsupported
@@ -20,12 +22,16 @@ class LoadedModel:
         tokenizer: its tokenizer.
         chat_template: how a conversation becomes a prompt; None where the model has no template.
         end_tokens: the ids that end a text or an answer.
+        special_texts: the texts of `bos_token` and others, by the names that chat templates know them by.
+        sampling: what the model's files say of sampling; `moekit chat` goes by it.
     """
 
     runner: Runner
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     end_tokens: frozenset[int]
+    special_texts: Mapping[str, str] = field(default_factory=dict)
+    sampling: ModelSampling = field(default_factory=ModelSampling)
 
 
 def is_native(config: ModelConfig) -> bool:

@@ -6,7 +6,7 @@ from openai.types import ErrorObject
 from starlette.responses import JSONResponse
 
 from moekit.core.errors import MoekitError, UsageError
-from moekit.serve.protocol import PromptTooLong
+from moekit.serve.protocol import ConversationRefused, PromptTooLong
 
 
 class RequestError(MoekitError):
@@ -31,6 +31,8 @@ def error_object(error: MoekitError) -> dict[str, Any]:
         param, code = error.param, error.code
     elif isinstance(error, PromptTooLong):
         param, code = "messages", "context_length_exceeded"
+    elif isinstance(error, ConversationRefused):
+        param = "messages"
     return {"error": ErrorObject(message=str(error), type=kind, param=param, code=code).model_dump(exclude_unset=True)}
 
 

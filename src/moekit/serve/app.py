@@ -19,12 +19,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from moekit.core.errors import MoekitError, did_you_mean
-from moekit.core.validation import validate
+from moekit.core.validation import InvalidData, validate
 from moekit.serve.api_errors import RequestError, error_object, error_response
 from moekit.serve.protocol import ChatModel
-from moekit.serve.schemas import ChatRequest, ResponseObjects
+from moekit.serve.schemas import ChatRequest, ResponseObjects, check_characters, supported
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+_LONGEST_NAME = 200
 
 Result = TypeVar("Result")
 
@@ -140,7 +141,8 @@ def _model_object(name: str) -> dict[str, Any]:
 
 
 def _no_such_model(name: str, models: Collection[str]) -> RequestError:
-    told = f"There is no model {name!r}: {did_you_mean(name, models)}"
+    shown = name[:_LONGEST_NAME]
+    told = f"There is no model {shown!r}: {did_you_mean(shown, models)}"
     return RequestError(told, status=404, param="model", code="model_not_found")
 
 
@@ -186,12 +188,20 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _parse(body: bytes) -> ChatRequest:
     try:
-        data = json.loads(body)
+        data = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"The request is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise RequestError("The request is not a JSON object.")
-    return validate(ChatRequest, data, where="The request")
+    check_characters(data)
+    try:
+        return validate(ChatRequest, supported(data), where="The request")
+    except InvalidData as error:
+        raise RequestError(str(error), param=error.path or None) from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 _UNEXPECTED = MoekitError("The server failed in a way that nobody foresaw; its log says more.")

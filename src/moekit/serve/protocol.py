@@ -12,6 +12,10 @@ class PromptTooLong(UsageError):
     """The conversation, or it and the answer that was asked for, are more than the model's context."""
 
 
+class ConversationRefused(UsageError):
+    """The conversation is none that the model answers: its chat template refuses the order of the roles, say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChatReply:
     """An answer, and what its maker tells beside it.
@@ -37,6 +41,7 @@ class ChatModel(Protocol):
 
         Raises:
             PromptTooLong: where the conversation does not fit into the model's context.
+            ConversationRefused: where the model answers no such conversation.
             UsageError: for anything else that nobody could answer.
             MoekitError: where answering failed.
         """

@@ -75,6 +75,7 @@ def test_it_is_found_at_once(tmp_path: Path) -> None:
         {"options": replace(OPTIONS, stop=())},
         {"options": replace(OPTIONS, seed=1)},
         {"options": replace(OPTIONS, top_p=0.5)},
+        {"options": replace(OPTIONS, template_variables={"enable_thinking": False})},
         {"samples": (1,)},
         {"samples": (0, 0)},
     ],

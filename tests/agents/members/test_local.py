@@ -24,6 +24,7 @@ from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions, Message, Usage
 from moekit.data.tokenizers import ByteTokenizer
 from moekit.inference import GenerationOptions, LoadedModel, complete
+from moekit.inference.model_sampling import ModelSampling
 from moekit.inference.runner import OnTokens
 from moekit.kernels.packed import Numbers
 
@@ -334,9 +335,9 @@ class Broken(Slow):
     ("runner", "messages", "options", "reason", "words"),
     [
         (Slow(b"x", context=8), USER, GREEDY, "context", "21 tokens are more than its context of 8"),
-        (Slow(b"x"), (Message(role="user", content=""),), GREEDY, "status", "the prompt is empty"),
-        (Slow(b"x"), USER, ChatOptions(top_p=0.0), "status", "top_p must be"),
-        (Slow(b"x"), USER, ChatOptions(stop=("",)), "status", "A stop string is empty"),
+        (Slow(b"x"), (Message(role="user", content=""),), GREEDY, "refused", "the prompt is empty"),
+        (Slow(b"x"), USER, ChatOptions(top_p=0.0), "refused", "top_p must be"),
+        (Slow(b"x"), USER, ChatOptions(stop=("",)), "refused", "A stop string is empty"),
         (Slow(b"\0"), USER, GREEDY, "empty", "the answer is empty"),
         (Broken(b"x"), USER, GREEDY, "garbage", "logits are not numbers"),
     ],
@@ -365,11 +366,41 @@ def test_a_score_that_does_not_fit_and_a_member_without_vectors_say_so() -> None
 def test_a_broken_template_is_an_error_of_the_member(theirs: tuple[Any, Any, Path], tmp_path: Path) -> None:
     for file in theirs[2].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    for source, said, reason in (
+        ("{{ messages.x.y }}", "The chat template fails: 'list object' has no attribute 'x'", "garbage"),
+        (
+            "{{ raise_exception('no such role') }}",
+            "The chat template refuses the conversation: no such role",
+            "refused",
+        ),
+    ):
+        (tmp_path / "chat_template.jinja").write_text(source)
+        member = load_local_members({"tiny": LocalMemberConfig(path=str(tmp_path))})["tiny"]
+        with pytest.raises(MemberError, match=f"tiny: {said}.") as caught:
+            member.bound_tokens(USER)
+        assert caught.value.reason == reason
+
+
+def test_variables_of_the_template_reach_it(theirs: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    for file in theirs[2].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}{{ '!' * (excited | default(1)) }}")
     member = load_local_members({"tiny": LocalMemberConfig(path=str(tmp_path))})["tiny"]
-    with pytest.raises(MemberError, match=r"tiny: The chat template fails: .*no such role") as caught:
-        member.bound_tokens(USER)
-    assert caught.value.reason == "garbage"
+    counts = [
+        run(member.complete(USER, replace(GREEDY, template_variables=variables))).usage.prompt_tokens
+        for variables in ({}, {"excited": 5}, {}, {"excited": 0})
+    ]
+    assert counts[0] == counts[2] == member.bound_tokens(USER)
+    assert counts[1] > counts[0] > counts[3]
+
+
+def test_without_a_temperature_the_models_files_say_how_it_is_sampled(theirs: tuple[Any, Any, Path]) -> None:
+    model = load_local_members({"tiny": LocalMemberConfig(path=str(theirs[2]))})["tiny"].model
+    wild = replace(model, sampling=ModelSampling({"temperature": 3.0, "top_k": 1}))
+    member = LocalMember("wild", wild, identity="", defaults=ChatOptions())
+    greedy = run(member.complete(USER, GREEDY)).text
+    assert run(member.complete(USER, replace(GREEDY, temperature=None))).text == greedy
+    assert run(member.complete(USER, replace(GREEDY, temperature=3.0, seed=1))).text != greedy
 
 
 def test_a_template_without_system_messages_gets_them_with_the_users(

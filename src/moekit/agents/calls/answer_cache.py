@@ -33,11 +33,14 @@ def call_key(
     kind: str, identity: str, messages: Sequence[Message], options: ChatOptions, samples: Sequence[int]
 ) -> Key:
     """Make the key of a call. kind: what was asked for. samples: which of several outcomes, from the outside in."""
+    asked = asdict(options) | {"stop": list(options.stop)}
+    if not options.template_variables:
+        del asked["template_variables"]  # which caches of before do not know
     return {
         "kind": kind,
         "identity": identity,
         "messages": [asdict(message) for message in messages],
-        "options": asdict(options) | {"stop": list(options.stop)},
+        "options": asked,
         "samples": list(samples),
     }
 

@@ -263,6 +263,7 @@ def _filled(options: ChatOptions, defaults: ChatOptions) -> ChatOptions:
         max_tokens=defaults.max_tokens if options.max_tokens is None else options.max_tokens,
         stop=options.stop or defaults.stop,
         seed=defaults.seed if options.seed is None else options.seed,
+        template_variables={**defaults.template_variables, **options.template_variables},
     )
 
 

@@ -227,6 +227,8 @@ class EndpointMember:
         }
         if wording.streams:
             asked |= {"stream": True, "stream_options": {"include_usage": True} if wording.tells_usage else None}
+        if options.template_variables:  # vLLM, SGLang and llama.cpp take them by this name
+            asked["extra_body"] = {"chat_template_kwargs": dict(options.template_variables)}
         given = {key: value for key, value in asked.items() if value is not None}
         return given | {"extra_headers": self._endpoint.headers}
 

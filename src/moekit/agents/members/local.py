@@ -1,10 +1,12 @@
 """A model in this process: a folder, a GGUF file or a hub id, asked from the event loop and computed in a thread."""
 
 import asyncio
+import json
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from moekit.agents.config.agents_config import PriceConfig
 from moekit.agents.members.member import MemberError, Reason, cut_off_text
@@ -21,6 +23,8 @@ Result = TypeVar("Result")
 Embed = Callable[[Sequence[list[int]]], list[list[float]]]
 """From the ids of texts to a vector for each."""
 
+_PromptKey = tuple[tuple[Message, ...], str]
+
 _TEMPERATURE = 0.7
 _ENCODED = 64
 """Prompts whose ids are remembered: how many they are is asked for just before the call."""
@@ -30,8 +34,8 @@ class LocalMember:
     """A loaded model as a member, which computes its calls one after the other, in the order in which they came.
 
     name: as in the configuration. identity: part of the key under which answers are cached, another one for another
-    model. defaults: what holds where a call says nothing; the temperature is 0.7 where they say nothing either. embed:
-    how it makes vectors, None: it makes none.
+    model. defaults: what holds where a call says nothing; where they leave the temperature out, the model's files say
+    how it is sampled, or else it is 0.7. embed: how it makes vectors, None: it makes none.
 
     With a chat template it gets the messages in the form that the template says; if that takes no system message, what
     it says stands before the first of the user's. A model without a template continues texts: its prompt is the
@@ -61,7 +65,7 @@ class LocalMember:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"moekit-{name}")
         self._under_way: set[threading.Event] = set()
         self._waiting: set[Callable[[], None]] = set()
-        self._encoded: dict[tuple[Message, ...], list[int]] = {}
+        self._encoded: dict[_PromptKey, list[int]] = {}
         self._remembering = threading.Lock()
         self._closed = False
         if model.chat_template is not None:
@@ -69,7 +73,7 @@ class LocalMember:
 
     def bound_tokens(self, messages: Sequence[Message]) -> int:
         """Count the tokens of the prompt. Raises MemberError where the chat template fails."""
-        return len(self._ids(messages))
+        return len(self._ids(messages, {}))
 
     def estimated_tokens(self, messages: Sequence[Message]) -> int:
         """Count the tokens of the prompt; nothing needs to be estimated. Raises MemberError as `bound_tokens` does."""
@@ -82,7 +86,7 @@ class LocalMember:
         or a call that came before. Raises MemberError where the prompt does not fit, an option is out of bounds, the
         model fails or says nothing.
         """
-        ids = await self._prompt(messages, room=1)
+        ids = await self._prompt(messages, options.template_variables, room=1)
         generation = self._options(options)
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -112,12 +116,12 @@ class LocalMember:
         finally:
             self._waiting.discard(sign)
         usage = Usage(prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens)
+        reply = Reply(text=found.text, usage=usage, finish_reason=found.finish_reason)
         if not found.text.strip():
-            raise self._error("the answer is empty", "empty", usage)
-        incomplete = None
+            raise self._error("the answer is empty", "empty", usage, reply)
         if found.finish_reason == "length":
-            incomplete = cut_off_text(self.name, generation.max_tokens, found.completion_tokens)
-        return Reply(text=found.text, usage=usage, finish_reason=found.finish_reason, incomplete=incomplete)
+            return replace(reply, incomplete=cut_off_text(self.name, generation.max_tokens, found.completion_tokens))
+        return reply
 
     async def score(self, messages: Sequence[Message], answer: str) -> tuple[float, Usage]:
         """Compute the log probability in nats of the answer's tokens after the messages; and how many tokens all are.
@@ -127,7 +131,7 @@ class LocalMember:
         """
         answer_ids = await asyncio.to_thread(self._text_ids, answer)
         if messages:
-            ids = await self._prompt(messages, room=len(answer_ids))
+            ids = await self._prompt(messages, {}, room=len(answer_ids))
         else:
             start = self.model.tokenizer.start
             ids, answer_ids = ([start], answer_ids) if start is not None else (answer_ids[:1], answer_ids[1:])
@@ -143,7 +147,7 @@ class LocalMember:
         """
         embed = self._embed
         if embed is None:
-            raise self._error("it makes no vectors", "status")
+            raise self._error("it makes no vectors", "refused")
         context = self.model.runner.context
         ids = await asyncio.to_thread(lambda: [self._start_and(text)[:context] for text in texts])
         vectors = await self._compute(lambda _: embed(ids))
@@ -175,7 +179,7 @@ class LocalMember:
         except MemberError:
             raise
         except UsageError as error:
-            raise self._error(str(error), "status") from error
+            raise self._error(str(error), "refused") from error
         except MoekitError as error:
             raise self._error(str(error), "garbage") from error
         finally:
@@ -196,13 +200,13 @@ class LocalMember:
             told = str(error).partition("\n")[0] or "out of memory"
             raise self._error(f"the model failed: {told}", "garbage") from error
 
-    async def _prompt(self, messages: Sequence[Message], room: int) -> list[int]:
+    async def _prompt(self, messages: Sequence[Message], variables: Mapping[str, Any], room: int) -> list[int]:
         """Encode the prompt, whose ids leave `room` in the context."""
-        ids = self._encoded.get(tuple(messages))
+        ids = self._encoded.get(_prompt_key(messages, variables))
         if ids is None:
-            ids = await asyncio.to_thread(self._ids, messages)
+            ids = await asyncio.to_thread(self._ids, messages, variables)
         if not ids:
-            raise self._error("the prompt is empty", "status")
+            raise self._error("the prompt is empty", "refused")
         self._check_room(len(ids) + room)
         return ids
 
@@ -212,34 +216,29 @@ class LocalMember:
                 f"{tokens:,} tokens are more than its context of {self.model.runner.context:,}", "context"
             )
 
-    def _ids(self, messages: Sequence[Message]) -> list[int]:
+    def _ids(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
         """Encode the prompt, or remember its ids; several threads may ask for some."""
-        key = tuple(messages)
+        key = _prompt_key(messages, variables)
         if (found := self._encoded.get(key)) is not None:
             return found
         if self._closed:  # whoever is still trying what fits in a thread would hold up the end of the process
             raise self._error("it was closed", "unreachable")
-        found = self._encode(key)
+        found = self._encode(messages, variables)
         with self._remembering:
             if len(self._encoded) >= _ENCODED:
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[key] = found
         return found
 
-    def _encode(self, messages: tuple[Message, ...]) -> list[int]:
+    def _encode(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
         tokenizer, template = self.model.tokenizer, self.model.chat_template
         try:
             if template is None:
                 return self._plain("\n\n".join(message.content for message in messages))
             said = [{"role": message.role, "content": _unicode(message.content)} for message in messages]
-            try:
-                return template.encode(said, tokenizer)
-            except MoekitError:
-                if [each["role"] for each in said[:2]] != ["system", "user"]:
-                    raise
-            system, user, *others = said
-            folded = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
-            return template.encode([folded, *others], tokenizer)
+            return template.encode(said, tokenizer, variables)
+        except UsageError as error:
+            raise self._error(str(error), "refused") from error
         except MoekitError as error:
             raise self._error(str(error), "garbage") from error
 
@@ -259,22 +258,21 @@ class LocalMember:
         return [*([] if start is None else [start]), *self._text_ids(text)]
 
     def _options(self, options: ChatOptions) -> GenerationOptions:
+        told: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
+        given = {name: value for name, value in told.items() if value is not None}
+        own = self.model.sampling.options if options.temperature is None else {}
         try:
             return GenerationOptions(
                 max_tokens=options.max_tokens,
                 stop=options.stop,
                 end_tokens=self.model.end_tokens,
-                sampling=SamplingOptions(
-                    temperature=_TEMPERATURE if options.temperature is None else options.temperature,
-                    top_p=1.0 if options.top_p is None else options.top_p,
-                    seed=options.seed,
-                ),
+                sampling=SamplingOptions(**{"temperature": _TEMPERATURE, **own, **given}),
             )
         except UsageError as error:
-            raise self._error(str(error), "status") from error
+            raise self._error(str(error), "refused") from error
 
-    def _error(self, text: str, reason: Reason, usage: Usage | None = None) -> MemberError:
-        return MemberError(f"{self.name}: {text.rstrip('.')}.", reason=reason, usage=usage or Usage())
+    def _error(self, text: str, reason: Reason, usage: Usage | None = None, reply: Reply | None = None) -> MemberError:
+        return MemberError(f"{self.name}: {text.rstrip('.')}.", reason=reason, usage=usage or Usage(), reply=reply)
 
 
 class LockedRunner:
@@ -336,6 +334,10 @@ class _Stoppable:
 def _unicode(text: str) -> str:
     """Take out of a text halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _prompt_key(messages: Sequence[Message], variables: Mapping[str, Any]) -> _PromptKey:
+    return tuple(messages), json.dumps(dict(variables), sort_keys=True)
 
 
 def _log_prob(runner: Runner, prompt: Sequence[int], answer: Sequence[int]) -> float:

@@ -33,6 +33,7 @@ class MemberError(MoekitError):
             reserved; `Usage()` where it cost nothing.
         reworded: the member asks the same in another form from now on, so that the next attempt counts as no retry; no
             call meets that more often than there are forms.
+        reply: what was answered all the same, where too little of it is why the call failed.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MemberError(MoekitError):
         retry_after_s: float | None = None,
         usage: Usage | None = None,
         reworded: bool = False,
+        reply: Reply | None = None,
     ) -> None:
         super().__init__(text)
         self.reason = reason
@@ -51,6 +53,7 @@ class MemberError(MoekitError):
         self.retry_after_s = retry_after_s
         self.usage = usage
         self.reworded = reworded
+        self.reply = reply
 
 
 class Member(Protocol):
