@@ -68,7 +68,7 @@ class Template:
     def start(self) -> None:
         return
 
-    def encode(self, said: Sequence[dict[str, str]], tokenizer: ByteTokenizer) -> list[int]:
+    def encode(self, said: Sequence[dict[str, str]], tokenizer: ByteTokenizer, variables: object) -> list[int]:
         self.threads.append(threading.current_thread())
         self.pause()
         return tokenizer.encode("".join(message["content"] for message in said))
