@@ -220,5 +220,3 @@ def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
     """Encode a text that stands within another: at the beginning, SentencePiece's tokenizers add a space."""
     line, ids = encode("\n"), encode("\n" + text)
     return ids[len(line) :] if ids[: len(line)] == line else encode(text)
-
-
