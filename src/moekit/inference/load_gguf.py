@@ -1,5 +1,6 @@
 """From a GGUF file to a model that is ready to generate."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from moekit.core.progress import Progress, Task
@@ -20,7 +21,8 @@ def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedMode
     config = decoder_config(stored.config)
     checked_context(context, config.context)
     tokenizer = gguf_tokenizer(stored.file.metadata, config.vocab_size)
-    template, end_tokens, special_texts = None, token_ids(tokenizer.start), {}
+    template, end_tokens = None, token_ids(tokenizer.start)
+    special_texts: Mapping[str, str] = {}
     if isinstance(tokenizer, GGUFTokenizer):
         end_tokens, special_texts = tokenizer.end_tokens, tokenizer.special_texts
         if tokenizer.chat_template is not None:
