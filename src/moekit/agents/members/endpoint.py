@@ -268,4 +268,4 @@ def _refused_key(error: Exception, wording: _Wording) -> str | None:
     # Many servers name the key in their sentence alone. Not so the limit: it is in sentences about a full context.
     told = json.dumps(error.body)
     named = (key for key in wording.refusable if key != wording.limit)
-    return next((key for key in named if re.search(rf"\b{key}(ing)?\b", told)), None)
+    return next((key for key in named if re.search(rf"(?i)\b{key}(ing)?\b", told)), None)
