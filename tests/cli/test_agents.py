@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import openai
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from tests.agents.fault_server import Fail, FaultServer, Ok, Truncated
+from tests.agents.fault_server import Behaviour, Fail, FaultServer, Ok, Truncated
 
 from moekit.agents import AnswerFailed, read_agents
 from moekit.cli.agents import agents
@@ -163,6 +165,74 @@ def test_an_answer_that_breaks_off_ends_with_an_error(config: Path, server: Faul
     done = run("ask", config, "Capital of France?")
     assert isinstance(done.exception, AnswerFailed)
     assert done.stdout in ("one\n", "one two\n", "one two three\n")
+
+
+@dataclass(frozen=True)
+class Ends(Behaviour):
+    """An answer that ends for a reason."""
+
+    reason: str
+
+    async def answer(self, request: Any, connection: Any) -> None:
+        choice = {"index": 0, "message": {"content": "It ends in the mid"}, "finish_reason": self.reason}
+        await connection.whole(200, json.dumps({"choices": [choice]}).encode(), "application/json")
+
+
+@pytest.mark.parametrize(
+    ("reason", "named", "said"),
+    [
+        ("length", "length", "writer: the answer was cut off, where its context is full or its server has a limit."),
+        ("content_filter", "content_filter", "writer: a content filter of its server cut the answer off."),
+    ],
+)
+def test_an_answer_that_was_cut_off_says_so(
+    config: Path, server: FaultServer, reason: str, named: str, said: str
+) -> None:
+    server.behave("writer", Ends(reason))
+    done = run("ask", config, "Capital of France?", "--trace", "t.html")
+    assert done.stdout == "It ends in the mid\n"
+    assert f"Incomplete: {said}\n" in done.stderr
+    assert said in Path("t.html").read_text(encoding="utf-8")
+    shown = json.loads(run("ask", config, "Capital of France?", "--json").stdout)
+    assert (shown["finish_reason"], shown["incomplete"]) == (named, [said])
+
+
+LATIN = b"caf\xe9?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "said"),
+    [
+        ([LATIN], None, "QUESTION is not UTF-8: unexpected end of data at byte 3."),
+        (["Q", "--system", LATIN], None, "--system is not UTF-8"),
+        (["-"], LATIN, "The question is not UTF-8: invalid continuation byte at byte 3."),
+        (["-"], b"", "The question is empty."),
+    ],
+)
+def test_bytes_that_are_no_text_are_told(
+    arguments: list[str | bytes], given: bytes | None, said: str, config: Path, server: FaultServer
+) -> None:
+    done = subprocess.run(
+        [*command("ask", config), *arguments], input=given or b"", capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert said.split(":")[0] in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert server.requests == []
+
+
+def test_a_question_may_begin_with_a_byte_order_mark(config: Path, server: FaultServer) -> None:
+    done = run("ask", config, "-", "--strategy", "one", input=b"\xef\xbb\xbfCapital?")
+    assert done.exit_code == 0
+    assert server.requests[0].question == "Capital?"
+
+
+def test_standard_input_that_is_closed_is_told(config: Path) -> None:
+    asking = " ".join(map(shlex.quote, command("ask", config, "-")))
+    done = subprocess.run(f"{asking} <&-", shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "Unexpected" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

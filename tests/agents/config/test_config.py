@@ -108,7 +108,26 @@ BAD: dict[str, tuple[str, Any, str]] = {
     ),
     "circle of one": ("strategies.best.judge", "best", "strategies.best: it asks itself (best → best)"),
     "same name twice": ("members.best", {"path": "x"}, "strategies.best: a member has this name too"),
-    "no URL": ("endpoints.openai.url", "api.example.com/v1", "endpoints.openai.url: 'api.example.com/v1' is no URL"),
+    "no scheme": (
+        "endpoints.openai.url",
+        "api.example.com/v1",
+        "endpoints.openai.url: 'api.example.com/v1' is no URL of a server; write https://api.example.com/v1.",
+    ),
+    "no scheme, here": (
+        "endpoints.openai.url",
+        "localhost:11434/v1",
+        "endpoints.openai.url: 'localhost:11434/v1' is no URL of a server; write http://localhost:11434/v1.",
+    ),
+    "no scheme, an address": (
+        "endpoints.openai.url",
+        "//10.0.0.7:8000",
+        "endpoints.openai.url: '//10.0.0.7:8000' is no URL of a server; write http://10.0.0.7:8000.",
+    ),
+    "another scheme": ("endpoints.openai.url", "ftp://host/v1", "endpoints.openai.url: 'ftp://host/v1' is no URL"),
+    "no host": ("endpoints.openai.url", "https:///v1", "endpoints.openai.url: 'https:///v1' is no URL of a server"),
+    "a space in the host": ("endpoints.openai.url", "http://my host/v1", "endpoints.openai.url: 'http://my host/v1'"),
+    "a blank in the path": ("endpoints.openai.url", "http://host/a b", "endpoints.openai.url: 'http://host/a b' is no"),
+    "half a bracket": ("endpoints.openai.url", "http://[::1/v1", "endpoints.openai.url: is no URL"),
     "bad port": ("endpoints.openai.url", "http://host:99999/v1", "endpoints.openai.url: is no URL"),
     "key in the URL": ("endpoints.openai.url", "https://me:pw@host/v1", "endpoints.openai.url: a URL holds no name"),
     "key in the query": ("endpoints.openai.url", "https://host/v1?key=1", "endpoints.openai.url: a URL holds no name"),
@@ -186,6 +205,49 @@ def test_settings_that_count_may_be_given(tmp_path: Path) -> None:
     empty = {"kind": "rank", "members": ["gpt", "mine"], "judge": "gpt", "aggregator": None}
     for strategy in (fused, slid, empty):
         assert read(changed("strategies.more", strategy), tmp_path).names[4] == "more"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com/v1",
+        "https://api.example.com/v1/",
+        " https://api.example.com/v1//\n",
+        "https://api.example.com/v1/chat/completions",
+        "https://api.example.com/v1/chat/completions/",
+        "https://api.example.com/v1/models",
+    ],
+)
+def test_a_url_that_was_copied_with_more_is_the_same(url: str, tmp_path: Path) -> None:
+    config = read(changed("endpoints.openai.url", url), tmp_path)
+    assert config.endpoints["openai"].url == "https://api.example.com/v1"
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000/v1", "http://server_1:8000", "https://xn--bcher-kva.example/v1"])
+def test_other_urls_are_as_they_are(url: str, tmp_path: Path) -> None:
+    assert read(changed("endpoints.openai.url", url), tmp_path).endpoints["openai"].url == url
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, None),
+        ({"members": {"a": {"max_tokens": 7}}}, 7),
+        ({"budget": {"tokens": 9}}, 1024),
+        ({"budget": {"money": 0.5}, "members": {"a": {"price": {"input": 1, "output": 1}}}}, 1024),
+        ({"endpoints": {"e": {"tokens_per_minute": 99}}}, 1024),
+        ({"budget": {"tokens": 9}, "members": {"a": {"context": 600}}}, 300),
+        ({"budget": {"tokens": 9}, "members": {"a": {"max_tokens": 7}}}, 7),
+    ],
+)
+def test_only_where_tokens_are_counted_an_answer_needs_a_limit(changes: dict[str, Any], most: int | None) -> None:
+    endpoint = {"url": "http://127.0.0.1:9"} | changes.get("endpoints", {}).get("e", {})
+    member = {"endpoint": "e", "model": "m"} | changes.get("members", {}).get("a", {})
+    given = changes | {"endpoints": {"e": endpoint}, "members": {"a": member}}
+    config = AgentsConfig.model_validate(given)
+    found = config.members["a"]
+    assert isinstance(found, EndpointMemberConfig)
+    assert config.most_tokens_of(found) == most
 
 
 def test_several_members_need_a_default(tmp_path: Path) -> None:
