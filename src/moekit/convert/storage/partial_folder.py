@@ -140,11 +140,11 @@ def already_finished(target: Path, plan: str) -> bool:
 
 
 @contextmanager
-def removed_where_it_fails(target: Path) -> Iterator[None]:
-    """Remove what has been written for `target` where the block raises MoekitError: it is not what it should be."""
+def removed_where_it_fails(target: Path, kind: type[MoekitError] = MoekitError) -> Iterator[None]:
+    """Remove what has been written for `target` where the block raises that error: no later run could go on with it."""
     try:
         yield
-    except MoekitError as error:
+    except kind as error:
         shutil.rmtree(partial_folder(target), ignore_errors=True)
         raise MoekitError(f"{error} What was written was removed.") from error
 

@@ -24,7 +24,14 @@ from moekit.checkpoint.read_weights import memory_of
 from moekit.checkpoint.stored_tensors import INDEX
 from moekit.convert.storage.direct_file import DirectFile
 from moekit.convert.storage.output_tensors import Copy, Made, OutputTensor, Piece
-from moekit.convert.storage.partial_folder import Partial, Reached, already_finished, opened, partial_folder
+from moekit.convert.storage.partial_folder import (
+    Partial,
+    Reached,
+    already_finished,
+    opened,
+    partial_folder,
+    removed_where_it_fails,
+)
 from moekit.core import files
 from moekit.core.errors import MoekitError
 from moekit.core.formatting import bytes_text
@@ -37,6 +44,10 @@ _BUFFERS = 4
 _SYNC_BYTES = 256 << 20
 # The buffers, and what threads, torch's included, take when they first work.
 _BASE_BYTES = (_BUFFERS + 1) * _CHUNK_BYTES + (12 << 20)
+
+
+class NotFinite(MoekitError):
+    """A tensor would hold what is no number."""
 
 
 def output_bytes(tensors: Sequence[OutputTensor], *, shard_bytes: int = 5_000_000_000) -> int:
@@ -87,14 +98,19 @@ def write_tensors(
     are complete, adds what belongs beside them (it may find its own files there), and may raise to prevent the result.
 
     Raises UsageError where `folder` holds something or the partial folder holds another plan, MoekitError where a
-    source has changed, where the disk is too small or full, or where another run writes there.
+    source has changed, where the disk is too small or full, or where another run writes there; NotFinite where numbers
+    that are computed or converted are none, and nothing is left then.
     """
     shards = shards_of(tensors, shard_bytes)
     names = [*shards, INDEX] if len(shards) > 1 else list(shards)
     plan = fingerprint(tensors, shard_bytes, settings)
     if already_finished(folder, plan):
         return names
-    with opened(folder, plan) as partial, files.full_disk_in_words(folder):
+    with (
+        removed_where_it_fails(folder, NotFinite),
+        opened(folder, plan) as partial,
+        files.full_disk_in_words(folder),
+    ):
         _check_room(folder, partial, shards, output_bytes(tensors, shard_bytes=shard_bytes))
         # A thread each, so that chunks are summed in order, and written in order.
         with ThreadPoolExecutor(1, "sums") as sums, ThreadPoolExecutor(1, "writes") as writes:
@@ -141,12 +157,12 @@ def _check_room(folder: Path, partial: Partial, shards: dict[str, list[OutputTen
 
 
 def _check_finite(tensor: OutputTensor, given: Tensor, written: Tensor) -> None:
-    """Raise MoekitError where numbers that are computed or converted are none any more; copies keep their bits."""
+    """Raise NotFinite where numbers that are computed or converted are none any more; copies keep their bits."""
     if not _finite(written):
         why = f"some are too large for {str(tensor.dtype).removeprefix('torch.')}; take another dtype"
         if not _finite(given):
             why = "some of what it is made of are none; a source is damaged"
-        raise MoekitError(f"{tensor.name!r} would hold numbers that are not finite: {why}.")
+        raise NotFinite(f"{tensor.name!r} would hold numbers that are not finite: {why}.")
 
 
 def _finite(numbers: Tensor) -> bool:
