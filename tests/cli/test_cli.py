@@ -68,7 +68,7 @@ def test_every_verb_has_help_with_an_example() -> None:
         (["--budget", "soon"], "write it like 90s"),
         (["--tokens", "many"], "write it like 500k"),
         (["--tokens", "1k", "--budget", "1m"], "exclude each other"),
-        (["--seeds", "0"], "0 is not in the range"),
+        (["--seeds", "0"], "--seeds: must be 1 or more, not 0"),
         (["--resume", "x", "--data", "y"], "give it alone"),
         (["--resume", "x", "--routers"], "give it alone"),
         (["--resume", "x", "--tensorboard"], "give it alone"),

@@ -108,8 +108,8 @@ def test_options_reach_the_draw(folder: Path, expected: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, "Give --prompt or --prompt-file"),
-        (["--prompt", "a", "--prompt-file", "b"], 2, "Give --prompt or --prompt-file"),
+        ([], 2, "Give TEXT, --prompt or --prompt-file"),
+        (["--prompt", "a", "--prompt-file", "b"], 2, "Give TEXT, --prompt or --prompt-file"),
         (["--prompt", ""], 2, "The prompt is empty"),
         (["--prompt", "long " * 100], 2, "and the context of 96 leaves no room"),
         (["--prompt-file", "nowhere.txt"], 2, "Cannot read nowhere.txt: No such file"),
@@ -197,3 +197,21 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(folder: Path) -> None:
     assert process.returncode == 0, err
     assert "Stopped." in err or "tokens of prompt" in err
     assert "Traceback" not in err
+
+
+def test_a_model_and_a_text_as_other_programs_take_them(folder: Path, expected: str) -> None:
+    model = str(folder)
+    for words in (
+        (model, PROMPT, "--max-tokens", "12"),
+        ("-m", model, "-p", PROMPT, "-n", "12"),
+        ("--model", model, PROMPT, "-n", "12"),
+        (model, "-p", PROMPT, "-n", "12"),
+    ):
+        assert run(generate, *words).stdout == expected + "\n"
+    both = run(generate, model, PROMPT, "-p", "dogs", "-n", "12")
+    assert both.stdout.startswith(f"==> 1 <==\n{expected}\n==> 2 <==\n")
+    unlimited = run(generate, model, PROMPT, "-n", "-1", "--context", "40")
+    assert unlimited.stdout.startswith(expected)
+    assert run(chat, "-m", model, "-n", "5", input="One\n").stdout.strip()
+    assert "There is no place for 'Hello'" in run(chat, "-m", model, "Hello").output
+    assert "MODEL is missing: a folder" in run(generate, "-p", "a").output

@@ -22,13 +22,14 @@ from moekit.cli.split import split
 from moekit.cli.standard_streams import output_problem, standard_streams
 from moekit.cli.train import train
 from moekit.cli.upcycle import upcycle
+from moekit.cli.verb import Verbs, usage_problem
 from moekit.core.errors import MoekitError
 from moekit.core.version import __version__
 
 _INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="moekit")
 def moekit() -> None:
     """Dense, or mixture of experts? moekit trains both on your data and shows what each buys.
@@ -48,9 +49,12 @@ def main() -> None:
     # A scheduler's polite stop is a stop like Ctrl-C: what is running saves its state.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        status = moekit(standalone_mode=False)
-    except click.ClickException as error:
+        status = moekit(standalone_mode=False, prog_name="moekit")
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        click.echo(f"Error: {usage_problem(error)}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(_INTERRUPTED)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moekit.cli.option_types import OneOf, WholeNumber
+from moekit.cli.verb import Verbs
 from moekit.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,12 +30,13 @@ _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an er
 
 
 @click.group(
+    cls=Verbs,
     epilog="""\b
 Examples:
   moekit agents ask agents.yaml "Why is the sky blue?"
   moekit agents serve agents.yaml --port 8000
   moekit agents evaluate agents.yaml --data questions.jsonl
-docs/agents.md has the configuration."""
+docs/agents.md has the configuration.""",
 )
 def agents() -> None:
     """Let whole models answer together: local ones, and any behind an OpenAI-compatible server.
@@ -103,7 +106,7 @@ Examples:
 )
 @_CONFIG
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=WholeNumber(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @_DEBUG
 def serve(config: Path, host: str, port: int, debug: bool) -> None:
     """Serve every strategy and member of CONFIG as a model name of the OpenAI API, until Ctrl-C."""
@@ -133,7 +136,7 @@ Examples:
 @_STRATEGY
 @click.option(
     "--match",
-    type=click.Choice(("exact", "number", "choice")),
+    type=OneOf(("exact", "number", "choice")),
     help="What counts of an answer: its whole text, its last number, or its letter.  [default: exact]",
 )
 @click.option("--judge", metavar="NAME", help="Who compares two answers instead, in both orders.")

@@ -10,14 +10,17 @@ import click
 
 from moekit.cli.chat_input import QUOTES, read_message
 from moekit.cli.generate_and_chat import (
+    MODEL_OPTION,
     cut_off,
     figures,
     garbage_collection_paused,
     load_to_generate,
+    model_and_texts,
     read_sampling,
     sampling_options,
 )
 from moekit.cli.standard_streams import TextArgument
+from moekit.cli.verb import Verb
 from moekit.core.errors import MoekitError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,15 +37,17 @@ _COMMANDS = {
 
 
 @click.command(
+    cls=Verb,
     epilog=f"""\b
 Examples:
   moekit chat ./my-model
   moekit chat model.gguf --system "Answer in one sentence." --temperature 0
   moekit chat ./qwen3 --template-variable enable_thinking=false
 While it runs: /help says what can be typed; {QUOTES} begins and ends a message of several lines; /reset forgets the
-conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."""
+conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer.""",
 )
-@click.argument("model")
+@click.argument("model", metavar="MODEL", required=False)
+@MODEL_OPTION
 @click.option("--system", type=TextArgument(), metavar="TEXT", help="What the model is told before everything else.")
 @click.option(
     "--chat-template",
@@ -63,7 +68,8 @@ conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."""
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as one JSON object on a line of its own.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def chat(
-    model: str,
+    model: str | None,
+    named: str | None,
     system: str | None,
     template_file: Path | None,
     variables: tuple[str, ...],
@@ -82,6 +88,9 @@ def chat(
     """
     import signal
 
+    model, others = model_and_texts(named, model)
+    if others:
+        raise click.UsageError(f"There is no place for {others[0]!r}: chat reads messages from standard input")
     # Ctrl-C is part of the conversation; a scheduler's stop is not.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with garbage_collection_paused():

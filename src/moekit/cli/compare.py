@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moekit.cli.option_types import WholeNumber
+from moekit.cli.verb import Verb
 from moekit.core.errors import MoekitError, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit compare                                    the default set on the embedded corpus, 11 minutes
@@ -26,7 +29,7 @@ Examples:
   moekit compare --contestants dense,moe,upcycled   half of the budget dense, the rest as experts made of it
   moekit compare --contestants mine.yaml            see docs/compare.md
   moekit compare --routers                          contestants that differ in the router alone
-  moekit compare --resume runs/compare-20260101-120000"""
+  moekit compare --resume runs/compare-20260101-120000""",
 )
 @click.option(
     "--contestants",
@@ -53,7 +56,7 @@ Examples:
 @click.option("--domain-column", help="Where rows name their domain.")
 @click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 11m]")
 @click.option("--tokens", metavar="N", help="Training tokens of each run, instead of a budget: 500k, 2M.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each contestant.")
+@click.option("--seeds", type=WholeNumber(1), default=3, show_default=True, help="Runs of each contestant.")
 @click.option("--size", default="xs", show_default=True, help="Of the models: xs, s, m or l.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for everything.  [default: runs/compare-<time>]")
 @click.option(

@@ -4,15 +4,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moekit.cli.verb import Verb
+
 if TYPE_CHECKING:
     from moekit.doctor import Diagnosis
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit doctor
-  moekit doctor --json"""
+  moekit doctor --json""",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

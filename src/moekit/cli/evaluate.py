@@ -4,16 +4,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moekit.cli.option_types import WholeNumber
+from moekit.cli.verb import Verb
+
 if TYPE_CHECKING:
     from moekit.evaluation import Evaluation
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit evaluate ./my-model --data essays/
   moekit evaluate ./my-model --json             on the held-out text of the embedded corpus
-  moekit evaluate model.arpa --data notes.txt"""
+  moekit evaluate model.arpa --data notes.txt""",
 )
 @click.argument("model")
 @click.option(
@@ -29,7 +33,7 @@ Examples:
 @click.option("--domain-column", help="Where rows name their domain.")
 @click.option(
     "--context",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     help="Tokens that a prediction may see at most.  [default: the model's, up to 2048]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.cli.generate_and_chat import (
+    MODEL_OPTION,
     cut_off,
     figures,
     garbage_collection_paused,
     load_to_generate,
+    model_and_texts,
     read_sampling,
     sampling_options,
 )
 from moekit.cli.standard_streams import TextArgument, decode_text
+from moekit.cli.verb import Verb
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,14 +25,18 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
-  moekit generate ./my-model --prompt "Once upon a time" --max-tokens 100
+  moekit generate ./my-model "Once upon a time" --max-tokens 100
   moekit generate model.gguf --prompt-file question.txt --temperature 0.8 --min-p 0.05 --seed 1
-  echo "The capital of France is" | moekit generate ./my-model --prompt-file - --json"""
+  echo "The capital of France is" | moekit generate ./my-model --prompt-file - --json""",
 )
-@click.argument("model")
+@click.argument("model", metavar="MODEL", required=False)
+@click.argument("text", required=False, type=TextArgument())
+@MODEL_OPTION
 @click.option(
+    "-p",
     "--prompt",
     "prompts",
     multiple=True,
@@ -42,7 +49,9 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def generate(
-    model: str,
+    model: str | None,
+    text: str | None,
+    named: str | None,
     prompts: tuple[str, ...],
     prompt_file: str | None,
     max_tokens: int | None,
@@ -53,12 +62,13 @@ def generate(
     debug: bool,
     **sampling: Any,
 ) -> None:
-    """Let MODEL continue a text.
+    """Let MODEL continue TEXT.
 
     MODEL is a folder, a hub id (owner/name) or a GGUF file. The text comes as it is made, and at the end its speed and
     how long the first token took, counted from the start of the command. Several prompts are continued together.
     """
-    given = _prompts(prompts, prompt_file)
+    model, texts = model_and_texts(named, model, text)
+    given = _prompts((*texts, *prompts), prompt_file)
     with garbage_collection_paused():
         drawn = read_sampling(sampling)  # what is wrong, before any work
         loaded = load_to_generate(model, context, quantize)
@@ -75,7 +85,7 @@ def generate(
 def _prompts(prompts: tuple[str, ...], prompt_file: str | None) -> list[str]:
     """Collect the prompts; raise UsageError where there are none, or both kinds."""
     if bool(prompts) == (prompt_file is not None):
-        raise UsageError("Give --prompt or --prompt-file.")
+        raise UsageError("Give TEXT, --prompt or --prompt-file.")
     if prompt_file is None:
         return list(prompts)
     try:

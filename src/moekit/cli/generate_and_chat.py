@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moekit.cli.option_types import BlockTypeName, Number, WholeNumber
 from moekit.cli.standard_streams import TextArgument
 from moekit.core.errors import UsageError
-from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 
 if TYPE_CHECKING:
     from moekit.inference import Completion, LoadedModel, SamplingOptions
@@ -19,22 +19,27 @@ def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callab
     """Add the options of both verbs to a command; `temperature` says what its default is."""
     options = (
         click.option(
+            "-n",
             "--max-tokens",
-            type=int,
+            type=WholeNumber(-(2**31)),
             callback=_token_count,
             help="Of an answer; -1 for what the context leaves.  [default: -1]",
         ),
         click.option(
             "--temperature",
-            type=click.FloatRange(0),
+            type=Number(0),
             help=f"Logits are divided by it; 0 takes the most probable token.  [default: {temperature}]",
         ),
-        click.option("--top-k", type=click.IntRange(0), help="The most probable tokens that stay; 0 for all."),
-        click.option("--top-p", type=float, help="Tokens stay whose probabilities add up to this."),
-        click.option("--min-p", type=float, help="Tokens stay with this share of the most probable one's."),
-        click.option("--repetition-penalty", type=float, help="Over 1 for fewer repetitions (CTRL)."),
+        click.option("--top-k", type=WholeNumber(), help="The most probable tokens that stay; 0 for all."),
+        click.option("--top-p", type=Number(), help="Tokens stay whose probabilities add up to this."),
+        click.option("--min-p", type=Number(), help="Tokens stay with this share of the most probable one's."),
+        click.option("--repetition-penalty", type=Number(), help="Over 1 for fewer repetitions (CTRL)."),
         click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Added to a token's logit; repeatable."),
-        click.option("--seed", type=int, help="The same seed gives the same text.  [default: another each time]"),
+        click.option(
+            "--seed",
+            type=WholeNumber(-1, 2**63 - 1),
+            help="The same seed gives the same text; -1 for another each time.  [default: -1]",
+        ),
         click.option(
             "--stop",
             multiple=True,
@@ -42,10 +47,8 @@ def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callab
             metavar="TEXT",
             help="Ends an answer, and is not part of it; repeatable.",
         ),
-        click.option("--context", type=click.IntRange(2), help="Tokens of a sequence.  [default: the model's]"),
-        click.option(
-            "--quantize", type=click.Choice(BLOCK_TYPES_BY_NAME), help="Pack the matrices of a folder into this type."
-        ),
+        click.option("--context", type=WholeNumber(2), help="Tokens of a sequence.  [default: the model's]"),
+        click.option("--quantize", type=BlockTypeName(), help="Pack the matrices of a folder into this type."),
     )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,6 +57,23 @@ def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callab
         return command
 
     return decorate
+
+
+MODEL_OPTION = click.option(
+    "-m", "--model", "named", metavar="MODEL", help="The same as MODEL without an option, as other programs have it."
+)
+
+
+def model_and_texts(named: str | None, *arguments: str | None) -> tuple[str, list[str]]:
+    """Tell the model from the texts: it is what -m names, else the first argument.
+
+    Raises:
+        click.UsageError: where there is no model.
+    """
+    words = [word for word in (named, *arguments) if word is not None]
+    if not words:
+        raise click.UsageError("MODEL is missing: a folder, a hub id (owner/name) or a GGUF file")
+    return words[0], words[1:]
 
 
 @contextmanager

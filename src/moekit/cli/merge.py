@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.cli.converting import show_plan
+from moekit.cli.option_types import WholeNumber
 from moekit.cli.progress_display import ProgressDisplay
+from moekit.cli.verb import Verb
 
 if TYPE_CHECKING:
     from moekit.convert.merging.merge_conversion import MergePlan, MergeReport
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit merge experts.yaml --out merged
   moekit merge experts.yaml --out merged --dry-run --json
-  moekit merge experts.yaml --out merged --train-router notes.txt"""
+  moekit merge experts.yaml --out merged --train-router notes.txt""",
 )
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=WholeNumber(0, 2**63 - 1),
     default=0,
     show_default=True,
     help="Of drawn gates, noise and router training.",
@@ -41,7 +44,7 @@ Examples:
     metavar="DATA",
     help="Train only the routers on this text (a file, folder or hub id); repeatable.",
 )
-@click.option("--train-steps", type=click.IntRange(1), default=200, show_default=True, help="Steps of that training.")
+@click.option("--train-steps", type=WholeNumber(1), default=200, show_default=True, help="Steps of that training.")
 @click.option("--held-out", multiple=True, metavar="DATA", help="Further text for the routing report; repeatable.")
 @click.option(
     "--report/--no-report", default=True, help="Whether to run prompts through the result and say where they go."

@@ -4,16 +4,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moekit.cli.verb import Verb
+
 if TYPE_CHECKING:
     from moekit.planning import ModelPlan
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit plan mixtral-8x7b
   moekit plan ./my-model --json
-  moekit plan --list                what presets there are"""
+  moekit plan --list                what presets there are""",
 )
 @click.argument("model", required=False)
 @click.option("--list", "list_presets", is_flag=True, help="List the presets with their sources.")

@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 import click
 
 from moekit.cli.converting import show_plan
+from moekit.cli.option_types import BlockTypeName
 from moekit.cli.progress_display import ProgressDisplay
-from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
+from moekit.cli.verb import Verb
 
 if TYPE_CHECKING:
     from moekit.convert.export.gguf_export import QuantizationPlan
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit quantize ./mixtral --type q4_k --out mixtral-q4_k.gguf
-  moekit quantize ./llama --type q8_0 --out llama.gguf --dry-run"""
+  moekit quantize ./llama --type q8_0 --out llama.gguf --dry-run""",
 )
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new GGUF file.")
-@click.option(
-    "--type", "kind", type=click.Choice(BLOCK_TYPES_BY_NAME), default="q4_k", show_default=True, help="Of the matrices."
-)
+@click.option("--type", "kind", type=BlockTypeName(), default="q4_k", show_default=True, help="Of the matrices.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and what stands in the way; read no weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -6,23 +6,26 @@ from typing import Any
 import click
 
 from moekit.cli.converting import LAYERS, print_dense_plan, print_dense_report, show_plan
+from moekit.cli.option_types import Number, OneOf, WholeNumber
 from moekit.cli.progress_display import ProgressDisplay
+from moekit.cli.verb import Verb
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit split ./llama --experts 8 --top-k 8 --out ./same      the same function
-  moekit split ./llama --experts 16 --top-k 4 --method co-activation --data essays/ --out ./split"""
+  moekit split ./llama --experts 16 --top-k 4 --method co-activation --data essays/ --out ./split""",
 )
 @click.argument("dense")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
-@click.option("--experts", type=click.IntRange(2), default=8, show_default=True, help="Parts of each network.")
-@click.option("--top-k", type=click.IntRange(1), default=2, show_default=True, help="Experts that a token gets.")
+@click.option("--experts", type=WholeNumber(2), default=8, show_default=True, help="Parts of each network.")
+@click.option("--top-k", type=WholeNumber(1), default=2, show_default=True, help="Experts that a token gets.")
 @click.option("--layers", type=LAYERS, default="every", show_default=True, help="every, alternate, or a list: 0,2,4-7.")
 @click.option(
     "--method",
-    type=click.Choice(["random", "clustered", "co-activation"]),
+    type=OneOf(["random", "clustered", "co-activation"]),
     default="clustered",
     show_default=True,
     help="Channels that come together: any; those of like weights; those active on the same tokens of --data.",
@@ -35,10 +38,10 @@ Examples:
 )
 @click.option(
     "--router-std",
-    type=float,
+    type=Number(),
     help="Of the routers' first weights.  [default: 0 where a token gets all experts, else 0.02]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn.")
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Of everything that is drawn.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and what stands in the way.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

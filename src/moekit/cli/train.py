@@ -5,8 +5,11 @@ from pathlib import Path
 
 import click
 
+from moekit.cli.verb import Verb
+
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   moekit train mine.yaml
@@ -15,7 +18,7 @@ Examples:
 A file, mine.yaml (docs/train.md has one for every kind of model):
   model: {kind: lstm, vocab_size: 256, embedding_width: 128, widths: [256, 128]}
   data: [essays/]
-  training: {tokens: 2000000, learning_rate: 0.002}"""
+  training: {tokens: 2000000, learning_rate: 0.002}""",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for everything.  [default: runs/train-<time>]")

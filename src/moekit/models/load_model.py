@@ -43,6 +43,9 @@ MODELS: dict[type[Config], type[LanguageModel]] = {
 """The module of each kind of configuration."""
 
 
+_FILE_SUFFIXES = (".gguf", ".arpa", ".safetensors", ".bin", ".pt", ".pth", ".json", ".yaml", ".yml", ".txt", ".onnx")
+
+
 def build(config: Config) -> LanguageModel:
     """Build the model of that configuration, its weights drawn from torch's current seed."""
     return MODELS[type(config)](config)
@@ -108,23 +111,33 @@ def check_there(model: str | Path) -> None:
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Tell whether a text has the form owner/name."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", text)) and not text.startswith(".") and not text.endswith(".arpa")
+    """Tell whether a text has the form owner/name, and is not a file's name."""
+    is_file = text.lower().endswith(_FILE_SUFFIXES)
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", text)) and not text.startswith(".") and not is_file
 
 
 def missing(text: str) -> UsageError:
     """Make the error for a model that is not there."""
-    if text.endswith(".arpa"):
+    if text.lower().endswith(_FILE_SUFFIXES):
         return UsageError(f"There is no file {text!r}.")
+    if address := re.match(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", text):
+        return UsageError(f"{text} is an address; the model's hub id is {address[1]}.")
     hint = " It is the name of a preset, which has no weights." if text in presets() else ""
     return UsageError(f"There is no folder {text!r}, and it is no hub id (owner/name).{hint}")
+
+
+def _reason(error: OSError) -> str:
+    """Give the first sentence about what went wrong, without what the hub's library advises."""
+    told = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    first = re.split(r"\. |\n", str(told).strip())[0].rstrip(".")
+    return first.removeprefix("Got: ") or type(told).__name__
 
 
 def _downloaded(hub_id: str) -> Path:
     """Download a snapshot into Hugging Face's cache; it shows its own progress."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
     except ImportError as error:
         raise UsageError("Models of the hub need huggingface_hub: pip install huggingface_hub") from error
     wanted = [CONFIG, "*.safetensors", "*.safetensors.index.json", *PATTERNS]
@@ -132,6 +145,16 @@ def _downloaded(hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if not list(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(hub_id, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise MoekitError(f"{hub_id} cannot be downloaded: {' '.join(str(error).split())}") from error
+    except RepositoryNotFoundError as error:
+        raise MoekitError(
+            f"There is no folder {hub_id!r}, and the hub shows no such model; for one that is private or gated, set "
+            "HF_TOKEN to a token that may read it."
+        ) from error
+    except HFValidationError as error:
+        raise UsageError(f"There is no folder {hub_id!r}, and it is no hub id (owner/name).") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise MoekitError(
+            f"There is no folder {hub_id!r}, and as a hub id it cannot be downloaded ({_reason(error)}); check the "
+            "name and the network, or give a folder."
+        ) from error
     return folder

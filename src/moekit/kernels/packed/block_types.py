@@ -44,3 +44,18 @@ BLOCK_TYPES = (Q4_0, Q4_K, Q6_K, Q8_0, BF16, F16, F32)
 
 BLOCK_TYPES_BY_NAME: Mapping[str, BlockType] = {block_type.name: block_type for block_type in BLOCK_TYPES}
 """All of them by the names that users know."""
+
+_OTHER_SPELLINGS = {
+    **dict.fromkeys(("fp32", "float32", "float"), "f32"),
+    **dict.fromkeys(("fp16", "float16", "half"), "f16"),
+    "bfloat16": "bf16",
+    **dict.fromkeys(("q8", "int8", "8bit"), "q8_0"),
+    **dict.fromkeys(("q4", "int4", "4bit"), "q4_k"),
+    "q6": "q6_k",
+}
+
+
+def block_type_name(text: str) -> str:
+    """Give our name of a type that is spelt in another way: `Q4_K`, `q8-0`, `fp16`; other texts in lower case."""
+    name = text.strip().lower().replace("-", "_")
+    return _OTHER_SPELLINGS.get(name, name)
