@@ -115,7 +115,8 @@ def _scaling(kind: str, given: Settings, settings: Settings) -> RopeScaling | No
     if kind not in ("linear", "llama3", "yarn"):
         raise settings.problem("rope_type", f"is {kind!r}, and moekit has default, linear, llama3 and yarn")
     if kind == "linear":
-        return LinearScaling(factor=given.number("factor"))
+        factor = given.number("factor")
+        return LinearScaling(factor=factor) if factor != 1 else None
     context = _pretrained_context(given, settings)
     by_context = kind == "yarn" and "factor" in given.values  # and null
     factor = given.number("factor", settings.integer("max_position_embeddings") / context if by_context else None)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from moekit.checkpoint.gguf import Metadata
 from moekit.config import (
     MAX_LAYERS,
@@ -23,7 +25,7 @@ from moekit.config import (
     RotaryConfig,
     SoftmaxTopKConfig,
 )
-from moekit.core.errors import did_you_mean
+from moekit.families.gguf.key_defaults import get_or_default
 from moekit.families.gguf.rope_metadata import read_rope
 
 
@@ -110,8 +112,8 @@ def architecture_of(metadata: Metadata) -> Architecture:
     """Find the architecture that the file names; raises MoekitError where moekit has not that one."""
     name = metadata.get_as(str, "general.architecture")
     if name not in ARCHITECTURES:
-        known = did_you_mean(name, ARCHITECTURES).rstrip(".?")
-        raise metadata.problem("general.architecture", f"is {name!r}, which moekit does not read; {known}")
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise metadata.problem("general.architecture", f"is {name!r}, which moekit does not read; it reads {known}")
     return ARCHITECTURES[name]
 
 
@@ -123,6 +125,9 @@ _NOT_COMPUTED = (
     "final_logit_softcapping",
     "logit_scale",
     "embedding_scale",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_log_multiplier",
 )
 """Keys that change what is computed, by what other architectures have and these have not."""
 
@@ -134,6 +139,8 @@ def read_config(metadata: Metadata, contents: Contents) -> ModelConfig:
     for key in _NOT_COMPUTED:
         if metadata.get(f"{prefix}.{key}") not in (None, 0.0, 1.0):
             raise metadata.problem(f"{prefix}.{key}", "is set, which moekit does not compute in this architecture")
+    if metadata.get(f"{prefix}.expert_weights_norm", architecture.renormalize) != architecture.renormalize:
+        raise metadata.problem(f"{prefix}.expert_weights_norm", "is not what this architecture does")
     layers = metadata.get_as(int, f"{prefix}.block_count")
     if not 0 < layers <= MAX_LAYERS:
         raise metadata.problem(f"{prefix}.block_count", f"is {layers}, and must lie between 1 and {MAX_LAYERS:,}")
@@ -142,7 +149,7 @@ def read_config(metadata: Metadata, contents: Contents) -> ModelConfig:
         raise metadata.problem(
             "token_embd.weight", "is missing or no matrix; there is no other place for the vocabulary"
         )
-    width = metadata.get_as(int, f"{prefix}.embedding_length")
+    width = _width(metadata, prefix)
     try:
         norm = NormConfig(eps=_eps(metadata, prefix))
         feed_forward = _feed_forward(metadata, architecture, contents)
@@ -163,6 +170,20 @@ def read_config(metadata: Metadata, contents: Contents) -> ModelConfig:
         raise metadata.problem("its metadata", f"describes no model ({' '.join(problem[1:3]).strip()})") from error
 
 
+def _width(metadata: Metadata, prefix: str) -> int:
+    return metadata.get_as(int, f"{prefix}.embedding_length")
+
+
+def _in_all_layers(metadata: Metadata, key: str, default: int | None = None) -> int:
+    """Read a number that a file may give for each layer, if it is the same in all."""
+    found = metadata.get(key)
+    if not isinstance(found, np.ndarray):
+        return metadata.get_as(int, key, default)
+    if not len(found) or (found != found[0]).any() or found[0] != int(found[0]):
+        raise metadata.problem(key, "differs between layers, which moekit does not read in this architecture")
+    return int(found[0])
+
+
 def _eps(metadata: Metadata, prefix: str) -> float:
     # Four bytes of the file: 1e-5 reads 9.99999974e-06, which as a double would be another number.
     return float(f"{metadata.get_as(float, f'{prefix}.attention.layer_norm_rms_epsilon'):.7g}")
@@ -173,15 +194,16 @@ def _attentions(
 ) -> list[AttentionConfig]:
     """Read the attention of each layer: those with a window may have another rope than those that see everything."""
     prefix = architecture.name
-    heads, width = (metadata.get_as(int, f"{prefix}.{key}") for key in ("attention.head_count", "embedding_length"))
-    head_width = metadata.get_as(int, f"{prefix}.attention.key_length", width // max(heads, 1))
-    if metadata.get_as(int, f"{prefix}.attention.value_length", head_width) != head_width:
-        raise metadata.problem(f"{prefix}.attention.value_length", "differs from the length of keys")
+    heads, width = _in_all_layers(metadata, f"{prefix}.attention.head_count"), _width(metadata, prefix)
+    usual = width // max(heads, 1)
+    head_width = metadata.get_as(int, f"{prefix}.attention.key_length", usual)
+    if metadata.get_as(int, f"{prefix}.attention.value_length", usual) != head_width:
+        raise metadata.problem(f"{prefix}.attention.value_length", f"differs from the length of keys ({head_width})")
     context = metadata.get_as(int, f"{prefix}.context_length")
     rope = read_rope(metadata, prefix, head_width, context, contents.rope_factors)
     everywhere = AttentionConfig(
         heads=heads,
-        kv_heads=metadata.get_as(int, f"{prefix}.attention.head_count_kv", heads),
+        kv_heads=_in_all_layers(metadata, f"{prefix}.attention.head_count_kv", heads),
         head_width=head_width,
         rope_base=rope.rope_base,
         rope_scaling=rope.rope_scaling,
@@ -190,7 +212,7 @@ def _attentions(
         output_bias="blk.0.attn_output.bias" in contents.shapes,
         query_key_norm=architecture.query_key_norm,
     )
-    window = metadata.get_as(int, f"{prefix}.attention.sliding_window", 0)
+    window = get_or_default(metadata, int, prefix, "attention.sliding_window")
     if not window:
         return [everywhere] * layers
     if architecture.window_period is None:
@@ -204,11 +226,11 @@ def _attentions(
 
 def _feed_forward(metadata: Metadata, architecture: Architecture, contents: Contents) -> FeedForwardConfig:
     prefix = architecture.name
-    experts = metadata.get_as(int, f"{prefix}.expert_count", 0)
+    experts = get_or_default(metadata, int, prefix, "expert_count")
     if (experts > 0 and architecture.experts == "never") or (experts == 0 and architecture.experts == "always"):
         raise metadata.problem(f"{prefix}.expert_count", f"is {experts}, which this architecture cannot have")
     if not experts:
-        width = metadata.get_as(int, f"{prefix}.feed_forward_length")
+        width = _in_all_layers(metadata, f"{prefix}.feed_forward_length")
         bias = "blk.0.ffn_down.bias" in contents.shapes
         return DenseConfig(width=width, activation=architecture.activation, bias=bias)
     top_k = metadata.get_as(int, f"{prefix}.expert_used_count")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from moekit.checkpoint.gguf import Metadata, Written
 from moekit.config import LinearScaling, Llama3Scaling, RopeScaling, RotaryConfig, YarnScaling
+from moekit.families.gguf.key_defaults import get_or_default
 from moekit.families.parts import yarn_magnitude
 
 FACTORS = "rope_freqs.weight"
@@ -21,7 +22,7 @@ def read_rope(
     """Read base and scaling. factors: those of the tensor, where there is one."""
     if metadata.get_as(int, f"{prefix}.rope.dimension_count", head_width) != head_width:
         raise metadata.problem(f"{prefix}.rope.dimension_count", f"is not the width of a head ({head_width})")
-    base = metadata.get_as(float, f"{prefix}.rope.freq_base", 10_000.0)
+    base = get_or_default(metadata, float, prefix, "rope.freq_base")
     scaling = _scaling(metadata, prefix, context)
     if factors is not None and any(factor != 1 for factor in factors):
         if scaling is not None:
@@ -74,20 +75,22 @@ def rope_factors(config: RotaryConfig, head_width: int) -> list[float] | None:
 
 def _scaling(metadata: Metadata, prefix: str, context: int) -> RopeScaling | None:
     key = f"{prefix}.rope.scaling"
-    kind = metadata.get_as(str, f"{key}.type", "none")
-    if kind == "none":
-        return None
-    if kind not in ("linear", "yarn"):
+    kind = get_or_default(metadata, str, prefix, "rope.scaling.type")
+    if kind not in ("none", "linear", "yarn"):
         raise metadata.problem(f"{key}.type", f"is {kind!r}, and moekit has none, linear and yarn")
-    factor = metadata.get_as(float, f"{key}.factor")
-    if kind == "linear":
-        return LinearScaling(factor=factor)
-    attention_factor = metadata.get_as(float, f"{key}.attn_factor", 1.0)
+    # Where both are there the newer counts, even where it says 0.
+    name = "rope.scaling.factor" if f"{key}.factor" in metadata else "rope.scale_linear"
+    factor = get_or_default(metadata, float, prefix, name) or 1.0
+    attention_factor = get_or_default(metadata, float, prefix, "rope.scaling.attn_factor")
+    if kind != "yarn":
+        if attention_factor != 1:
+            raise metadata.problem(f"{key}.attn_factor", f"is {attention_factor}, and moekit has that of yarn alone")
+        return None if kind == "none" or factor == 1 else LinearScaling(factor=factor)
     return YarnScaling(
         factor=factor,
         context=metadata.get_as(int, f"{key}.original_context_length", context),
-        fast=metadata.get_as(float, f"{key}.yarn_beta_fast", 32.0),
-        slow=metadata.get_as(float, f"{key}.yarn_beta_slow", 1.0),
+        fast=get_or_default(metadata, float, prefix, "rope.scaling.yarn_beta_fast"),
+        slow=get_or_default(metadata, float, prefix, "rope.scaling.yarn_beta_slow"),
         magnitude=None if attention_factor == 1 else attention_factor * yarn_magnitude(factor),
     )
 
