@@ -69,10 +69,10 @@ class OneOf(click.Choice[str]):
 
 
 class BlockTypeName(OneOf):
-    """A type of packed matrices, as moekit or another program spells it."""
+    """A type of packed matrices, as moekit or another program spells it; of those that moekit computes with."""
 
-    def __init__(self) -> None:
-        super().__init__(BLOCK_TYPES_BY_NAME)
+    def __init__(self, names: Iterable[str] = BLOCK_TYPES_BY_NAME) -> None:
+        super().__init__(names)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Give moekit's name of the type, or fail with the nearest one."""

@@ -9,6 +9,7 @@ from moekit.cli.converting import show_plan
 from moekit.cli.option_types import BlockTypeName
 from moekit.cli.progress_display import ProgressDisplay
 from moekit.cli.verb import Verb
+from moekit.convert.export.type_mixes import TYPE_MIXES
 
 if TYPE_CHECKING:
     from moekit.convert.export.gguf_export import QuantizationPlan
@@ -19,19 +20,27 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   moekit quantize ./mixtral --type q4_k --out mixtral-q4_k.gguf
+  moekit quantize ./mixtral --type Q4_K_M --out mixtral-Q4_K_M.gguf
   moekit quantize ./llama --type q8_0 --out llama.gguf --dry-run""",
 )
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new GGUF file.")
-@click.option("--type", "kind", type=BlockTypeName(), default="q4_k", show_default=True, help="Of the matrices.")
+@click.option(
+    "--type",
+    "kind",
+    type=BlockTypeName(TYPE_MIXES),
+    default="q4_k",
+    show_default=True,
+    help="Of the matrices: one type, or a mix of llama.cpp's (…_s, _m, _l).",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and what stands in the way; read no weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def quantize(model: str, out: Path, kind: str, dry_run: bool, as_json: bool, debug: bool) -> None:
     """Write a model as a GGUF file that moekit and llama.cpp run.
 
-    MODEL is a folder with a decoder, or a hub id (owner/name). Norms, biases and routers stay f32; the head of a 4-bit
-    model is q6_k. Memory does not grow with the model.
+    MODEL is a folder with a decoder, or a hub id (owner/name). Norms, biases and routers stay f32; the head of a
+    model of few bits is q6_k. Memory does not grow with the model.
     """
     from moekit.convert import verbs
 

@@ -17,12 +17,13 @@ from moekit.convert.dense_to_moe.sample_text import sample_tokens
 from moekit.convert.dense_to_moe.splitting import Splitting, plan_splitting
 from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
 from moekit.convert.export.gguf_export import Quantization, QuantizationPlan, plan_quantization
+from moekit.convert.export.type_mixes import TYPE_MIXES
 from moekit.convert.merging.merge_config import MergeConfig, read_merge_config
 from moekit.convert.merging.merge_conversion import MergeConversion, MergeOptions, MergeReport, plan_merging
 from moekit.core.errors import did_you_mean
 from moekit.core.progress import Progress, no_progress
 from moekit.core.validation import validate
-from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
+from moekit.kernels.packed.block_types import block_type_name
 from moekit.models.load_model import find
 
 Layers = Literal["every", "alternate"] | tuple[int, ...]
@@ -213,8 +214,9 @@ def quantize(
     Args:
         model: a folder with a decoder, or a hub id.
         out: the new file.
-        type: of the matrices: q4_0, q4_k, q6_k, q8_0, bf16, f16 or f32. Norms, biases and routers stay f32; the head
-            of a 4-bit model is q6_k.
+        type: of the matrices: q3_k, q4_0, q4_k, q5_k, q6_k, q8_0, bf16, f16 or f32, or one of llama.cpp's mixes, which
+            give some matrices more bits: q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, in small letters or
+            large ones. Norms, biases and routers stay f32; the head of a model of few bits is q6_k.
         progress: is told how many bytes are written.
 
     Returns:
@@ -236,9 +238,10 @@ def quantize(
 
 def plan_quantize(model: str | Path, type: str = "q4_k") -> Quantization:
     """Plan what `quantize` would do with these arguments; no weight is read."""
-    if type not in BLOCK_TYPES_BY_NAME:
-        raise Refused([f"There is no type {type!r}; {did_you_mean(type, BLOCK_TYPES_BY_NAME)}"])
-    return plan_quantization(find(model), BLOCK_TYPES_BY_NAME[type])
+    name = block_type_name(type)
+    if name not in TYPE_MIXES:
+        raise Refused([f"There is no type {type!r} to write; {did_you_mean(name, TYPE_MIXES)}"])
+    return plan_quantization(find(model), TYPE_MIXES[name])
 
 
 def _options(kind: type[Config], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moekit.config import AttentionConfig
 from moekit.core.errors import MoekitError
 from moekit.kernels.native.weights import AttentionWeights, DecoderWeights, LayerWeights, MoEWeights, NetworkWeights
-from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Numbers, PackedMatrix
+from moekit.kernels.packed import BF16, F16, F32, Q6_K, Q8_0, BlockType, Numbers, PackedMatrix
 from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 from moekit.models.decoder import DecoderLayer
@@ -45,10 +45,10 @@ def packed_weights(model: Decoder, kind: BlockType | None = None) -> DecoderWeig
 def type_for(kind: BlockType, columns: int, *, is_head: bool = False) -> BlockType:
     """Choose what a matrix is packed into where `kind` is asked for.
 
-    As in llama.cpp the head of a 4-bit model is q6_k. Rows that are not whole blocks become q8_0, or f16 where not even
-    that fits.
+    As in llama.cpp the head of a model of fewer bits is q6_k. Rows that are not whole blocks become q8_0, or f16 where
+    not even that fits.
     """
-    wanted = Q6_K if is_head and kind in (Q4_0, Q4_K) else kind
+    wanted = Q6_K if is_head and kind.bits < Q6_K.bits else kind
     return next(usable for usable in (wanted, Q8_0, F16) if columns % usable.numbers == 0)
 
 

@@ -1,8 +1,8 @@
 """A decoder's folder as a GGUF file, quantised on the way: one piece of a tensor at a time.
 
 What stays finer than the type that is asked for, as llama.cpp has it by default: norms, biases and routers are f32; the
-head, or the embedding where it is also the head, is q6_k for q4_0 and q4_k. Matrices whose rows are not whole blocks
-become q8_0, or f16 where not even that fits. A tensor with a number too large for its type becomes bf16, or f32.
+head, or the embedding where it is also the head, is q6_k where the others have less. Matrices whose rows are not whole
+blocks become q8_0, or f16 where not even that fits. A tensor with a number too large for its type becomes bf16, or f32.
 """
 
 from collections import Counter
@@ -20,20 +20,20 @@ from torch import Tensor
 from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Written, check_free, gguf_bytes, write_gguf
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, pieces, stored_shape
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig
 from moekit.convert.conversion import Refused
 from moekit.convert.export.tokenizer_proof import prove_tokenizer
+from moekit.convert.export.type_mixes import PURE, Shape, TypeMix
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data.gguf_vocabulary import chat_template_metadata, tokenizer_metadata
 from moekit.data.tokenizers import TOKENIZER, FileTokenizer
 from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
-from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType, Bytes
+from moekit.kernels.packed import BF16, BLOCK_TYPES, F32, BlockType, Bytes
 from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models.stored_model import StoredModel, row_width
 
-# llama.h's llama_ftype, by which other programs name the whole file.
-_FILE_TYPES = {F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K: 14, Q6_K: 18, BF16: 32}
 _QUANTIZATION_VERSION = 2
 _PIECE_BYTES = 16 << 20
 _TOKENIZER = "tokenizer.ggml.model"
@@ -74,7 +74,7 @@ class Quantization:
 
     source: StoredModel
     tokenizer: FileTokenizer | None
-    type: BlockType
+    type: TypeMix
     architecture: str
     metadata: dict[str, Written]
     matrices: "list[_Matrix]"
@@ -189,12 +189,14 @@ class _Matrix:
                 raise _TooLarge(f"{self.name!r} holds numbers that {kind.name} cannot.") from error
 
 
-def plan_quantization(folder: Path, kind: BlockType) -> Quantization:
+def plan_quantization(folder: Path, kind: BlockType | TypeMix) -> Quantization:
     """Plan what quantising the model in `folder` makes, with every error that can be known before a weight is read.
+
+    kind: the type of all matrices but the head, or what a mix of types chooses for each.
 
     Raises UsageError where GGUF has no architecture or no tokenizer for the model, MoekitError where it is damaged.
     """
-    source = StoredModel(folder)
+    source, mix = StoredModel(folder), kind if isinstance(kind, TypeMix) else PURE[kind]
     try:
         architecture, described = describe(source.config)
     except ValueError as error:
@@ -204,24 +206,24 @@ def plan_quantization(folder: Path, kind: BlockType) -> Quantization:
     metadata: dict[str, Written] = {
         "general.type": "model",
         "general.name": folder.resolve().name,
-        "general.file_type": _FILE_TYPES[kind],
+        "general.file_type": mix.file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
         **described,
         **tokens,
         **chat_template_metadata(folder),
     }
-    matrices = [_matrix(source, entry, kind) for entry in layout(architecture, source.config)]
+    matrices = [_matrix(source, entry, mix) for entry in layout(architecture, source.config)]
     factors = factors_of(source.config)
     if factors is not None:
         numbers_1C = torch.tensor([factors])
         matrices.insert(1, _Matrix(name=FACTORS, type=F32, shape=(len(factors),), rows=lambda: iter([numbers_1C])))
-    notes = _notes(source, kind, matrices)
+    notes = _notes(source, mix, matrices)
     if tokenizer is not None:
         notes += _proven(tokenizer, architecture.name, metadata)
     return Quantization(
         source=source,
         tokenizer=tokenizer,
-        type=kind,
+        type=mix,
         architecture=architecture.name,
         metadata=metadata,
         matrices=matrices,
@@ -237,18 +239,33 @@ def _proven(tokenizer: FileTokenizer, architecture: str, metadata: dict[str, Wri
         return prove_tokenizer(tokenizer, GGUFFile(file).metadata)
 
 
-def _matrix(source: StoredModel, entry: Stored, kind: BlockType) -> _Matrix:
+def _matrix(source: StoredModel, entry: Stored, mix: TypeMix) -> _Matrix:
     shape = stored_shape(entry, source.shapes)
-    found = _type_of(entry.name, shape, kind, tied=source.config.tie_embeddings)
-    return _Matrix(name=entry.name, type=found, shape=shape, rows=partial(_rows, source, entry))
+    return _Matrix(
+        name=entry.name,
+        type=_type_of(entry.name, shape, mix, source.config),
+        shape=shape,
+        rows=partial(_rows, source, entry),
+    )
 
 
-def _type_of(name: str, shape: tuple[int, ...], kind: BlockType, *, tied: bool) -> BlockType:
+def _type_of(name: str, shape: tuple[int, ...], mix: TypeMix, config: ModelConfig) -> BlockType:
     """Choose the type that a tensor is written in."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight"):
         return F32
-    is_head = name == "output.weight" or (tied and name == "token_embd.weight")
-    return type_for(kind, shape[-1], is_head=is_head)
+    is_head = name == "output.weight" or (config.tie_embeddings and name == "token_embd.weight")
+    wanted = mix.base if is_head else mix.type_of(name, _shape_of(config))
+    return type_for(wanted, shape[-1], is_head=is_head)
+
+
+def _shape_of(config: ModelConfig) -> Shape:
+    mixtures = [layer.feed_forward for layer in config.layers if isinstance(layer.feed_forward, MoEConfig)]
+    attention = config.layers[0].attention
+    return Shape(
+        layers=len(config.layers),
+        experts=max((mixture.experts for mixture in mixtures), default=0),
+        grouped=isinstance(attention, AttentionConfig) and attention.kv_heads < attention.heads,
+    )
 
 
 def _rows(source: StoredModel, entry: Stored) -> Iterator[Tensor]:
@@ -266,7 +283,8 @@ def _rows(source: StoredModel, entry: Stored) -> Iterator[Tensor]:
         yield strided.float().add(entry.plus).reshape(-1, columns)
 
 
-def _notes(source: StoredModel, kind: BlockType, tensors: list[_Matrix]) -> list[str]:
+def _notes(source: StoredModel, mix: TypeMix, tensors: list[_Matrix]) -> list[str]:
+    kind = mix.base
     found = []
     other = [
         tensor
@@ -279,6 +297,9 @@ def _notes(source: StoredModel, kind: BlockType, tensors: list[_Matrix]) -> list
             f"Rows of {first.name} ({first.shape[-1]} numbers) are not whole blocks of {kind.name}, so "
             f"{len(other)} of {len(tensors)} tensors are {first.type.name}."
         )
+    unpacked = " and ".join(sorted({tensor.type.name for tensor in tensors if tensor.type not in BLOCK_TYPES}))
+    if unpacked:
+        found.append(f"moekit unpacks {unpacked} to bf16 when it loads the file; llama.cpp computes with it.")
     windows = {layer.attention.window for layer in source.config.layers}
     window = windows.pop() if len(windows) == 1 else None
     if window is not None and window < source.config.context:

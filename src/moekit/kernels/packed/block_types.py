@@ -1,4 +1,4 @@
-"""The types of GGUF files that moekit computes with as they are: numbers packed into blocks of bytes.
+"""The types of GGUF files that moekit computes with as they are or writes: numbers packed into blocks of bytes.
 
 This is the one list of them. It imports neither torch nor NumPy, so that the command line can name the types at once.
 """
@@ -32,7 +32,9 @@ class BlockType:
 
 
 Q4_0 = BlockType("q4_0", 2, 32, 18)
+Q3_K = BlockType("q3_k", 11, 256, 110)
 Q4_K = BlockType("q4_k", 12, 256, 144)
+Q5_K = BlockType("q5_k", 13, 256, 176)
 Q6_K = BlockType("q6_k", 14, 256, 210)
 Q8_0 = BlockType("q8_0", 8, 32, 34)
 BF16 = BlockType("bf16", 30, 1, 2)
@@ -40,10 +42,13 @@ F16 = BlockType("f16", 1, 1, 2)
 F32 = BlockType("f32", 0, 1, 4)
 
 BLOCK_TYPES = (Q4_0, Q4_K, Q6_K, Q8_0, BF16, F16, F32)
-"""All of them, from the smallest to the largest."""
+"""Those that are computed with, from the smallest to the largest."""
+
+WRITTEN_TYPES = (Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, BF16, F16, F32)
+"""The types that moekit packs numbers into: q3_k and q5_k for other programs, since it unpacks them to run them."""
 
 BLOCK_TYPES_BY_NAME: Mapping[str, BlockType] = {block_type.name: block_type for block_type in BLOCK_TYPES}
-"""All of them by the names that users know."""
+"""Those that are computed with by the names that users know."""
 
 _OTHER_SPELLINGS = {
     **dict.fromkeys(("fp32", "float32", "float"), "f32"),

@@ -1,6 +1,6 @@
 """From numbers to packed blocks, by torch on all cores.
 
-Q8_0 and Q4_0 are, bit for bit, what the `gguf` package makes of them; Q4_K and Q6_K come from a search for the scales
+Q8_0 and Q4_0 are, bit for bit, what the `gguf` package makes of them; Q3_K to Q6_K come from a search for the scales
 with the least squared error (`k_quants.py`).
 
 R rows, C numbers of a block or of a row, N blocks.
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moekit.kernels.packed.block_types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType
-from moekit.kernels.packed.k_quants import q4_k, q6_k
+from moekit.kernels.packed.block_types import BF16, F16, F32, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, BlockType
+from moekit.kernels.packed.k_quants import q3_k, q4_k, q5_k, q6_k
 from moekit.kernels.packed.packed_matrix import PackedMatrix
 from moekit.kernels.torch.workers import workers
 
@@ -81,6 +81,20 @@ def _q4_0(blocks_NC: Tensor) -> Tensor:
 
 
 _PLAIN = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
-_BLOCKS: dict[BlockType, Callable[[Tensor], Tensor]] = {Q8_0: _q8_0, Q4_0: _q4_0, Q4_K: q4_k, Q6_K: q6_k}
+_BLOCKS: dict[BlockType, Callable[[Tensor], Tensor]] = {
+    Q8_0: _q8_0,
+    Q4_0: _q4_0,
+    Q3_K: q3_k,
+    Q4_K: q4_k,
+    Q5_K: q5_k,
+    Q6_K: q6_k,
+}
 # Where a block holds its scales in fp16.
-_SCALES = {Q8_0: slice(0, 2), Q4_0: slice(0, 2), Q4_K: slice(0, 4), Q6_K: slice(208, 210)}
+_SCALES = {
+    Q8_0: slice(0, 2),
+    Q4_0: slice(0, 2),
+    Q3_K: slice(108, 110),
+    Q4_K: slice(0, 4),
+    Q5_K: slice(0, 4),
+    Q6_K: slice(208, 210),
+}
