@@ -127,3 +127,49 @@ def test_a_domain_column_needs_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt")
     with pytest.raises(UsageError, match="'topic' needs rows"):
         read_sources([str(path)], domain_column="topic")
+
+
+def link(path: Path, to: Path | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(to)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """As the hub's cache lays data sets out: the names are the links', the content lies elsewhere."""
+    write(tmp_path / "blobs" / "6f1e", '{"text": "one"}\n')
+    write(tmp_path / "blobs" / "77ab", "two\n")
+    write(tmp_path / "more" / "deep" / "three.txt", "three\n")
+    link(tmp_path / "snapshot" / "train.jsonl", "../blobs/6f1e")
+    link(tmp_path / "snapshot" / "notes.txt", tmp_path / "blobs" / "77ab")
+    link(tmp_path / "snapshot" / "folder", tmp_path / "more")
+    found = {document.name: document.text for document in read_sources([str(tmp_path / "snapshot")])}
+    assert found == {
+        "snapshot/train.jsonl:0": b"one",
+        "snapshot/notes.txt": b"two\n",
+        "snapshot/folder/deep/three.txt": b"three\n",
+    }
+    # Of the blob and the link to it, the link says that it holds rows; and each is read once.
+    names = [document.name for document in read_sources([str(tmp_path)])]
+    assert sorted(name.removeprefix(f"{tmp_path.name}/") for name in names) == [
+        "blobs/77ab",
+        "more/deep/three.txt",
+        "snapshot/train.jsonl:0",
+    ]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "root/sub", "/"])
+def test_links_in_circles_end(target: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write(root / "sub" / "a.txt", "one\n")
+    write(tmp_path / "beside.txt", "not of the source\n")
+    link(root / "sub" / "link", tmp_path / target if target.startswith("root") else target)
+    link(root / "self", root / "self")
+    link(root / "again", root / "sub")
+    assert [document.name for document in read_sources([str(root)])] == ["root/sub/a.txt"]
+
+
+def test_an_order_of_links_that_does_not_depend_on_the_disk(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        link(tmp_path / "root" / name, tmp_path / "real")
+    write(tmp_path / "real" / "x.txt")
+    assert [document.domain for document in read_sources([str(tmp_path / "root")])] == ["a"]

@@ -27,7 +27,7 @@ def asked(*arguments: object) -> SimpleNamespace:
 
 def test_log_likelihoods_are_the_models(adapter: HarnessModel) -> None:
     ((score, greedy),) = adapter.loglikelihood([asked("the cat", " sat")], disable_tqdm=True)
-    tokens = torch.tensor([list(b"the cat sat")])
+    tokens = torch.tensor([list(b"\0the cat sat")])
     assert score == pytest.approx(adapter.model.log_prob(tokens)[0, -4:].sum().item(), rel=1e-5)
     assert not greedy
     ((alone, _),) = adapter.loglikelihood([asked("", "sat")], disable_tqdm=True)
@@ -36,11 +36,11 @@ def test_log_likelihoods_are_the_models(adapter: HarnessModel) -> None:
 
 def test_what_it_writes_is_what_it_finds_most_probable(adapter: HarnessModel) -> None:
     (text,) = adapter.generate_until([asked("ab", {"until": [], "max_gen_toks": 6})], disable_tqdm=True)
-    ids = list(b"ab")
+    ids = list(b"\0ab")
     with torch.no_grad():
         for _ in range(6):
             ids.append(int(adapter.model(torch.tensor([ids]))[0, -1].argmax()))
-    assert text == bytes(ids[2:]).decode("utf-8", errors="replace")
+    assert text == bytes(ids[3:]).decode("utf-8", errors="replace")
     if text.isascii():
         ((_, greedy),) = adapter.loglikelihood([asked("ab", text)], disable_tqdm=True)
         assert greedy

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from moekit.core.errors import UsageError
@@ -10,6 +11,7 @@ from moekit.data import Document, embedded_documents, read_sources, split_docume
 from moekit.evaluation.choose_scorer import scorer_of
 from moekit.evaluation.score import Evaluation, score_documents
 from moekit.models import LanguageModel, NGram, check_there, load
+from moekit.moe import without_capacity
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ def evaluate(
     documents = _documents(data, text_column, domain_column)
     loaded = load(model, progress=progress) if isinstance(model, str | Path) else model
     score = scorer_of(loaded, context)
-    with Task(progress, "Documents", total=len(documents), unit="documents") as task:
+    dropless = nullcontext() if isinstance(loaded, NGram) else without_capacity(loaded)
+    with dropless, Task(progress, "Documents", total=len(documents), unit="documents") as task:
         return score_documents(score, documents, task.set)
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.core.errors import UsageError
-from moekit.data.tokenizers import Tokenizer, tokenizer_of
+from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
 from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, load
+from moekit.moe import without_capacity
 
 _LONGEST = 2048
 
@@ -40,6 +41,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.model, self.tokenizer = model, tokenizer
         self.context = model.context or _LONGEST
         self._start = tokenizer.start
+        self._prefix = _prefix(tokenizer)
+        self._ends = getattr(tokenizer, "end_tokens", frozenset()) | {tokenizer.start}
 
     @classmethod
     def load(cls, path: str) -> Self:
@@ -55,16 +58,23 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self._start
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Encode a text, never with special tokens."""
-        return self.tokenizer.encode(string)
+        """Encode a text, after the tokens that the tokenizer puts before every text.
+
+        Args:
+            string: the text; tokens that it writes out itself are not put there twice.
+            add_special_tokens: False for the text alone.
+            kwargs: what the harness may have for other models.
+        """
+        ids = self.tokenizer.encode(string)
+        has_them = ids[: len(self._prefix)] == self._prefix
+        return ids if add_special_tokens is False or has_them else [*self._prefix, *ids]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Compute log p in nats of each whole text, each of its tokens given as many before it as fit."""
         totals = []
         for request in tqdm(requests, disable=disable_tqdm):
-            windows = get_rolling_token_windows(
-                self.tok_encode(request.args[0]), prefix_token=self._start, max_seq_len=self.context, context_len=1
-            )
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows = get_rolling_token_windows(ids, prefix_token=self._start, max_seq_len=self.context, context_len=1)
             scored = [self._score(*make_disjoint_window(window))[0] for window in windows]
             totals.append(sum(scored))
         return totals
@@ -87,12 +97,21 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [self._score(context, text) for _, context, text in tqdm(requests, disable=disable_tqdm)]
 
     def _score(self, context: list[int], text: list[int]) -> tuple[float, bool]:
-        """Compute log p of the text after the context, and whether greedy decoding would write it."""
-        ids = (context + text)[-(self.context + 1) :]
-        log_probs_TV = self._logits(ids[:-1])[-len(text) :].double().log_softmax(-1)
-        target_T = torch.tensor(ids[-len(text) :])
-        chosen = log_probs_TV.gather(1, target_T[:, None])
-        return float(chosen.sum()), bool((log_probs_TV.argmax(-1) == target_T).all())
+        """Compute log p of the text after the context, and whether greedy decoding would write it.
+
+        A text that is longer than the model's context is scored in pieces, each of its tokens given at least half of
+        what the model can see.
+        """
+        ids, total, greedy = context + text, 0.0, True
+        size = len(text) if len(text) <= self.context else max(1, self.context // 2)
+        for begin in range(len(context), len(ids), size):
+            end = min(begin + size, len(ids))
+            seen = ids[max(0, end - 1 - self.context) : end - 1]
+            log_probs_TV = self._logits(seen)[begin - end :].double().log_softmax(-1)
+            target_T = torch.tensor(ids[begin:end])
+            total += float(log_probs_TV.gather(1, target_T[:, None]).sum())
+            greedy = greedy and bool((log_probs_TV.argmax(-1) == target_T).all())
+        return total, greedy
 
     def _continue(self, context: str, stops: Sequence[str], tokens: int) -> str:
         ids = self.tok_encode(context) or [self._start]
@@ -104,11 +123,20 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             cut = [text.index(stop) for stop in stops if stop in text]
             if cut:
                 return text[: min(cut)]
-            if written[-1] == self._start:
+            if written[-1] in self._ends:
                 return self.tokenizer.decode(written[:-1])
         return self.tokenizer.decode(written)
 
     def _logits(self, ids: list[int]) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), without_capacity(self.model):
             logits_BTV: Tensor = self.model(torch.tensor([ids]))
         return logits_BTV[0]
+
+
+def _prefix(tokenizer: Tokenizer) -> list[int]:
+    """Find the tokens that stand before every text: those of the tokenizer's post-processor; byte 0 before bytes."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return [] if tokenizer.start is None else [tokenizer.start]
+    plain, prompt = tokenizer.encode("a"), tokenizer.encode_prompt("a")
+    places = (at for at in range(len(prompt)) if prompt[at : at + len(plain)] == plain)
+    return prompt[: next(places, 0)]

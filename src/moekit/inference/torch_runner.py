@@ -12,6 +12,7 @@ import torch
 from moekit.inference.checks import checked_context, decoder_config
 from moekit.inference.runner import Cache, OnTokens
 from moekit.kernels.packed import Numbers
+from moekit.moe import without_capacity
 from moekit.nn import KeyValueCache
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class TorchRunner:
         assert isinstance(cache, TorchCache)
         logits_V = torch.empty(0)
         for chunk_T in torch.split(torch.tensor(tokens_T), _CHUNK):
-            logits_V = self.model(chunk_T[None], caches=cache.layers, last_only=True)[0, -1]
+            # A prompt is read as if token by token: there, no expert is ever full.
+            with without_capacity(self.model):
+                logits_V = self.model(chunk_T[None], caches=cache.layers, last_only=True)[0, -1]
             if on_tokens is not None:
                 on_tokens(len(chunk_T))
         return cast(Numbers, logits_V.float().numpy())

@@ -4,7 +4,7 @@ from moekit.moe.balance import load_balancing_loss, smooth_load, squared_variati
 from moekit.moe.dispatch import dispatch, expert_capacity
 from moekit.moe.experts import Experts
 from moekit.moe.layer import MoELayer
-from moekit.moe.routers import Router, new_router
+from moekit.moe.routers import Router, new_router, without_capacity
 from moekit.moe.routing import Decision, RouterInput, Routing, Sums
 from moekit.moe.telemetry import RoutingStats, add_sums, collapse_text, routing_stats
 
@@ -26,5 +26,6 @@ __all__ = [
     "routing_stats",
     "smooth_load",
     "squared_variation",
+    "without_capacity",
     "z_loss",
 ]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.comparison.sample_results import (
     DENSE,
+    DOMAINS,
     LSTM,
     MOE,
     NGRAM,
@@ -25,7 +26,7 @@ from moekit.comparison.analysis.estimates import Estimate
 from moekit.comparison.analysis.learning_curves import first_reach, level_at, reach_ratios
 from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
 from moekit.comparison.analysis.verdict import judge
-from moekit.comparison.results_schema import CurvePoint, Results
+from moekit.comparison.results_schema import CurvePoint, LeftOutText, Results, Run
 
 
 def points(*pairs: tuple[int, float], speed: float = 10.0, flops: float = 100.0) -> list[CurvePoint]:
@@ -316,10 +317,10 @@ def test_no_answer(comparison: Results, words: str) -> None:
 
 
 def test_references_are_held_against_the_baseline_and_never_lead() -> None:
-    """`ngram` ends far below all others, and yet the headline is what it is without it."""
+    """`ngram` ends far below all others, and yet the answer is what it is without it."""
     verdict = judge(everyone())
     assert verdict.leader == "moe"
-    assert verdict.headline == judge(sample()).headline
+    assert verdict.answer == judge(sample()).answer
     assert {"gpt3", "lstm", "ngram"} <= verdict.against.keys()
     assert "for reference" in verdict.sentences["ngram"]
     assert "for reference" in verdict.sentences["lstm"]
@@ -380,3 +381,130 @@ def test_an_ngram_model_that_never_finished_has_no_size() -> None:
     dense = contestant("dense", model([DENSE]), [run(0, 2.0)], total=1, active=1)
     rows = {row.name: row for row in summary_table(results([dense, failed], seeds=[0]))}
     assert rows["ngram"].params_total == rows["ngram"].reached_flops == "–"
+
+
+def several(**levels: list[float | None]) -> Results:
+    """`dense` and mixtures with these final bits per byte, one a seed; None for a run that failed."""
+    made = []
+    for name, finals in levels.items():
+        layers = [DENSE] if name == "dense" else [MOE]
+        runs = [failed_run(seed) if final is None else run(seed, final) for seed, final in enumerate(finals)]
+        made.append(contestant(name, model(layers), runs, total=100, active=100))
+    return results(made, seeds=range(3), baseline="dense")
+
+
+def test_who_failed_where_others_finished_does_not_lead() -> None:
+    dense, solid = [2.00, 2.01, 2.02], [1.90, 1.91, 1.92]
+    for fragile in ([1.80, None, None], [None, 1.80, 1.81]):
+        verdict = judge(several(dense=dense, solid=solid, fragile=fragile))
+        assert verdict.leader == "solid"
+        failed = fragile.count(None)
+        assert f"`fragile`, of which {failed} of 3 runs failed, does not lead." in verdict.headline
+    # Where all mixtures failed the same number of times, the best of them leads.
+    verdict = judge(several(dense=dense, one=[1.9, None, None], other=[None, None, 1.8]))
+    assert verdict.leader == "other"
+    assert "as far as one seed can tell" in verdict.answer
+
+
+def test_who_is_surely_better_leads_before_who_seems_so() -> None:
+    unsteady, steady = [1.6, 2.1, 1.7], [1.900, 1.911, 1.919]
+    verdict = judge(several(dense=[2.00, 2.01, 2.02], unsteady=unsteady, steady=steady))
+    assert verdict.leader == "unsteady" or verdict.answer.startswith("Mixture")
+
+
+def test_intervals_are_for_all_contestants_together() -> None:
+    """The same runs beside others say less."""
+    alone = judge(several(dense=[2.00, 2.05, 2.02], a=[1.93, 1.96, 1.955]))
+    many = {f"m{index}": [2.0 + 0.03 * index, 2.1, 1.9] for index in range(6)}
+    together = judge(several(dense=[2.00, 2.05, 2.02], a=[1.93, 1.96, 1.955], **many))
+    before, after = alone.against["a"].difference, together.against["a"].difference
+    assert before is not None
+    assert after is not None
+    assert before.mean == after.mean
+    assert after.low < before.low < before.high < after.high
+    assert alone.answer.startswith("Mixture")
+    assert together.answer == "No difference was shown"
+
+
+def unreached(comparison: Results, name: str, seed: int) -> Results:
+    """The curve of that run ends above all levels, as one that is measured on a harder sample."""
+
+    def raised(one: Run) -> Run:
+        points = [point.model_copy(update={"bits_per_byte": point.bits_per_byte + 1}) for point in one.curve]
+        return one.model_copy(update={"curve": points}) if one.seed == seed else one
+
+    changed = [
+        each.model_copy(update={"runs": [raised(one) for one in each.runs]}) if each.name == name else each
+        for each in comparison.contestants
+    ]
+    return comparison.model_copy(update={"contestants": changed})
+
+
+@pytest.mark.parametrize("missed", [0, 1, None])
+@pytest.mark.parametrize("speed", [20_000, 200_000])
+def test_who_is_slower_is_not_the_answer_for_each_second(missed: int | None, speed: int) -> None:
+    """Whether or not each seed's curve came down to the baseline's last level."""
+    comparison = two([2.00, 2.01, 2.02], [1.99, 2.00, 2.01], moe_speed=speed)
+    if missed is not None:
+        comparison = unreached(comparison, "moe", missed)
+    answer = judge(comparison).answer
+    if speed < 50_000:
+        assert "for each" in answer
+        assert "mixture" not in answer.lower().partition("second")[0].rpartition(",")[2]
+    else:
+        assert answer == "Mixture of experts"
+
+
+@pytest.mark.parametrize("moe_speed", [20_000, 500_000])
+def test_where_the_baseline_is_better_its_price_is_asked_too(moe_speed: int) -> None:
+    """Dense ends a hair lower; where the mixture's whole run takes a tenth of the seconds, dense is not the answer."""
+    answer = judge(two([1.999, 2.009, 2.019], [2.000, 2.0101, 2.0202], moe_speed=moe_speed)).answer
+    assert answer.startswith("Dense")
+    assert ("each" in answer) == (moe_speed > 50_000)
+
+
+def with_domains(comparison: Results, **changes: dict[str, float]) -> Results:
+    """The domains of the text with other figures: `epochs`, or `unigram_bits_per_byte`, by name."""
+    domains = [
+        domain.model_copy(
+            update={field: values[domain.name] for field, values in changes.items() if domain.name in values}
+        )
+        for domain in comparison.corpus.domains
+    ]
+    corpus = comparison.corpus.model_copy(update={"domains": domains})
+    return comparison.model_copy(update={"corpus": corpus})
+
+
+def test_text_that_was_read_too_often_is_told_beside_the_verdict() -> None:
+    few = with_domains(sample(), epochs=dict.fromkeys(DOMAINS, 4.0))
+    assert not any("epochs" in check.text for check in judge(few).checks)
+    often = with_domains(sample(), epochs={"law": 9.34, "code": 5.0, "letters": 4.1})
+    (check,) = [check for check in judge(often).checks if "epochs" in check.text]
+    assert not check.good
+    assert "read `code` 5.0 times and `law` 9.3 times and 1 more domains" in check.text
+
+
+def test_the_bar_is_each_domains_own() -> None:
+    """The mean over domains is no bar for a mean over tokens: an easy domain that is small would lower it."""
+    easy = with_domains(sample(), unigram_bits_per_byte={"code": 30.0})
+    assert any(check.good and "byte frequencies" in check.text for check in judge(easy).checks)
+    hard = with_domains(sample(), unigram_bits_per_byte={"law": 0.5})
+    (check,) = [check for check in judge(hard).checks if "byte frequencies" in check.text]
+    assert not check.good
+    assert "`dense` did not get below byte frequencies alone in `law` (0.500 bits per byte)" in check.text
+
+
+def test_text_that_was_left_out_is_told_beside_the_verdict() -> None:
+    made = sample()
+    size = made.corpus.domains[0].train_bytes + made.corpus.domains[0].held_out_bytes
+    name = made.corpus.domains[0].name
+    lost = LeftOutText(domain=name, reason="near-duplicates", texts=11, bytes=size, example="a.txt")
+    gone = LeftOutText(domain="gone", reason="not in UTF-8", texts=2, bytes=9, example="b.txt")
+    same = LeftOutText(domain=name, reason="repeats itself", texts=1, bytes=0, example="c.txt")
+    little = LeftOutText(domain=made.corpus.domains[1].name, reason="binary", texts=1, bytes=1, example="d.txt")
+    corpus = made.corpus.model_copy(update={"left_out": [lost, gone, same, little]})
+    found = [check.text for check in judge(made.model_copy(update={"corpus": corpus})).checks if not check.good]
+    assert any(text.startswith(f"Of the text of `{name}` 50 %") and "11 near-duplicates" in text for text in found)
+    assert any("`gone` 100 %" in text and "2 not in UTF-8" in text for text in found)
+    assert f"The text of `{name}` repeats itself." in found
+    assert not any("binary" in text for text in found)

@@ -4,11 +4,12 @@ Uncertainty is what `moekit.comparison.analysis.estimates.Estimate` says it is.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moekit.comparison.analysis.estimates import Estimate
 from moekit.comparison.analysis.learning_curves import AXES, Axis, reach_ratios
+from moekit.comparison.analysis.simultaneous import differences
 from moekit.comparison.results_schema import ContestantResults, Results, Run
 from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.config import LSTMConfig, NGramConfig
@@ -103,15 +104,33 @@ def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> 
     )
 
 
+def hold_all_against(results: Results) -> dict[str, AgainstBaseline]:
+    """Hold every contestant against the baseline, those without a caveat, where the baseline has none itself.
+
+    The intervals of final bits per byte are for all of them together; references, which answer no question, have their
+    own.
+    """
+    baseline = find(results, results.baseline)
+    if baseline is None or baseline.caveat is not None:
+        return {}
+    others = [one for one in results.contestants if one is not baseline and one.caveat is None]
+    against = {one.name: hold_against(one, baseline) for one in others}
+    rivals = {one.name: _final_by_seed(one) for one in others if against[one.name].kind not in REFERENCES}
+    together = differences(_final_by_seed(baseline), rivals)
+    return {name: replace(one, difference=together.get(name, one.difference)) for name, one in against.items()}
+
+
+def _final_by_seed(contestant: ContestantResults) -> dict[int, float]:
+    return {run.seed: run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None}
+
+
 def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
     """Order the contestants from best to worst, for each seed that all contestants with a finished run have finished.
 
     Those with a caveat have no place in an order.
     """
     figures = {
-        contestant.name: {run.seed: run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None}
-        for contestant in results.contestants
-        if not contestant.caveat
+        contestant.name: _final_by_seed(contestant) for contestant in results.contestants if not contestant.caveat
     }
     figures = {name: by_seed for name, by_seed in figures.items() if by_seed}
     if not figures:

@@ -57,8 +57,12 @@ def _seed_check(results: Results) -> Check:
     if count == 1:
         return Check(False, "One seed: there is no uncertainty figure, and another seed may turn the order round.")
     if count == 2:
-        return Check(False, "Two seeds: brackets hold the two values, not an interval.")
-    return Check(True, f"{count} seeds: brackets hold the 95 % t-interval of the mean, paired by seed.")
+        return Check(False, "Two seeds: what has no interval has the two values in brackets.")
+    return Check(
+        True,
+        f"{count} seeds: brackets hold the 95 % interval of the mean, paired by seed; that of final bits per byte is "
+        "for all contestants together (Dunnett), so that the best of equals seldom seems better.",
+    )
 
 
 def _order_check(results: Results) -> list[Check]:
@@ -93,7 +97,7 @@ def _left_out_checks(corpus: CorpusRecord) -> list[Check]:
         share = lost / (lost + used.get(name, 0)) if lost else 0.0
         if share >= _MUCH_LEFT_OUT:
             why = "; ".join(f"{one.texts:,} {one.reason}" for one in reasons if one.bytes)
-            text = f"Of the text of `{name}` {share:.0%} ({bytes_text(lost)}) was left out: {why}."
+            text = f"Of the text of `{name}` {100 * share:.0f} % ({bytes_text(lost)}) was left out: {why}."
             checks.append(Check(False, text))
         checks += [Check(False, f"The text of `{name}` {one.reason}.") for one in reasons if not one.bytes]
     return checks

@@ -14,7 +14,7 @@ from moekit.config import (
 from moekit.moe.routers.expert_choice import ExpertChoice
 from moekit.moe.routers.hashed import HashRouter
 from moekit.moe.routers.noisy import NoisyTopK
-from moekit.moe.routers.router import Router
+from moekit.moe.routers.router import Router, without_capacity
 from moekit.moe.routers.sigmoid import SigmoidBias
 from moekit.moe.routers.sinkhorn import Sinkhorn
 from moekit.moe.routers.softmax import GShard, SoftmaxTopK, Switch
@@ -30,6 +30,7 @@ __all__ = [
     "SoftmaxTopK",
     "Switch",
     "new_router",
+    "without_capacity",
 ]
 
 

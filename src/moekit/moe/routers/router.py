@@ -3,7 +3,8 @@
 T tokens, D model width, E experts, K experts per token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
@@ -120,6 +121,23 @@ class Router(nn.Module):
             if "z" in self.coefficients:
                 sums["z_squares"] = over_tokens(logits_TE.logsumexp(-1, keepdim=True).square(), real_T1).squeeze()
         return Routing(assignments=assignments, probs_TE=probs_TE, counts_E=counts_E, sums=sums)
+
+
+@contextmanager
+def without_capacity(model: nn.Module) -> Iterator[None]:
+    """Let the routers of a model drop nothing while the block runs.
+
+    A capacity is of the tokens that are routed together. What a model makes of a text must not depend on what else
+    stands in its batch, nor on whether the text comes token by token, where nothing is ever dropped.
+    """
+    limited = [(router, router.capacity_factor) for router in model.modules() if isinstance(router, Router)]
+    try:
+        for router, _ in limited:
+            router.capacity_factor = None
+        yield
+    finally:
+        for router, factor in limited:
+            router.capacity_factor = factor
 
 
 class _Project(torch.autograd.Function):
