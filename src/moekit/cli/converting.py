@@ -38,7 +38,7 @@ LAYERS = _Layers()
 
 
 def show_plan(
-    make: "Callable[[], Conversion[Any, Any, Any]]",
+    make: "Callable[[], Conversion]",
     out: Path,
     print_plan: Callable[[Any], None],
     *,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -39,26 +39,21 @@ class HasProblems(Protocol):
         ...
 
 
-Plan = TypeVar("Plan", bound=HasProblems, covariant=True)
-Report = TypeVar("Report", covariant=True)
-Proof = TypeVar("Proof", covariant=True)
-
-
-class Conversion(Protocol[Plan, Report, Proof]):
+class Conversion(Protocol):
     """A conversion whose sources and options fit each other; what makes it raises `Refused` where they do not."""
 
-    def plan(self, out: Path) -> Plan:
+    def plan(self, out: Path) -> HasProblems:
         """Say what writing to `out` takes and what stands in the way, without reading a weight."""
         ...
 
-    def run(self, out: Path, progress: Progress = no_progress) -> Report:
+    def run(self, out: Path, progress: Progress = no_progress) -> Any:
         """Write the result and give it its name once it is whole; a run that was stopped goes on with the same call.
 
         Raises UsageError where `out` is taken, MoekitError where the disk is full or a source is damaged.
         """
         ...
 
-    def verify(self, out: Path) -> Proof:
+    def verify(self, out: Path) -> Any:
         """Compare what lies in `out` with what this conversion gives; MoekitError where it is something else."""
         ...
 

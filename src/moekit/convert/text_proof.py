@@ -7,8 +7,8 @@ import filecmp
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from moekit.convert.export.tokenizer_proof import probe_texts
 from moekit.core.errors import MoekitError
+from moekit.data.probe_texts import probe_texts
 from moekit.data.tokenizers import FileTokenizer, tokenizer_of
 from moekit.inference.chat_template import folder_template
 from moekit.models.companions import companions
