@@ -209,6 +209,20 @@ def test_numbers_that_a_type_cannot_hold_are_not_written(tmp_path: Path) -> None
     merge(data | {"dtype": "bfloat16"}, tmp_path / "out")
 
 
+@pytest.mark.parametrize("place", ["norm.weight", "embedding.weight", "layers.0.attention.output.weight"])
+def test_a_source_that_computes_no_numbers_is_not_proven(place: str, tmp_path: Path) -> None:
+    """What is copied as it is, and would compare as no larger than nothing."""
+    torch.manual_seed(0)
+    model = Decoder(MODELS["llama"])
+    with torch.no_grad():
+        model.get_parameter(place).fill_(float("nan"))
+    model.save(tmp_path / "source")
+    for options in ({}, {"method": "noise"}):
+        with pytest.raises(MoekitError, match=r"source computes what is no number"):
+            upcycle(tmp_path / "source", tmp_path / "out", **options)  # type: ignore[arg-type]
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_source_whose_numbers_are_none_is_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Decoder(MODELS["llama"])

@@ -30,20 +30,11 @@ class Problems(BaseModel):
     problems: list[str]
 
 
-class HasProblems(Protocol):
-    """A plan that says what stands in the way."""
-
-    @property
-    def problems(self) -> list[str]:
-        """What stands in the way, a sentence each."""
-        ...
-
-
 class Conversion(Protocol):
     """A conversion whose sources and options fit each other; what makes it raises `Refused` where they do not."""
 
-    def plan(self, out: Path) -> HasProblems:
-        """Say what writing to `out` takes and what stands in the way, without reading a weight."""
+    def plan(self, out: Path) -> Any:
+        """Say what writing to `out` takes, and as `problems` what stands in the way, without reading a weight."""
         ...
 
     def run(self, out: Path, progress: Progress = no_progress) -> Any:

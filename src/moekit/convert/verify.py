@@ -48,7 +48,10 @@ def probe_of(vocab_size: int, context: int, *, rows: int = 3, tokens: int = 16, 
 
 
 def compare(dense: StoredModel, result: StoredModel, probe: TokenBatch) -> Difference:
-    """Run both on the probe, one layer of one of them in memory at a time."""
+    """Run both on the probe, one layer of one of them in memory at a time.
+
+    Raises MoekitError where logits are no numbers, which no difference would show.
+    """
     with torch.no_grad():
         ours, theirs = (StreamedDecoder(stored, torch.float64).final(probe) for stored in (result, dense))
         real_BT = probe.real_BT
@@ -56,8 +59,13 @@ def compare(dense: StoredModel, result: StoredModel, probe: TokenBatch) -> Diffe
         vocabulary = dense.config.vocab_size
         for begin in range(0, vocabulary, _HEAD_ROWS):
             end = min(vocabulary, begin + _HEAD_ROWS)
-            expected = _logits(dense, theirs[real_BT], begin, end)
-            maximum = max(maximum, float((_logits(result, ours[real_BT], begin, end) - expected).abs().max()))
+            expected, found = (
+                _logits(model, h_BTD[real_BT], begin, end) for model, h_BTD in ((dense, theirs), (result, ours))
+            )
+            for model, logits in ((dense, expected), (result, found)):
+                if not bool(logits.isfinite().all()):
+                    raise MoekitError(f"{model.folder} computes what is no number; some of its weights are none.")
+            maximum = max(maximum, float((found - expected).abs().max()))
             total += float(expected.sum())
             squares += float(expected.square().sum())
     count = int(real_BT.sum()) * vocabulary
