@@ -101,8 +101,10 @@ def test_members_and_strategies_are_model_names(client: openai.OpenAI, behind: F
     assert [(request.model, request.body["max_tokens"]) for request in behind.requests] == [("two-1", 1)]
     with pytest.raises(openai.NotFoundError, match="did you mean 'writer'"):
         client.chat.completions.create(**ask("writter"))
-    cut = client.chat.completions.create(**ask("writer", max_tokens=2)).choices[0]
-    assert (cut.message.content, cut.finish_reason) == ("Paris is", "length")
+    cut = client.chat.completions.create(**ask("writer", max_tokens=2))
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("Paris is", "length")
+    assert cut.model_extra is not None
+    assert cut.model_extra["moekit"]["incomplete"] == ["writer: the answer was cut off at max_tokens, 2."]
 
 
 def test_failures_are_told_beside_the_answer(client: openai.OpenAI, behind: FaultServer) -> None:
@@ -125,6 +127,24 @@ def test_no_quorum_is_an_error_with_reasons(client: openai.OpenAI, behind: Fault
             client.chat.completions.create(**ask("all"), stream=stream)
         # Nobody was asked a second time: OpenAI's client obeys the header that says so.
         assert len(behind.of("one-1")) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_may_be_missing_is_told_beside_the_answer(
+    client: openai.OpenAI, behind: FaultServer, stream: bool
+) -> None:
+    behind.behave("writer-1", Truncated(politely=True))
+    if stream:
+        *pieces, last = client.chat.completions.create(**ask(), stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "one two three"
+        extra = last.model_extra
+    else:
+        whole = client.chat.completions.create(**ask())
+        assert whole.choices[0].message.content == "one two three"
+        extra = whole.model_extra
+    assert extra is not None
+    (told,) = extra["moekit"]["incomplete"]
+    assert told.startswith("writer: its stream ended without saying that it was over")
 
 
 @pytest.mark.parametrize("behaviour", [Truncated(), ErrorInStream()])

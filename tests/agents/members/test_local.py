@@ -243,6 +243,50 @@ def test_the_event_loop_is_free_and_pieces_come_as_they_are_made() -> None:
     assert "".join(pieces) == text == "abcdefghabcd"
 
 
+def test_who_waits_for_a_call_before_it_sees_the_model_at_work() -> None:
+    """A queue of calls is no silence: what the model computes for one of them is told to all."""
+    runner = Slow(b"abcdefgh")
+    member = slow_member(runner)
+    heard: list[list[str]] = [[], []]
+
+    async def ask(place: int) -> str:
+        async def hear(piece: str) -> None:
+            heard[place].append(piece)
+
+        return (await member.complete(USER, GREEDY, hear)).text
+
+    async def answer() -> None:
+        first = asyncio.create_task(ask(0))
+        await until(runner.at_work.is_set)
+        second = asyncio.create_task(ask(1))
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            runner.turn.release()
+        await until(lambda: len(heard[1]) > 1)
+        assert "".join(heard[1]) == ""
+        for _ in range(100):
+            runner.turn.release()
+        assert await asyncio.gather(first, second) == ["abcdefghabcd"] * 2
+
+    run(answer())
+
+
+def test_an_answer_that_a_limit_ended_says_so() -> None:
+    async def ask(most: int, context: int) -> str | None:
+        runner = Slow(b"abcdefgh", context=context)
+        for _ in range(100):
+            runner.turn.release()
+        reply = await slow_member(runner).complete(USER, ChatOptions(temperature=0.0, max_tokens=most))
+        assert reply.finish_reason == "length"
+        return reply.incomplete
+
+    prompt = len(USER[0].content.encode()) + 1
+    assert run(ask(4, 64)) == "slow: the answer was cut off at max_tokens, 4."
+    assert run(ask(20, prompt + 6)) == (
+        "slow: the answer was cut off after 6 tokens, where its context is full or its server has a limit."
+    )
+
+
 def test_cancelling_ends_the_work_between_two_tokens_and_frees_the_model() -> None:
     runner = Slow(b"abcdefgh")
     member = slow_member(runner)
