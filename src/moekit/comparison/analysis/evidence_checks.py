@@ -103,13 +103,19 @@ def _left_out_checks(corpus: CorpusRecord) -> list[Check]:
     return checks
 
 
+def _and_more(domains: int) -> str:
+    """Write ` and 3 more domains`, of which only the first are named; nothing where all are."""
+    rest = domains - _NAMED
+    return f" and {rest} more {'domain' if rest == 1 else 'domains'}" if rest > 0 else ""
+
+
 def _epochs_check(corpus: CorpusRecord) -> list[Check]:
     """Say which domains were read so often that learning by heart is what is compared."""
     often = [domain for domain in corpus.domains if domain.epochs > _MANY_EPOCHS]
     if not often:
         return []
     told = listed([f"`{domain.name}` {domain.epochs:.1f} times" for domain in often[:_NAMED]])
-    more = f" and {len(often) - _NAMED} more domains" if len(often) > _NAMED else ""
+    more = _and_more(len(often))
     return [
         Check(
             False,
@@ -145,5 +151,5 @@ def _above(one: ContestantResults, bars: Mapping[str, float], bar: float) -> str
     domains = [name for name, bits in found.items() if bits >= bars[name]]
     if not domains:
         return ""
-    more = f" and {len(domains) - _NAMED} more domains" if len(domains) > _NAMED else ""
+    more = _and_more(len(domains))
     return f" in {listed([f'`{name}` ({bars[name]:.3f} bits per byte)' for name in domains[:_NAMED]])}{more}"
