@@ -1,13 +1,18 @@
 """A folder with what the examples of the documentation name: models, text, configurations, all tiny."""
 
+from itertools import islice
 from pathlib import Path
 
+import pytest
 import torch
 
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig
+from moekit.data import embedded
 from moekit.models import Decoder
 
 ROOT = Path(__file__).parents[2]
+# Of the embedded corpus; examples do with less of it what they do with all.
+EVERY_FILE, ARITHMETIC_LINES = 20, 200
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: "
 JOB = """\
 model: {kind: lstm, vocab_size: 256, embedding_width: 16, widths: [16]}
@@ -27,6 +32,13 @@ AGENTS = """\
 members:
   here: {path: ./my-model, max_tokens: 4}
 """
+
+
+def thin_out_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a twentieth of the embedded corpus, whose reading is most of what an example takes."""
+    files = embedded._files
+    monkeypatch.setattr(embedded, "_files", lambda root, suffix: islice(files(root, suffix), 0, None, EVERY_FILE))
+    monkeypatch.setattr(embedded, "_ARITHMETIC_LINES", ARITHMETIC_LINES)
 
 
 def furnish(folder: Path) -> None:

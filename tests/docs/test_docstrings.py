@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.docs.furnished_folder import furnish
+from tests.docs.furnished_folder import furnish, thin_out_the_corpus
 
 import moekit
 
@@ -54,6 +54,7 @@ def test_a_function_says_what_it_takes_gives_and_raises(name: str) -> None:
 @pytest.mark.parametrize("name", moekit.__all__)
 def test_the_example_of_a_function_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    thin_out_the_corpus(monkeypatch)
     furnish(tmp_path)
     run_examples(inspect.getdoc(getattr(moekit, name)) or "")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 import pytest
-from tests.docs.furnished_folder import furnish
+from tests.docs.furnished_folder import furnish, thin_out_the_corpus
 
 from moekit.cli import moekit as command_line
 
@@ -53,6 +53,7 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    thin_out_the_corpus(monkeypatch)
     furnish(tmp_path)
     names: dict[str, Any] = {}
     for number, code in enumerate(python_of(page)):
