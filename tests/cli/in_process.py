@@ -40,4 +40,6 @@ def run_moekit(
             sys.stdout.flush()
             sys.stderr.flush()
             shown, told = out.getvalue(), err.getvalue()
-    return Ended(status=status, stdout=shown.decode(encoding), stderr=told.decode(encoding))
+    # click writes UTF-8 where a stream can do no more than ASCII.
+    read = "utf-8" if encoding == "ascii" else encoding
+    return Ended(status=status, stdout=shown.decode(read), stderr=told.decode(read))
