@@ -116,6 +116,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mistral",
         SHAPE | {"intermediate_size": 48, "num_key_value_heads": 2, "sliding_window": None},
     ),
+    "ministral": (
+        "Ministral",
+        SHAPE
+        | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 5}
+        | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
     "qwen2": ("Qwen2", SHAPE | {"intermediate_size": 48, "num_key_value_heads": 2}),
     "qwen2-windows": (
         "Qwen2",

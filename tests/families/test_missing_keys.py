@@ -32,6 +32,8 @@ _EXPERTS = {"num_experts": 9, "num_experts_per_tok": 3, "norm_topk_prob": True, 
 TINY: dict[str, dict[str, Any]] = {
     "llama": _LLAMA | {"hidden_act": "gelu", "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     "mistral": _LLAMA | {"hidden_act": "gelu", "sliding_window": 5},
+    "ministral": _LLAMA
+    | {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     "qwen2": _LLAMA | _WINDOWS | {"layer_types": None},
     "qwen3": _LLAMA | _WINDOWS | {"layer_types": None, "attention_bias": True},
     "qwen2_moe": _LLAMA | _WINDOWS | _EXPERTS | {"shared_expert_intermediate_size": 20, "mlp_only_layers": [0]},

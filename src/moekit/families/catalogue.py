@@ -47,6 +47,7 @@ FAMILIES: Mapping[type[Config], tuple[Family, ...]] = {
     ModelConfig: (
         llama.FAMILY,
         mistral.FAMILY,
+        mistral.MINISTRAL,
         *qwen.FAMILIES,
         mixtral.FAMILY,
         olmoe.FAMILY,

@@ -1,5 +1,6 @@
-"""Mistral: Llama's layers with a sliding window."""
+"""Mistral: Llama's layers with a sliding window; Ministral: with a window in some of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, decoder_layers
@@ -14,7 +15,9 @@ from moekit.families.llama_like import (
     only_dense,
     read_attention,
     read_decoder,
+    windows_of_kinds,
     write_decoder,
+    write_windows,
 )
 from moekit.families.settings import Settings
 
@@ -32,14 +35,21 @@ DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
     "sliding_window": 4096,
+    "layer_types": None,
     **ROPE_DEFAULTS,
 }
 
 
 def read(settings: Settings) -> ModelConfig:
-    """Read our configuration of a Mistral's settings. All layers have the window, whatever `layer_types` says."""
+    """Read our configuration of a Mistral's settings.
+
+    All layers have the window, unless `layer_types` is there: transformers then takes a Mistral for a Ministral.
+    """
+    windows: Sequence[int | None] = one_window(settings)
+    if settings.has("layer_types"):
+        windows = windows_of_kinds(settings, windows[0], number_of_layers(settings))
     layers = [dense_layer(settings)] * number_of_layers(settings)
-    return read_decoder(settings, read_attention(settings), layers, one_window(settings))
+    return read_decoder(settings, read_attention(settings), layers, windows)
 
 
 def write(config: ModelConfig) -> dict[str, Any] | None:
@@ -49,6 +59,26 @@ def write(config: ModelConfig) -> dict[str, Any] | None:
         return None
     return write_decoder(config, intermediate_size=layer.width, sliding_window=config.layers[0].attention.window)
 
+
+def write_ministral(config: ModelConfig) -> dict[str, Any] | None:
+    """Give a Ministral's settings."""
+    layer = only_dense(config)
+    if layer is None:
+        return None
+    windows = write_windows(config)
+    of_kinds = {key: windows.get(key) for key in ("sliding_window", "layer_types")}
+    return write_decoder(config, intermediate_size=layer.width, **of_kinds)
+
+
+MINISTRAL = Family(
+    model_type="ministral",
+    architecture="MinistralForCausalLM",
+    read=read,
+    write=write_ministral,
+    layout=llama_layout,
+    defaults=DEFAULTS,
+    nulls=NULLS,
+)
 
 FAMILY = Family(
     model_type="mistral",

@@ -34,8 +34,8 @@ _NO_SIZE = re.compile(r"^rope|^original|window|types?$|token|act|func|^scale|_le
 
 # Of a model that is saved as it was read: written for both versions of transformers, and as the tensors are.
 _WRITTEN_ANEW = ("rope_parameters", "rope_theta", "rope_scaling", "tie_word_embeddings", "num_nextn_predict_layers")
-# transformers 5 takes it from there although rope's own object says another.
-_BESIDE_ROPE = "original_max_position_embeddings"
+# Of a model that was changed: what a family need not say, and transformers would believe over what it does.
+_NOT_KEPT = ("original_max_position_embeddings", "layer_types")
 
 
 def read_settings(folder: Path) -> Settings:
@@ -173,7 +173,7 @@ def config_text(model: nn.Module, config: Config, origin: Path | None) -> str:
             kept = settings | kept | {key: settings[key] for key in _WRITTEN_ANEW if key in settings}
         return _json(kept | _types(model))
     if family.model_type == preferred:
-        kept = {key: value for key, value in kept.items() if key not in family.aliases and key != _BESIDE_ROPE}
+        kept = {key: value for key, value in kept.items() if key not in family.aliases and key not in _NOT_KEPT}
     else:
         kept = {key: value for key, value in kept.items() if key.endswith("_token_id")}
     return _json(kept | settings | _types(model))
