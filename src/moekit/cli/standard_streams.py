@@ -22,7 +22,7 @@ def standard_streams() -> Iterator[None]:
 
     A stream that is closed becomes an empty one. Characters that the encoding of the output has no place for are
     written as `\u4f60`, which is said once. Bytes of the input that are no text are kept, for whoever reads them to
-    tell.
+    tell. What standard error cannot take is lost: no work fails for it.
     """
     _open_closed_ones()
     codecs.register_error(_UNSHOWN, _Unshown())
@@ -31,15 +31,15 @@ def standard_streams() -> Iterator[None]:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors=_UNSHOWN)
     if isinstance(sys.stderr, TextIOWrapper):
-        sys.stderr.reconfigure(errors="backslashreplace")
+        sys.stderr = _StandardError(
+            sys.stderr.buffer, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True
+        )
     try:
         yield
     except SystemExit:
         if (problem := output_problem()) is not None:
             _write_nowhere(sys.stdout)
-            with suppress(OSError):
-                click.echo(f"Error: {problem}", err=True)
-            _write_nowhere(sys.stderr)
+            click.echo(f"Error: {problem}", err=True)
             sys.exit(1)
         raise
 
@@ -86,6 +86,25 @@ class TextArgument(click.ParamType[str]):
             self.fail(f"it is not UTF-8: {error.reason} at byte {error.start}.", param, ctx)
 
 
+class _StandardError(TextIOWrapper):
+    """Standard error that takes everything, where it is full or its reader has left, too."""
+
+    def write(self, text: str) -> int:
+        """Write the text, or forget it."""
+        try:
+            return super().write(text)
+        except OSError:
+            _write_nowhere(self)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is held, or forget it."""
+        try:
+            super().flush()
+        except OSError:
+            _write_nowhere(self)
+
+
 class _Unshown:
     r"""Writes characters that an encoding lacks as `\u4f60`, and says so the first time."""
 
@@ -95,12 +114,11 @@ class _Unshown:
     def __call__(self, error: UnicodeError) -> tuple[str | bytes, int]:
         if not self._said and isinstance(error, UnicodeEncodeError):
             self._said = True
-            with suppress(OSError):
-                click.echo(
-                    f"Standard output is in {error.encoding}, which lacks some characters: they come as \\u escapes. "
-                    "PYTHONIOENCODING=utf-8 shows them.",
-                    err=True,
-                )
+            click.echo(
+                f"Standard output is in {error.encoding}, which lacks some characters: they come as \\u escapes. "
+                "PYTHONIOENCODING=utf-8 shows them.",
+                err=True,
+            )
         return codecs.backslashreplace_errors(error)
 
 

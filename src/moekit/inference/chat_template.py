@@ -67,19 +67,20 @@ class ChatTemplate:
         # Templates test whether a key is there, and would write "None".
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         told: dict[str, Any] = {**self.special_tokens, "tools": None, "documents": None, "add_generation_prompt": True}
-        told |= {**(variables or {}), "messages": given}
-        request = {"source": self.source, "variables": told}
-        match self._worker.ask(request):
+        match self._ask({**told, **(variables or {}), "messages": given}):
             case {"text": text}:
                 return str(text)
             case {"refusal": reason}:
                 raise TemplateRefusal(f"The chat template refuses the conversation: {reason.rstrip('.')}.")
-            case {"failure": reason} if "text" in self._worker.ask(request | {"variables": told | _PROBE}):
+            case {"failure": reason} if "text" in self._ask(told | _PROBE):
                 raise TemplateRefusal(f"The chat template fails on this conversation: {reason.rstrip('.')}.")
             case {"failure": reason} | {"error": reason}:
                 raise MoekitError(f"The chat template fails: {reason.rstrip('.')}.")
             case answer:
                 raise AssertionError(f"the worker answers {answer}")
+
+    def _ask(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        return self._worker.ask({"source": self.source, "variables": variables})
 
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any] | None = None
