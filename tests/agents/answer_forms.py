@@ -158,6 +158,12 @@ FORMS: dict[str, Form] = {
         ).encode()
         + DONE.encode()
     ),
+    "an event of several lines, CRLF": Form(
+        "".join(
+            "".join(f"data: {line}\r\n" for line in json.dumps(each, indent=1).split("\n")) + "\r\n"
+            for each in (*CHUNKS, END)
+        ).encode()
+    ),
     "lines of JSON": Form("".join(event(each, end="\n", field_name="") for each in (*CHUNKS, END)).encode(), STREAM),
     "an array of events": Form(json.dumps([*CHUNKS, END], indent=1).encode(), JSON),
     "called JSON": Form(ORDINARY.encode(), JSON),

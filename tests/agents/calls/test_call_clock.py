@@ -170,6 +170,20 @@ def test_waits_and_retries_are_silence() -> None:
     run(main())
 
 
+def test_a_sign_of_life_is_no_floor_to_speak_from() -> None:
+    async def main() -> None:
+        async def thinking(messages: Sequence[Message], options: ChatOptions, on_text: OnText | None) -> Reply:
+            await writing(50, 1, piece="")(messages, options, on_text)
+            return await writing(1, 1, piece="First.")(messages, options, on_text)
+
+        member = FakeMember("a", thinking, writing(1, 4, piece="Second."))
+        answering = Answering(member, hedge_after=5.0, deadlines=DEADLINES)
+        assert (await answering.session.ask("a", QUESTION, OPTIONS, stage="s")).text == "Second."
+        assert now() == 9
+
+    run(main())
+
+
 def test_a_slow_first_piece_is_sent_twice_also_where_nobody_hears_it() -> None:
     async def main() -> None:
         member = FakeMember("a", writing(3, 1, first=50), writing(3, 20))

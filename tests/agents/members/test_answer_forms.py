@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.agents.answer_forms import ANSWER, CHUNKS, FAILURES, FORMS, Form, stream
+from tests.agents.answer_forms import ANSWER, CHUNKS, FAILURES, FORMS, PIECES, Form, chunk, stream
 from tests.agents.fault_server import Behaviour, Connection, FaultServer, Recorded
 from tests.agents.in_memory import QUESTION
 
@@ -100,6 +100,8 @@ def test_an_answer_that_may_not_be_whole_says_so(asked: Asked) -> None:
     for name, form in FORMS.items():
         told = asked.ask(form).incomplete
         assert bool(told) == (name == "neither [DONE] nor finish_reason"), name
+    unended = stream(*(chunk({"content": piece}, "null") for piece in PIECES), done="")
+    assert "its stream ended without saying that it was over" in asked.ask(unended).incomplete[0]
     damaged = stream(CHUNKS[0], 'data: {"choices": [\n\n', CHUNKS[1])
     assert asked.ask(damaged).incomplete == ("a: a piece of the answer came damaged and is missing.",)
 
@@ -122,7 +124,7 @@ def test_what_is_no_answer_is_told_and_asked_again_only_where_that_may_help(name
 
 def values(chunks: list[bytes]) -> list[Any]:
     reader = BodyReader()
-    return [value for chunk in chunks for value in reader.feed(chunk)] + list(reader.end())
+    return [value for each in chunks for value in reader.feed(each)] + list(reader.end())
 
 
 def cut(body: bytes, places: list[int]) -> list[bytes]:
@@ -134,8 +136,8 @@ def said(chunks: list[bytes]) -> Reply | str:
 
     async def read() -> Reply:
         async def come() -> Any:
-            for chunk in chunks:
-                yield chunk
+            for each in chunks:
+                yield each
 
         answer = ArrivingAnswer("a", Redactor(None), None)
         await answer.read(come())
@@ -149,6 +151,11 @@ def said(chunks: list[bytes]) -> Reply | str:
 
 PLAIN = {name: form for name, form in FORMS.items() if "Content-Encoding" not in form.headers}
 BODIES = [form.body for form in PLAIN.values()] + [form.body for form, *_ in FAILURES.values()]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_bytes_may_come_one_by_one(body: bytes) -> None:
+    assert said([body[place : place + 1] for place in range(len(body))]) == said([body])
 
 
 @given(st.data())
