@@ -80,6 +80,10 @@ def test_a_file_that_lost_what_is_beside_ggufs_keys_is_found(tmp_path: Path) -> 
     [
         ("{", "is not what moekit writes"),
         ("[]", "is not what moekit writes"),
+        ('{"tokenizer": 1, "outside": [], "end_tokens": [], "special_texts": {}}', "is not what moekit writes"),
+        ('{"tokenizer": {}, "outside": [], "end_tokens": ["x"], "special_texts": {}}', "is not what moekit writes"),
+        ('{"tokenizer": {}, "outside": [], "start": "x", "end_tokens": [], "special_texts": {}}', "is not what moekit"),
+        ('{"tokenizer": {}, "outside": [], "end_tokens": [], "special_texts": {"a": 1}}', "is not what moekit writes"),
         ('{"tokenizer": {}, "outside": [], "end_tokens": [], "special_texts": {}}', "does not fit the tokens"),
     ],
 )

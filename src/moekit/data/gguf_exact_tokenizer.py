@@ -108,15 +108,24 @@ def read_exact(metadata: Metadata) -> ExactTokenizer | None:
         return None
     try:
         values = json.loads(metadata.get_as(str, KEY))
+        start, texts = values.get("start"), dict(values["special_texts"])
+        if not all(isinstance(text, str) for pair in texts.items() for text in pair):
+            raise TypeError
         return ExactTokenizer(
-            steps=values["tokenizer"],
-            outside=frozenset(values["outside"]),
+            steps=dict(values["tokenizer"]),
+            outside=_ids(values["outside"]),
             scores=values.get("scores"),
-            start=values.get("start"),
-            end_tokens=frozenset(values["end_tokens"]),
-            special_texts=dict(values["special_texts"]),
+            start=None if start is None else min(_ids([start])),
+            end_tokens=_ids(values["end_tokens"]),
+            special_texts=texts,
         )
     except MoekitError:
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise metadata.problem(KEY, f"is not what moekit writes ({type(error).__name__})") from error
+
+
+def _ids(values: Any) -> frozenset[int]:
+    if not isinstance(values, list) or not all(type(id_) is int and id_ >= 0 for id_ in values):
+        raise TypeError("ids are whole numbers")
+    return frozenset(values)
