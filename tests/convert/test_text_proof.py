@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,25 @@ def test_numbers_that_a_type_cannot_hold_are_not_written(tmp_path: Path) -> None
         merge(data, tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
     merge(data | {"dtype": "bfloat16"}, tmp_path / "out")
+
+
+def test_an_expert_with_other_tokens_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = make_models(tmp_path)
+    for name in ("e0", "e1"):
+        save_tokenizer(folder / name)
+    data = recipe(folder, 3, gate_mode="random")
+    assert plan_merge(data).warnings == []
+    tokenizer = json.loads((folder / "e1/tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "e1/tokenizer.json").write_text(json.dumps(tokenizer))
+    (said,) = plan_merge(data).warnings
+    assert re.match(
+        rf"experts\[1\]\.source_model: {re.escape(str(folder / 'e1'))} takes '[^']*[ab][^']*' for other tokens", said
+    )
+    (folder / "e1/tokenizer.json").write_text("{}")
+    assert plan_merge(data).warnings == []
 
 
 @pytest.mark.parametrize("place", ["norm.weight", "embedding.weight", "layers.0.attention.output.weight"])

@@ -22,7 +22,13 @@ from moekit.convert.merging.output_formats import choose_output
 from moekit.convert.merging.prompts import prompt_encoder
 from moekit.convert.merging.router_training import RouterTraining, train_routers, training_memory_bytes
 from moekit.convert.merging.routing_report import RoutingReport, Text, prompts_of, routing_report
-from moekit.convert.merging.source_models import adapters_outside_experts, difference, open_models, unchanged_experts
+from moekit.convert.merging.source_models import (
+    adapters_outside_experts,
+    difference,
+    open_models,
+    other_tokenizers,
+    unchanged_experts,
+)
 from moekit.convert.storage.output_tensors import whole_tensor
 from moekit.convert.storage.partial_folder import removed_where_it_fails
 from moekit.convert.storage.streaming_writer import output_bytes, peak_memory_bytes, write_tensors
@@ -266,6 +272,7 @@ def plan_merging(recipe: MergeConfig, options: MergeOptions | None = None) -> Me
         fused=options.fused,
     )
     warnings = [*_warnings(recipe, base), *adapters_outside_experts(recipe, merged.experts)]
+    warnings += other_tokenizers(recipe, base, merged.experts)
     return MergeConversion(merged=merged, options=options, warnings=warnings)
 
 

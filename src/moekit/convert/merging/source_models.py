@@ -8,6 +8,8 @@ from moekit.config import AttentionConfig, DenseConfig
 from moekit.convert.merging.merge_config import MergeConfig, Reference
 from moekit.convert.verify import first_difference
 from moekit.core.errors import MoekitError, UsageError
+from moekit.data.probe_texts import probe_texts
+from moekit.data.tokenizers import TOKENIZER, FileTokenizer
 from moekit.models.load_model import find
 from moekit.models.stored_model import StoredModel, dense_of
 
@@ -92,6 +94,26 @@ def _touched(model: StoredModel) -> tuple[list[str], list[str]]:
     touched = [entry for entry in model.layout if adapter is not None and adapter.touches(entry.name)]
     outside = [entry for entry in touched if not any(".feed_forward." in part.ours for part in entry.parts)]
     return [entry.name for entry in touched], [entry.name for entry in outside]
+
+
+def other_tokenizers(recipe: MergeConfig, base: StoredModel, experts: Sequence[StoredModel]) -> Iterator[str]:
+    """Say which models take a text for other tokens than the base, whose tokenizer the merge has."""
+    known = {base.folder}
+    for index, model in enumerate(experts):
+        files = [folder / TOKENIZER for folder in (base.folder, model.folder)]
+        if model.folder in known or not all(file.is_file() for file in files):
+            continue
+        known.add(model.folder)
+        try:
+            ours, theirs = (FileTokenizer(file.parent, base.config.vocab_size) for file in files)
+        except MoekitError:  # told where it is needed, which that of an expert is not
+            continue
+        text = next((text for text in probe_texts(ours) if ours.encode(text) != theirs.encode(text)), None)
+        if text is not None:
+            yield (
+                f"{recipe.key(index)}.source_model: {model.folder} takes {text!r} for other tokens than "
+                f"{recipe.base_model}, whose tokenizer the merge has; its expert was trained on others."
+            )
 
 
 def unchanged_experts(recipe: MergeConfig, base: StoredModel, experts: Sequence[StoredModel]) -> Iterator[str]:
