@@ -51,7 +51,7 @@ def test_tensors_are_views_of_the_file_by_rows(path: Path) -> None:
     file = GGUFFile(path)
     packed = file.packed("t.Q8_0")
     assert (packed.type, packed.rows, packed.columns) == (Q8_0, 12, 64)
-    assert np.shares_memory(packed.data_RB, file.data_B)
+    assert np.shares_memory(packed.data_RB, file.bytes_of("t.Q8_0"))
     assert np.array_equal(file.rows("t.Q5_1", 4, 9), file.numbers("t.Q5_1").reshape(12, 64)[4:9])
     assert np.array_equal(np.concatenate([rows for _, rows in file.chunks("t.F16")]), file.rows("t.F16"))
     with pytest.raises(MoekitError, match=r"'t.Q5_1' in .* is of type Q5_1"):
@@ -77,7 +77,7 @@ def test_tensors_are_views_of_the_file_by_rows(path: Path) -> None:
         ("'a' twice", (key("a", U32, bytes(4)), key("a", U32, bytes(4))), {"keys": 2}),
         ("alignment is 3", (key("general.alignment", U32, struct.pack("<I", 3)),), {"keys": 1}),
         ("must be an integer", (key("general.alignment", STRING, text("32")),), {"keys": 1}),
-        ("part of a split model", (key("split.count", U32, struct.pack("<I", 2)),), {"keys": 1}),
+        ("one of 2 files of a split model", (key("split.count", U32, struct.pack("<I", 2)),), {"keys": 1}),
         ("'t' twice", (tensor("t", (4,)), tensor("t", (4,), offset=32)), {"tensors": 2}),
         ("lie over each other", (tensor("t", (16,)), tensor("u", (4,), offset=32)), {"tensors": 2}),
         ("outside the file", (tensor("t", (4,), offset=64),), {"tensors": 1}),

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from moekit.core.errors import MoekitError
+from moekit.data.model_tokenizer import tokenizer_of
 from moekit.data.tokenizer_files import read_chat_templates, read_tokenizer_settings
-from moekit.data.tokenizers import FileTokenizer, tokenizer_of
+from moekit.data.tokenizers import FileTokenizer
 
 FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
 WORDS = ("<|turn|>", "<|call|>", "<note>", "own")

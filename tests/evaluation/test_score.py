@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from moekit.config import EncoderConfig, LSTMConfig, XLNetConfig
 from moekit.core.errors import MoekitError, UsageError
 from moekit.data import Document
-from moekit.data.tokenizers import FileTokenizer, tokenizer_of
+from moekit.data.model_tokenizer import tokenizer_of
+from moekit.data.tokenizers import FileTokenizer
 from moekit.evaluation import score_documents, scorer_of
 from moekit.models import Decoder, LanguageModel, NGram, build, load
 

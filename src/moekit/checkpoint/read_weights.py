@@ -88,7 +88,8 @@ def promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
 def _check_names(layout: Sequence[Stored], tensors: StoredTensors) -> None:
     missing = [entry.name for entry in layout if not entry.optional and entry.name not in tensors]
     if missing:
-        raise MoekitError(f"The folder lacks the tensor {_named(missing)}; it is of another model or incomplete.")
+        folder = next((str(info.file.parent) for info in tensors.values()), "The folder")
+        raise MoekitError(f"{folder} lacks the tensor {_named(missing)}; it is of another model or incomplete.")
     known = {entry.name for entry in layout}
     unexpected = [name for name in tensors if name not in known]
     if unexpected:

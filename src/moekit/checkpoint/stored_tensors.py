@@ -183,7 +183,7 @@ def _others(folder: Path) -> str:
     for pattern, what in _OTHER_WEIGHTS.items():
         if found := sorted(folder.glob(pattern)):
             return f"; {_printable(found[0].name)} is a {what}"
-    return ""
+    return "; get the whole folder"
 
 
 def _sharded_infos(

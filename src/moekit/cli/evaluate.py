@@ -49,8 +49,8 @@ def evaluate(
 ) -> None:
     """Measure bits per byte and perplexity of MODEL on a text.
 
-    MODEL is a folder, a hub id (owner/name), or an n-gram model's .arpa file. For a masked model they are those of the
-    pseudo-log-likelihood, which is no probability of the text.
+    MODEL is a folder, a hub id (owner/name), a GGUF file, or an n-gram model's .arpa file. For a masked model they are
+    those of the pseudo-log-likelihood, which is no probability of the text.
     """
     from moekit.cli.progress_display import ProgressDisplay
     from moekit.evaluation import evaluate as evaluate_model

@@ -25,7 +25,8 @@ Examples:
 def plan(model: str | None, list_presets: bool, as_json: bool, debug: bool) -> None:
     """Tell what MODEL needs, before anything is downloaded: parameters, bytes by type, key-value cache.
 
-    MODEL is the name of a preset, or a folder with a config.json; weights are not looked at.
+    MODEL is the name of a preset, a folder with a config.json, a GGUF file, or a hub id (owner/name); weights are not
+    looked at.
     """
     if list_presets == (model is not None):
         raise click.UsageError("Name a model, or give --list.")

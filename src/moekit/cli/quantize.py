@@ -39,8 +39,8 @@ Examples:
 def quantize(model: str, out: Path, kind: str, dry_run: bool, as_json: bool, debug: bool) -> None:
     """Write a model as a GGUF file that moekit and llama.cpp run.
 
-    MODEL is a folder with a decoder, or a hub id (owner/name). Norms, biases and routers stay f32; the head of a
-    model of few bits is q6_k. Memory does not grow with the model.
+    MODEL is a folder with a decoder, a hub id (owner/name), or a GGUF file. Norms, biases and routers stay f32; the
+    head of a model of few bits is q6_k. Memory does not grow with the model.
     """
     from moekit.convert import verbs
 

@@ -50,8 +50,9 @@ def split(
 ) -> None:
     """Cut each feed-forward network of a dense model into experts of its channels.
 
-    DENSE is a folder or a hub id (owner/name). Where a token gets all experts (--top-k equal to --experts) the result
-    computes the same, which is checked before it gets its name; a run that was stopped goes on with the same command.
+    DENSE is a folder, a hub id (owner/name) or a GGUF file. Where a token gets all experts (--top-k equal to --experts)
+    the result computes the same, which is checked before it gets its name; a run that was stopped goes on with the same
+    command.
     """
     from moekit.convert import verbs
 

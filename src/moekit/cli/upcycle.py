@@ -57,8 +57,8 @@ Examples:
 def upcycle(dense: str, out: Path, dry_run: bool, as_json: bool, debug: bool, **options: Any) -> None:
     """Make a mixture of experts of a dense model: its networks become experts.
 
-    DENSE is a folder or a hub id (owner/name). With --method copy the result computes the same, which is checked before
-    it gets its name; a run that was stopped goes on with the same command.
+    DENSE is a folder, a hub id (owner/name) or a GGUF file. With --method copy the result computes the same, which is
+    checked before it gets its name; a run that was stopped goes on with the same command.
     """
     from moekit.convert import verbs
 

@@ -1,7 +1,7 @@
 """The conversions, each in one call; and what plans each without running it.
 
-Whatever a model is named by, it is a local folder or a hub id (owner/name), which is downloaded. Messages go to the
-standard `logging`, how far the work is to `progress`.
+Whatever a model is named by, it is a local folder, a GGUF file, or a hub id (owner/name), which is downloaded. Messages
+go to the standard `logging`, how far the work is to `progress`.
 """
 
 import logging
@@ -53,7 +53,7 @@ def upcycle(
     that was stopped goes on with the same arguments.
 
     Args:
-        model: a folder with a dense decoder, or a hub id.
+        model: a folder with a dense decoder, a hub id, or a GGUF file.
         out: the new folder.
         experts: copies of each network.
         top_k: experts that a token gets.
@@ -108,7 +108,7 @@ def split(
     was stopped goes on with the same arguments.
 
     Args:
-        model: a folder with a dense decoder, or a hub id.
+        model: a folder with a dense decoder, a hub id, or a GGUF file.
         out: the new folder.
         experts: parts of each network, which have to divide its width.
         top_k: experts that a token gets.
@@ -212,7 +212,7 @@ def quantize(
     """Write a model as a GGUF file that moekit and llama.cpp run. Memory does not grow with the model.
 
     Args:
-        model: a folder with a decoder, or a hub id.
+        model: a folder with a decoder, a hub id, or a GGUF file.
         out: the new file.
         type: of the matrices: q3_k, q4_0, q4_k, q5_k, q6_k, q8_0, bf16, f16 or f32, or one of llama.cpp's mixes, which
             give some matrices more bits: q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, in small letters or

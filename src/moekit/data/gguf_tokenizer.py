@@ -4,11 +4,12 @@ GGUF's own keys say what llama.cpp does. Files that moekit wrote say more (`gguf
 that the folder's tokenizer gave.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, normalizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, processors
 from tokenizers import Tokenizer as Rust
 from tokenizers.models import BPE, Unigram
 
@@ -109,6 +110,16 @@ class GGUFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to a text."""
         return str(self._rust.decode(list(ids)))
+
+    def described(self) -> dict[str, Any]:
+        """Give the tokenizer as a tokenizer.json describes it, with the special tokens around a prompt."""
+        whole = self._make()
+        if self._around is not None:
+            before, after = ([self._words[id_] for id_ in ids] for ids in self._around)
+            special = [(word, self._ids[word]) for word in (*before, *after)]
+            whole.post_processor = processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=special)
+        described: dict[str, Any] = json.loads(whole.to_str())
+        return described
 
     @cached_property
     def _plain(self) -> Rust:

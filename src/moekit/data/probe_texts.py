@@ -2,6 +2,7 @@
 
 import random
 
+from moekit.data.gguf_tokenizer import GGUFTokenizer
 from moekit.data.gguf_vocabulary import steps_of
 from moekit.data.tokenizers import FileTokenizer
 
@@ -34,7 +35,7 @@ _RANDOM_TEXTS, _TOKENS, _ADDED = 400, 2000, 300
 _SEED = 0
 
 
-def probe_texts(tokenizer: FileTokenizer) -> list[str]:
+def probe_texts(tokenizer: FileTokenizer | GGUFTokenizer) -> list[str]:
     """Draw texts that tokenizers are known to differ on: with every added token, alone and inside words.
 
     Specials, spaces at all places, digits, decomposed letters, emoji, code, and tokens of the vocabulary.

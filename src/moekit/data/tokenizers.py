@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moekit.config import BYTE_VOCAB_SIZE
-from moekit.core.errors import MoekitError, UsageError
+from moekit.core.errors import MoekitError
 from moekit.data.tokenizer_files import ids_of, read_object, read_tokenizer_settings
 
 if TYPE_CHECKING:
@@ -138,27 +138,3 @@ class FileTokenizer:
         word = self.special_texts.get(name)
         own = None if word is None else self._rust.token_to_id(word)
         return ids_of(config.get(f"{name}_id")) + ids_of(own)
-
-
-def tokenizer_of(folder: Path | None, vocab_size: int) -> Tokenizer:
-    """Load the tokenizer for a model of `vocab_size` tokens that came from `folder`.
-
-    A model of 256 tokens without a file reads bytes.
-
-    Raises:
-        UsageError: where there is no tokenizer, or where its ids would not all be tokens of the model.
-    """
-    if folder is not None and (folder / TOKENIZER).is_file():
-        tokenizer = FileTokenizer(folder, vocab_size)
-        if tokenizer.vocab_size > vocab_size:
-            raise UsageError(
-                f"{folder / TOKENIZER} has {tokenizer.vocab_size:,} tokens, and the model beside it {vocab_size:,}."
-            )
-        return tokenizer
-    if vocab_size == BYTE_VOCAB_SIZE:
-        return ByteTokenizer()
-    where = f"{folder} has" if folder else "The model has"
-    raise UsageError(
-        f"{where} no {TOKENIZER}, and {vocab_size:,} tokens are not bytes; convert its tokenizer with "
-        "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)."
-    )

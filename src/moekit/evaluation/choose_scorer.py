@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from moekit.core.errors import UsageError
-from moekit.data.tokenizers import ByteTokenizer, tokenizer_of
+from moekit.data.model_tokenizer import tokenizer_of
+from moekit.data.tokenizers import ByteTokenizer
 from moekit.evaluation.score import LineScorer, Score, WindowScorer
 from moekit.models import LanguageModel, NGram
 
@@ -30,6 +31,9 @@ def scorer_of(model: LanguageModel | NGram, context: int | None = None) -> Calla
         raise UsageError(f"The model's context is {limit:,} tokens; --context {context:,} is more.")
     vocab_size = getattr(model.config, "vocab_size", None)
     if vocab_size is None:
-        raise UsageError(f"A {type(model).__name__} scores pairs of texts, not a text.")
+        name = model.origin or "The model"
+        raise UsageError(
+            f"{name} ({type(model).__name__}) scores pairs of texts, not a text; its `loss` measures pairs."
+        )
     tokenizer = tokenizer_of(model.origin, vocab_size)
     return WindowScorer(model.log_prob, tokenizer, context or min(limit or _LONGEST, _LONGEST))

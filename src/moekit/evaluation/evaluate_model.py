@@ -31,7 +31,7 @@ def evaluate(
     which is no probability of the text.
 
     Args:
-        model: a folder, a hub id (owner/name), an n-gram model's .arpa file, or what `moekit.load` gave.
+        model: a folder, a hub id (owner/name), a GGUF file, an n-gram model's .arpa file, or what `moekit.load` gave.
         data: files, folders or hub ids of text; none for the held-out part of the embedded corpus.
         text_column: where rows (jsonl, parquet, hub) hold their text.
         domain_column: where rows name their domain.

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.core.errors import UsageError
-from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
+from moekit.data.model_tokenizer import tokenizer_of
+from moekit.data.tokenizers import FileTokenizer, Tokenizer
 from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, load
 from moekit.moe import without_capacity
 

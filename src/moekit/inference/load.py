@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from moekit.core.errors import MoekitError, UsageError
+from moekit.checkpoint.gguf import is_gguf
+from moekit.core.errors import UsageError
 from moekit.core.progress import Progress, no_progress
 from moekit.inference.load_gguf import load_gguf
 from moekit.inference.loaded_model import LoadedModel
-
-_GGUF_MAGIC = b"GGUF"
 
 
 def load_runner(
@@ -48,14 +47,3 @@ def load_runner(
     from moekit.models import find
 
     return load_folder(find(model), context, quantize, progress)
-
-
-def is_gguf(path: Path) -> bool:
-    """Tell whether the file begins as GGUF files do, or is named like one."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC or path.suffix == ".gguf"
-    except OSError as error:
-        raise MoekitError(f"Cannot read {path}: {error.strerror}.") from error

@@ -5,8 +5,9 @@ from pathlib import Path
 from moekit.config import ModelConfig
 from moekit.core.errors import UsageError, did_you_mean
 from moekit.core.progress import Progress
+from moekit.data.model_tokenizer import tokenizer_of
 from moekit.data.tokenizer_files import ids_of, read_object, read_tokenizer_settings
-from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
+from moekit.data.tokenizers import FileTokenizer, Tokenizer
 from moekit.inference.chat_template import folder_template
 from moekit.inference.checks import checked_context, decoder_config
 from moekit.inference.loaded_model import LoadedModel, is_native
@@ -24,7 +25,7 @@ from moekit.models.folder import read_config
 
 def load_folder(folder: Path, context: int | None, quantize: str | None, progress: Progress) -> LoadedModel:
     """Load the model in a folder; `moekit.inference.load_runner` says what the arguments are and what is raised."""
-    config = decoder_config(read_config(folder)[1])
+    config = decoder_config(read_config(folder)[1], folder)
     checked_context(context, config.context)
     kind = None if quantize is None else _checked_type(quantize, config)
     tokenizer = tokenizer_of(folder, config.vocab_size)

@@ -1,10 +1,10 @@
 """From a GGUF file to a model that is ready to generate."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from moekit.core.progress import Progress, Task
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
+from moekit.data.tokenizers import Tokenizer
 from moekit.families.gguf import GGUFModel
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.checks import checked_context, decoder_config
@@ -18,24 +18,28 @@ from moekit.kernels.packed import F32
 def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedModel:
     """Load the model in a GGUF file; `moekit.inference.load_runner` says what the arguments are and what is raised."""
     stored = GGUFModel(path)
-    config = decoder_config(stored.config)
+    config = decoder_config(stored.config, path)
     checked_context(context, config.context)
     tokenizer = gguf_tokenizer(stored.file.metadata, config.vocab_size)
-    template, end_tokens = None, token_ids(tokenizer.start)
-    special_texts: Mapping[str, str] = {}
+    end_tokens, special_texts = token_ids(tokenizer.start), dict[str, str]()
     if isinstance(tokenizer, GGUFTokenizer):
-        end_tokens, special_texts = tokenizer.end_tokens, tokenizer.special_texts
-        if tokenizer.chat_template is not None:
-            template = ChatTemplate(tokenizer.chat_template, special_texts)
+        end_tokens, special_texts = tokenizer.end_tokens, dict(tokenizer.special_texts)
     runner = _runner(stored, path, context, progress)
     return LoadedModel(
         runner=runner,
         tokenizer=tokenizer,
-        chat_template=template,
+        chat_template=gguf_template(tokenizer),
         end_tokens=end_tokens,
         special_texts=special_texts,
         sampling=gguf_sampling(stored.file.metadata),
     )
+
+
+def gguf_template(tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Give the chat template of a GGUF file's tokenizer; None where the file has none."""
+    if not isinstance(tokenizer, GGUFTokenizer) or tokenizer.chat_template is None:
+        return None
+    return ChatTemplate(tokenizer.chat_template, tokenizer.special_texts)
 
 
 def _runner(stored: GGUFModel, path: Path, context: int | None, progress: Progress) -> Runner:

@@ -5,7 +5,7 @@ from moekit.models.decoder import Decoder
 from moekit.models.encoder import Encoder
 from moekit.models.encoder_decoder import EncoderDecoder
 from moekit.models.language_model import LanguageModel
-from moekit.models.load_model import MODELS, build, check_there, find, load
+from moekit.models.load_model import MODELS, build, check_there, config_of, find, load
 from moekit.models.ngram import NGram
 from moekit.models.recurrent import LSTMLanguageModel
 from moekit.models.seq2seq import LSTMSeq2Seq
@@ -24,6 +24,7 @@ __all__ = [
     "XLNet",
     "build",
     "check_there",
+    "config_of",
     "find",
     "load",
 ]

@@ -5,15 +5,41 @@ from pathlib import Path
 
 import torch
 
-from moekit.checkpoint.gguf import GGUFFile
-from moekit.checkpoint.layout import Stored
-from moekit.checkpoint.views import check_cover, pairs, stored_shape
-from moekit.families.gguf import GGUFModel, wrong_shape
+from moekit.checkpoint.read_weights import check_weights, read_weights
+from moekit.checkpoint.unpacked_gguf import unpacked_tensors
+from moekit.families import Settings, describe
+from moekit.families.gguf import GGUFModel
 from moekit.models.decoder import Decoder
 from moekit.models.folder import allocate, own_tensors
+from moekit.models.read_folder import StoredCheckpoint, counted
 from moekit.nn.meta import on_meta
 
-_PIECE_BYTES = 16 << 20
+_TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+
+
+def open_gguf(path: Path) -> StoredCheckpoint:
+    """Open the decoder in a GGUF file as one in a folder of the family that it would be written as.
+
+    Raises:
+        MoekitError: where the file is damaged, of an architecture that moekit does not have, or not the model that its
+            metadata describes.
+    """
+    stored = GGUFModel(path)
+    with on_meta():
+        model = Decoder(stored.config)
+    tensors = unpacked_tensors(stored.file, {entry.name for entry in stored.layout})
+    # On the meta device: a file that lies about sizes must not make us allocate them.
+    check_weights(own_tensors(model), stored.layout, tensors)
+    family, settings = describe(stored.config)
+    ids = {ours: stored.file.metadata.get(f"tokenizer.ggml.{theirs}") for ours, theirs in _TOKEN_IDS.items()}
+    return StoredCheckpoint(
+        family=family,
+        config=stored.config,
+        settings=Settings(settings | {name: id_ for name, id_ in ids.items() if id_ is not None}, path),
+        model=model,
+        layout=stored.layout,
+        tensors=tensors,
+    )
 
 
 def load_gguf(
@@ -24,43 +50,15 @@ def load_gguf(
     Args:
         path: the file.
         dtype: the type of its weights.
-        on_bytes: called with the bytes of the file that were read and those there are to read.
+        on_bytes: called with the bytes of numbers that were read and those there are to read.
 
     Raises:
-        MoekitError: where the file is damaged, of an architecture that moekit does not have, or not the model that its
-            metadata describes.
+        MoekitError: as `open_gguf` does.
     """
-    stored = GGUFModel(path)
-    with on_meta():
-        model = Decoder(stored.config)
-    shapes = own_tensors(model)
-    check_cover(stored.layout, shapes)
-    # On the meta device first: a file that lies about sizes must not make us allocate them.
-    for entry in stored.layout:
-        if stored.file[entry.name].shape != stored_shape(entry, shapes):
-            raise wrong_shape(stored.file, entry.name, stored_shape(entry, shapes))
-    allocate(model, dict.fromkeys(shapes, dtype))
-    parameters, done = own_tensors(model), 0
-    total = sum(stored.file[entry.name].size for entry in stored.layout)
-    for entry in stored.layout:
-        _fill(entry, stored.file, parameters)
-        done += stored.file[entry.name].size
-        if on_bytes is not None:
-            on_bytes(done, total)
+    stored = open_gguf(path)
+    model = stored.model
+    assert isinstance(model, Decoder)
+    allocate(model, dict.fromkeys(own_tensors(model), dtype))
+    on_each = counted(on_bytes, stored.layout, stored.tensors)
+    read_weights(own_tensors(model), stored.layout, stored.tensors, on_bytes=on_each)
     return model.eval()
-
-
-def _fill(entry: Stored, file: GGUFFile, parameters: dict[str, torch.Tensor]) -> None:
-    """Copy a tensor into our parameter, some rows at a time, which make up whole parts of its first dimension."""
-    (pair,) = pairs(entry, parameters)
-    tensor = file[entry.name]
-    with torch.inference_mode():
-        if len(tensor.shape) == 1:
-            pair.ours.copy_(torch.from_numpy(file.numbers(entry.name)).view(pair.ours.shape))
-            return
-        rows_each = tensor.rows // len(pair.ours)
-        step = max(1, _PIECE_BYTES // (4 * rows_each * tensor.columns))
-        for first in range(0, len(pair.ours), step):
-            into = pair.ours[first : first + step]
-            rows_RC = file.rows(entry.name, first * rows_each, (first + len(into)) * rows_each)
-            into.copy_(torch.from_numpy(rows_RC).view(into.shape))

@@ -115,7 +115,7 @@ def read_model(
     stored = open_checkpoint(folder, build)
     model, layout, tensors = stored.model, stored.layout, stored.tensors
     allocate(model, _loaded_types(model, dtype_of(layout, tensors), stored.settings, dtype))
-    read_weights(own_tensors(model), layout, tensors, on_bytes=_counted(on_bytes, layout, tensors))
+    read_weights(own_tensors(model), layout, tensors, on_bytes=counted(on_bytes, layout, tensors))
     return model.eval()
 
 
@@ -182,9 +182,10 @@ def _loaded_types(
     return {name: wanted if name in turned else kind for name, kind in stored.items()}
 
 
-def _counted(
+def counted(
     on_bytes: Callable[[int, int], None] | None, layout: list[Stored], tensors: StoredTensors
 ) -> Callable[[int], None] | None:
+    """Make what counts bytes together and tells how many of all of them there are by then."""
     if on_bytes is None:
         return None
     total = sum(tensors[entry.name].size for entry in layout if entry.name in tensors and not entry.optional)

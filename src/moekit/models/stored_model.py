@@ -6,21 +6,23 @@ vector as many as elements.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
+from moekit.checkpoint.gguf import is_gguf
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.lora import AdaptedTensors, Adapter
 from moekit.checkpoint.read_weights import dtype_of, memory_of
 from moekit.checkpoint.views import Pair, pairs, pieces
-from moekit.config import DenseConfig, ModelConfig, MoEConfig
+from moekit.config import Config, DenseConfig, ModelConfig, MoEConfig
 from moekit.core.errors import UsageError
 from moekit.families import Family
 from moekit.models.decoder import Decoder
-from moekit.models.folder import layout_of, own_tensors, read_config
+from moekit.models.folder import layout_of, own_tensors
+from moekit.models.gguf import open_gguf
 from moekit.models.read_folder import open_checkpoint
 from moekit.nn.meta import on_meta
 
@@ -38,21 +40,18 @@ class Run:
 
 
 class StoredModel:
-    """A folder with a decoder, read through a LoRA adapter if there is one.
+    """A folder or GGUF file with a decoder, read through a LoRA adapter if there is one.
 
-    settings: of its config.json. shapes: of our parameters, on the meta device. dtypes: in which they are stored.
+    folder: the folder, or the file. settings: of its config.json. shapes: of our parameters, on the meta device.
+    dtypes: in which they are stored.
     Raises UsageError where the folder holds no causal decoder, MoekitError where its files, or the adapter's, do not
     fit its configuration; no weight is read.
     """
 
     def __init__(self, folder: Path, adapter: Adapter | None = None) -> None:
-        family, config = read_config(folder)
-        if not isinstance(config, ModelConfig):
-            raise UsageError(
-                f"{folder} holds no decoder but another kind of model ({family.model_type}); take one such as Llama's."
-            )
-        stored = open_checkpoint(folder, lambda config: Decoder(cast(ModelConfig, config)))
-        self.folder, self.family, self.config, self.adapter = folder, family, config, adapter
+        stored = open_gguf(folder) if is_gguf(folder) else open_checkpoint(folder, partial(_decoder, folder))
+        assert isinstance(stored.config, ModelConfig)
+        self.folder, self.family, self.config, self.adapter = folder, stored.family, stored.config, adapter
         self.settings = stored.settings.values
         self.layout, self.shapes = stored.layout, own_tensors(stored.model)
         self.tensors = stored.tensors if adapter is None else AdaptedTensors(stored.tensors, adapter)
@@ -145,6 +144,13 @@ class StoredModel:
             raw = torch.empty(piece.span(), dtype=info.dtype)
             self.tensors.read(stored, int(piece.stored.storage_offset()) * info.dtype.itemsize, memory_of(raw))
             piece.ours.copy_(raw.as_strided(piece.stored.shape, piece.stored.stride()))
+
+
+def _decoder(folder: Path, config: Config) -> Decoder:
+    if not isinstance(config, ModelConfig):
+        kind = config.model_dump().get("kind")
+        raise UsageError(f"{folder} holds no decoder but another kind of model ({kind}); take one such as Llama's.")
+    return Decoder(config)
 
 
 def shapes_of(family: Family, config: ModelConfig, layout: int = 0) -> tuple[dict[str, Tensor], list[Stored]]:

@@ -8,10 +8,11 @@ from torch import nn
 
 from moekit.config import Config, ModelConfig
 from moekit.counting import ParameterCount, cached_values_per_token, count_parameters
-from moekit.families import preset
+from moekit.families import preset, presets
 from moekit.kernels.packed import Q4_0, Q4_K, Q6_K, Q8_0
-from moekit.models import build
-from moekit.models.folder import CONFIG, read_config
+from moekit.models import build, config_of, find
+from moekit.models.folder import CONFIG
+from moekit.models.load_model import names_a_place
 from moekit.moe import MoELayer
 from moekit.nn.meta import on_meta
 
@@ -48,16 +49,17 @@ def plan(model: str | Path | Config) -> ModelPlan:
     """Tell what a model needs before anything is downloaded: parameters, bytes by type, key-value cache.
 
     Args:
-        model: the name of a preset (`moekit.families.presets()` has them), a folder with a config.json, whose weights
-            are not looked at, or a configuration.
+        model: the name of a preset (`moekit.families.presets()` has them), a folder with a config.json or a GGUF file,
+            whose weights are not looked at, a hub id (owner/name), whose config.json alone is downloaded, or a
+            configuration.
 
     Returns:
         Parameters in all, those that are active for a token, and those of each part; bytes of the weights in each type
         of number; bytes of the key-value cache for a token.
 
     Raises:
-        UsageError: where there is no such preset or folder.
-        MoekitError: where a config.json cannot be read.
+        UsageError: where there is no such preset, folder or file.
+        MoekitError: where a config.json or a GGUF file cannot be read, or nothing be downloaded.
 
     Examples:
         >>> import moekit
@@ -68,12 +70,13 @@ def plan(model: str | Path | Config) -> ModelPlan:
     """
     if isinstance(model, Config):
         return plan_model(type(model).__name__, model)
-    folder = Path(model)
-    if (folder / CONFIG).is_file():
-        _, config = read_config(folder)
-        return plan_model(str(model), config, str(folder / CONFIG))
-    found = preset(str(model))
-    return plan_model(str(model), found.config, found.source)
+    name, path = str(model), Path(model)
+    if name in presets() and not (path / CONFIG).is_file():
+        return plan_model(name, preset(name).config, preset(name).source)
+    if not path.exists() and not names_a_place(name):
+        preset(name)  # raises, and says which preset may be meant
+    found = find(model, only_config=True)
+    return plan_model(name, config_of(found), str(found / CONFIG if found.is_dir() else found))
 
 
 def plan_model(name: str, config: Config, source: str | None = None) -> ModelPlan:

@@ -94,7 +94,7 @@ def test_what_stands_in_the_way_is_one_sentence(folder: Path, tmp_path: Path) ->
         quantization.run(taken)
     assert taken.read_text() == "mine"
     windows = saved(tmp_path / "windows", layers=2, windows=(4, None))
-    with pytest.raises(UsageError, match="cannot become a GGUF file: none of the architectures"):
+    with pytest.raises(UsageError, match="cannot become a GGUF file: no known architecture"):
         plan_quantization(windows, BLOCK_TYPES_BY_NAME["q8_0"])
 
 

@@ -73,10 +73,10 @@ def _flops_per_token(path: str) -> Callable[[int], int]:
     # Only local models need torch.
     from pathlib import Path
 
+    from moekit.checkpoint.gguf import is_gguf
     from moekit.counting import inference_flops_per_token
     from moekit.families.gguf import GGUFModel
     from moekit.inference.checks import decoder_config
-    from moekit.inference.load import is_gguf
     from moekit.models import find
     from moekit.models.folder import read_config
 

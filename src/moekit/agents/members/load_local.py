@@ -17,10 +17,10 @@ from moekit.agents.config.agents_config import LocalMemberConfig
 from moekit.agents.config.strategy_configs import EnsembleConfig
 from moekit.agents.members.ensemble import ensemble_of
 from moekit.agents.members.local import Embed, LocalMember, LockedRunner
+from moekit.checkpoint.gguf import is_gguf
 from moekit.core.errors import UsageError
 from moekit.core.messages import ChatOptions
 from moekit.inference import LoadedModel, Runner, load_runner
-from moekit.inference.load import is_gguf
 from moekit.inference.torch_runner import TorchRunner
 from moekit.models import Decoder, find, load
 from moekit.models.gguf import load_gguf

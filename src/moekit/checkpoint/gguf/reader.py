@@ -7,9 +7,10 @@ anything is allocated or looped over. Where a file becomes shorter while it is i
 import math
 import mmap
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from moekit.kernels.native.mapped_files import watch
 from moekit.kernels.packed import Bytes, Numbers, PackedMatrix, dequantize
 
 _MAGIC = b"GGUF"
+# llama.cpp's llama_split_path.
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_DIMENSIONS = 4
 # A header of a key or a tensor takes more; so a count that passes is one that the file can hold.
 _LEAST_KEY_BYTES, _LEAST_TENSOR_BYTES = 13, 32
@@ -41,6 +44,7 @@ class GGUFTensor:
         shape: the dimension whose numbers lie together is the last one; the file says it the other way round.
         start: its first byte in the file.
         size: its number of bytes.
+        part: which file of a split model it lies in, counted from 0.
     """
 
     name: str
@@ -48,6 +52,7 @@ class GGUFTensor:
     shape: tuple[int, ...]
     start: int
     size: int
+    part: int = 0
 
     @property
     def type(self) -> StoredType:
@@ -66,32 +71,39 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """A GGUF file that is open for reading.
+    """A GGUF file that is open for reading, or all files of a split model, of which any is named.
 
     Views that it gives stay valid after it is gone.
 
     Attributes:
+        path: the file that was named.
         metadata: the values by key.
-        tensors: the tensors by name, in the order of the file.
+        tensors: the tensors by name, in the order of the files.
 
     Raises:
         MoekitError: naming file and place where it is no GGUF of version 2 or 3, or damaged in any way that its first
-            part tells.
+            part tells, or where a file of a split model is missing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        data = _mapped(path)
-        try:
-            self._read(memoryview(data))
-        except Damaged as error:
-            raise MoekitError(f"{path} is damaged or incomplete ({printable(str(error))}); get it again.") from error
-        self.data_B: Bytes = np.frombuffer(data, np.uint8)
+        named = _Part(path)
+        paths = split_paths(path, named.metadata.get_as(int, "split.count", 1))
+        self._parts = [named if part == path else _Part(part) for part in paths]
+        self.metadata = self._parts[0].metadata
+        self.tensors: Mapping[str, GGUFTensor] = self._parts[0].tensors
+        if len(self._parts) > 1:
+            self.tensors = _together(self._parts)
 
     def bytes_of(self, name: str) -> Bytes:
         """Give the bytes of a tensor as rows (rows, bytes of a row): a view of the file, which cannot be written to."""
         tensor = self[name]
-        return self.data_B[tensor.start : tensor.start + tensor.size].reshape(tensor.rows, -1)
+        data_B = self._parts[tensor.part].data_B
+        return data_B[tensor.start : tensor.start + tensor.size].reshape(tensor.rows, -1)
+
+    def file_of(self, name: str) -> Path:
+        """Give the file in which a tensor lies."""
+        return self._parts[self[name].part].path
 
     def packed(self, name: str) -> PackedMatrix:
         """Give the tensor as a matrix where it lies; MoekitError where moekit does not compute with its type."""
@@ -133,6 +145,19 @@ class GGUFFile:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
+
+class _Part:
+    """One file, and what its first part says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = _mapped(path)
+        try:
+            self._read(memoryview(data))
+        except Damaged as error:
+            raise MoekitError(f"{path} is damaged or incomplete ({printable(str(error))}); get it again.") from error
+        self.data_B: Bytes = np.frombuffer(data, np.uint8)
+
     def _read(self, data: memoryview) -> None:
         cursor = Cursor(data)
         tensors, keys = self._counts(cursor)
@@ -143,17 +168,13 @@ class GGUFFile:
                 raise Damaged(f"it has the key {key!r} twice")
             metadata[key] = cursor.value(key)
         self.metadata = Metadata(metadata, self.path)
-        if self.metadata.get_as(int, "split.count", 1) > 1:
-            raise MoekitError(
-                f"{self.path} is a part of a split model; join the parts (llama-gguf-split --merge) first."
-            )
         alignment = self.metadata.get_as(int, "general.alignment", 32)
         # Less than 8 would not do for numbers of 8 bytes.
         if not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise Damaged(f"general.alignment is {alignment}")
         described = [self._described(cursor) for _ in range(tensors)]
         first = -(-cursor.position // alignment) * alignment
-        self.tensors: Mapping[str, GGUFTensor] = _placed(described, first, alignment, len(data))
+        self.tensors = _placed(described, first, alignment, len(data))
 
     def _counts(self, cursor: Cursor) -> tuple[int, int]:
         """Read the numbers of tensors and of keys, and check that the rest of the file has room for both."""
@@ -186,6 +207,57 @@ class GGUFFile:
         if 0 in shape or shape[-1] % kind.numbers:
             raise Damaged(f"{name!r} has the shape {list(shape)}, which is no whole blocks of {kind.name}")
         return GGUFTensor(name, code, shape, start, math.prod(shape) // kind.numbers * kind.size)
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether the file begins as GGUF files do, or is named like one."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC or path.suffix == ".gguf"
+    except OSError as error:
+        raise MoekitError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def split_paths(path: Path, count: int) -> list[Path]:
+    """List the files of a model that is split into `count`, one of which is `path`.
+
+    Raises:
+        MoekitError: where one is missing, or the name does not say which of them it is.
+    """
+    if count <= 1:
+        return [path]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) != count or not 1 <= int(match["number"]) <= count:
+        raise MoekitError(
+            f"{path} is one of {count} files of a split model, and its name does not say which; "
+            f"it ends in -00001-of-{count:05}.gguf where it is the first."
+        )
+    paths = [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    missing = [one.name for one in paths if not one.exists()]
+    if missing:
+        raise MoekitError(
+            f"{path} is one of {count} files of a split model, of which {len(missing)} are missing beside it, "
+            f"{missing[0]} first; get them, too."
+        )
+    return paths
+
+
+def _together(parts: Sequence[_Part]) -> dict[str, GGUFTensor]:
+    """Put the tensors of all files of a split model together."""
+    found: dict[str, GGUFTensor] = {}
+    for index, part in enumerate(parts):
+        number = part.metadata.get_as(int, "split.no", -1), part.metadata.get_as(int, "split.count", 1)
+        if number != (index, len(parts)):
+            raise part.metadata.problem("split.no", f"is {number[0]} of {number[1]}, which its name does not say")
+        if twice := found.keys() & part.tensors.keys():
+            raise MoekitError(f"{part.path} holds the tensor {min(twice)!r}, which another file holds, too.")
+        found |= {name: replace(tensor, part=index) for name, tensor in part.tensors.items()}
+    expected = parts[0].metadata.get_as(int, "split.tensors.count", len(found))
+    if expected != len(found):
+        raise parts[0].metadata.problem("split.tensors.count", f"is {expected}, and the files hold {len(found)}")
+    return found
 
 
 def _placed(described: list[GGUFTensor], first: int, alignment: int, file_size: int) -> dict[str, GGUFTensor]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from moekit.config import Config, ModelConfig
 from moekit.convert.conversion import folder_problems, json_text, write_beside
 from moekit.convert.expert_channels import Mixture
+from moekit.convert.gguf_companions import companion_texts
 from moekit.convert.mixture_model import MixtureModel
 from moekit.convert.storage.output_tensors import OutputTensor
 from moekit.convert.storage.partial_folder import checksums_text, removed_where_it_fails
@@ -24,7 +25,7 @@ from moekit.core.progress import Progress, Task, no_progress
 from moekit.counting import count_parameters
 from moekit.families import Family, describe
 from moekit.models.companions import companions
-from moekit.models.folder import CONFIG, read_settings, type_settings
+from moekit.models.folder import CONFIG, type_settings
 from moekit.models.stored_model import StoredModel, shapes_of
 
 RECORD = "conversion.json"
@@ -221,12 +222,12 @@ class DenseConversion:
 
     def _texts(self) -> dict[str, str]:
         # Not what the source's family says of it: it knew no mixture.
-        given = read_settings(self.source.folder).values
-        kept = {key: value for key, value in given.items() if key.endswith("_token_id")}
+        kept = {key: value for key, value in self.source.settings.items() if key.endswith("_token_id")}
         _, settings = describe(self.config, self.family.model_type)
         settings |= type_settings(self.dtype)
         record = {"verb": self.verb, "source": self.source.folder.name, "options": json.loads(self.settings)}
-        return {CONFIG: json_text(kept | settings), RECORD: json_text(record)}
+        beside = companion_texts(self.source.folder, self.config.vocab_size)
+        return {CONFIG: json_text(kept | settings), RECORD: json_text(record), **beside}
 
     def _output_bytes(self) -> int:
         """Count all files, the checksums included, whose length does not depend on what is in the files."""

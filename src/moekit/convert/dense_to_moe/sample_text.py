@@ -10,8 +10,8 @@ from torch import Tensor
 from moekit.config import ModelConfig
 from moekit.convert.conversion import Refused
 from moekit.data import embedded_documents, read_sources
-from moekit.data.tokenizers import tokenizer_of
-from moekit.models.folder import read_config
+from moekit.data.model_tokenizer import tokenizer_of
+from moekit.models import config_of
 
 _log = logging.getLogger(__name__)
 _ROWS, _LENGTH = 16, 128
@@ -22,7 +22,7 @@ def sample_tokens(folder: Path, sources: Sequence[str]) -> Tensor:
 
     Raises UsageError where a source cannot be read, `Refused` where no text is long enough.
     """
-    _, config = read_config(folder)
+    config = config_of(folder)
     assert isinstance(config, ModelConfig)
     tokenizer = tokenizer_of(folder, config.vocab_size)
     documents = read_sources(sources, say=_log.warning) if sources else embedded_documents()

@@ -17,11 +17,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Written, check_free, gguf_bytes, write_gguf
+from moekit.checkpoint.gguf import GGUFFile, OutputTensor, Written, check_free, gguf_bytes, is_gguf, write_gguf
 from moekit.checkpoint.layout import Stored
 from moekit.checkpoint.views import pairs, pieces, stored_shape
 from moekit.config import AttentionConfig, ModelConfig, MoEConfig
 from moekit.convert.conversion import Refused
+from moekit.convert.export.gguf_source import kept_metadata, requantized_note
 from moekit.convert.export.tokenizer_proof import prove_tokenizer
 from moekit.convert.export.type_mixes import PURE, Shape, TypeMix
 from moekit.core.errors import MoekitError
@@ -190,7 +191,7 @@ class _Matrix:
 
 
 def plan_quantization(folder: Path, kind: BlockType | TypeMix) -> Quantization:
-    """Plan what quantising the model in `folder` makes, with every error that can be known before a weight is read.
+    """Plan what quantising the model in `folder`, or in a GGUF file, makes; no weight is read.
 
     kind: the type of all matrices but the head, or what a mix of types chooses for each.
 
@@ -200,17 +201,15 @@ def plan_quantization(folder: Path, kind: BlockType | TypeMix) -> Quantization:
     try:
         architecture, described = describe(source.config)
     except ValueError as error:
-        raise Refused([f"{folder} cannot become a GGUF file: {error}."]) from error
+        raise Refused([f"{folder} cannot become a GGUF file: {error}; it runs as it is."]) from error
     tokenizer = FileTokenizer(folder, source.config.vocab_size) if (folder / TOKENIZER).is_file() else None
-    tokens = {_TOKENIZER: "no_vocab"} if tokenizer is None else tokenizer_metadata(tokenizer, source.config.vocab_size)
     metadata: dict[str, Written] = {
         "general.type": "model",
         "general.name": folder.resolve().name,
         "general.file_type": mix.file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
         **described,
-        **tokens,
-        **chat_template_metadata(folder),
+        **_tokenizer_metadata(folder, tokenizer, source.config.vocab_size),
     }
     matrices = [_matrix(source, entry, mix) for entry in layout(architecture, source.config)]
     factors = factors_of(source.config)
@@ -229,6 +228,13 @@ def plan_quantization(folder: Path, kind: BlockType | TypeMix) -> Quantization:
         matrices=matrices,
         notes=notes,
     )
+
+
+def _tokenizer_metadata(folder: Path, tokenizer: FileTokenizer | None, vocab_size: int) -> dict[str, Written]:
+    if is_gguf(folder):
+        return kept_metadata(folder)
+    tokens = {_TOKENIZER: "no_vocab"} if tokenizer is None else tokenizer_metadata(tokenizer, vocab_size)
+    return {**tokens, **chat_template_metadata(folder)}
 
 
 def _proven(tokenizer: FileTokenizer, architecture: str, metadata: dict[str, Written]) -> list[str]:
@@ -304,6 +310,8 @@ def _notes(source: StoredModel, mix: TypeMix, tensors: list[_Matrix]) -> list[st
     window = windows.pop() if len(windows) == 1 else None
     if window is not None and window < source.config.context:
         found.append(f"llama.cpp does not know the window of {window:,} tokens in this architecture; moekit does.")
+    if is_gguf(source.folder):
+        return found + requantized_note(source.folder)
     if not (source.folder / TOKENIZER).is_file():
         found.append(f"{source.folder} has no {TOKENIZER}, so the file has no tokenizer.")
     return found + _left_out(source)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from moekit.data.tokenizers import FileTokenizer, Tokenizer, tokenizer_of
+from moekit.data.model_tokenizer import tokenizer_of
+from moekit.data.tokenizers import FileTokenizer, Tokenizer
 from moekit.models.stored_model import StoredModel
 from moekit.models.streamed_decoder import TokenBatch
 

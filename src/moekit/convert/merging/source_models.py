@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from moekit.checkpoint.gguf import is_gguf
 from moekit.checkpoint.lora import open_adapter
 from moekit.config import AttentionConfig, DenseConfig
 from moekit.convert.merging.merge_config import MergeConfig, Reference
@@ -39,6 +40,8 @@ def open_model(reference: Reference) -> StoredModel:
     Raises UsageError where it is not there, MoekitError where it is damaged or has experts already.
     """
     folder = find(reference.model)
+    if is_gguf(folder):
+        raise UsageError(f"{folder} is a GGUF file; a merge takes the folders of the models that it was made from.")
     adapter = None
     if reference.lora is not None:
         if not Path(reference.lora).is_dir():

@@ -37,9 +37,8 @@ def describe(config: Config) -> tuple[Architecture, dict[str, Written]]:
             return architecture, keys
         if not nearest or len(unsaid) < len(nearest):
             nearest, name = unsaid, architecture.name
-    names = ", ".join(ARCHITECTURES)
-    which = f"; {name} comes nearest, and differs in {_in_words(nearest)}" if nearest else ""
-    raise ValueError(f"none of the architectures of GGUF files that moekit writes ({names}) can say this model{which}")
+    which = f" ({name}, the nearest, differs in {_in_words(nearest)})" if nearest else ""
+    raise ValueError(f"no known architecture says it{which}")
 
 
 def _has_usual_biases(architecture: Architecture, config: ModelConfig) -> bool:
@@ -134,5 +133,5 @@ def _expert_keys(architecture: Architecture, layer: MoEConfig) -> Iterator[tuple
 
 
 def _in_words(unsaid: list[Difference]) -> str:
-    shown = ", ".join(field.path or "its class" for field in unsaid[:3])
-    return shown if len(unsaid) <= 3 else f"{shown} and {len(unsaid) - 3} more"
+    shown = ", ".join(field.path or "its class" for field in unsaid[:2])
+    return shown if len(unsaid) <= 2 else f"{shown} and {len(unsaid) - 2} more"
