@@ -63,8 +63,8 @@ class Listener:
         """Whether somebody has heard a part of the answer, so that another attempt cannot begin it anew."""
         return bool(self.text) and self._on_text is not None
 
-    def begin(self) -> None:
-        """Forget what an attempt before this one said."""
+    def forget(self) -> None:
+        """Forget what an attempt that failed has said."""
         if not self.has_passed_on:
             self.text = ""
 

@@ -79,13 +79,13 @@ class CallRunner(Generic[T]):
 
     async def _attempt(self, listener: Listener) -> tuple[T, Usage]:
         """Send a request, or two of them. What has been passed on cannot be taken back, so nothing is retried then."""
-        listener.begin()
         try:
             if self._hedge_after is None:
                 return await self._request(listener, lambda: None)
             return await Hedge(self._request, self._hedge_after, listener).run()
         except MemberError as error:
             error.retryable = error.retryable and not listener.has_passed_on
+            listener.forget()
             self._reworded += error.reworded
             raise
 
