@@ -116,7 +116,8 @@ class Call:
 
 def values_of(parameter: click.Parameter, path: tuple[str, ...]) -> st.SearchStrategy[str]:
     """Draw what an argument or option is meant to get, and now and then something else."""
-    anything = st.sampled_from([*NAMES, *TEXTS]) | st.text(st.characters(exclude_characters="\0"), max_size=8)
+    letters = st.characters(exclude_characters="\0", exclude_categories=("Cs",))
+    anything = st.sampled_from([*NAMES, *TEXTS]) | st.text(letters, max_size=8)
     match parameter.type:
         case OneOf():
             meant = st.sampled_from(list(parameter.type.choices))
