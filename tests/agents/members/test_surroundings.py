@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trustme
 from tests.agents.fault_server import FaultServer, Ok
 from tests.agents.in_memory import QUESTION
 
 from moekit.agents import AgentsConfig, AnswerFailed, Engine
 from moekit.core.errors import MoekitError, UsageError
 
-CERTIFICATE = Path(__file__).with_name("self_signed.pem")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PASSWORD, KEY = "hunter2", "sk-of-the-tests"
 OURS = "http://127.0.0.1:9/v1"
@@ -208,21 +208,24 @@ def test_certificates_that_cannot_be_read(
     assert found.startswith(f"The environment variable {variable} names '{file}', which cannot be used: {why}")
 
 
-def context() -> ssl.SSLContext:
+def context(authority: trustme.CA) -> ssl.SSLContext:
+    """Give what a server of another name says of itself."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.load_cert_chain(CERTIFICATE)
+    authority.issue_cert("elsewhere.example").configure_cert(made)
     return made
 
 
-def test_a_certificate_that_nobody_signed_is_the_connections_fault() -> None:
-    for found in asyncio.run(beside(says(b""), "https://127.0.0.1:PORT/v1", ssl=context())):
-        assert "the certificate of 127.0.0.1 is not accepted (self-signed certificate)" in found
+def test_a_certificate_of_an_authority_that_nobody_knows_is_the_connections_fault() -> None:
+    for found in asyncio.run(beside(says(b""), "https://127.0.0.1:PORT/v1", ssl=context(trustme.CA()))):
+        assert "the certificate of 127.0.0.1 is not accepted (unable to get local issuer certificate)" in found
         assert "SSL_CERT_FILE can name" in found
 
 
-def test_a_certificate_for_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    for found in asyncio.run(beside(says(b""), "https://127.0.0.1:PORT/v1", ssl=context())):
+def test_a_certificate_for_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, known = trustme.CA(), tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(known))
+    monkeypatch.setenv("SSL_CERT_FILE", str(known))
+    for found in asyncio.run(beside(says(b""), "https://127.0.0.1:PORT/v1", ssl=context(authority))):
         assert "the certificate of 127.0.0.1 is not accepted (IP address mismatch" in found
 
 
