@@ -47,11 +47,11 @@ Examples:
     "--data",
     multiple=True,
     metavar="SOURCE",
-    help="A file or folder (text, source code, jsonl, parquet) or a hub id (owner/name); repeatable. A domain is a "
-    "source, its sub-folder, or a --domain-column.  [default: the embedded corpus]",
+    help="A file or folder (text, source code, jsonl, csv, parquet) or a hub id (owner/name); repeatable. A domain is "
+    "a source, its sub-folder, or a --domain-column.  [default: the embedded corpus]",
 )
 @click.option(
-    "--text-column", default="text", show_default=True, help="Where rows (jsonl, parquet, hub) hold their text."
+    "--text-column", default="text", show_default=True, help="Where rows (jsonl, csv, parquet, hub) hold their text."
 )
 @click.option("--domain-column", help="Where rows name their domain.")
 @click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 11m]")

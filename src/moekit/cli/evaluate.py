@@ -24,11 +24,11 @@ Examples:
     "--data",
     multiple=True,
     metavar="SOURCE",
-    help="A file or folder (text, source code, jsonl, parquet) or a hub id (owner/name); repeatable.  "
+    help="A file or folder (text, source code, jsonl, csv, parquet) or a hub id (owner/name); repeatable.  "
     "[default: the held-out text of the embedded corpus]",
 )
 @click.option(
-    "--text-column", default="text", show_default=True, help="Where rows (jsonl, parquet, hub) hold their text."
+    "--text-column", default="text", show_default=True, help="Where rows (jsonl, csv, parquet, hub) hold their text."
 )
 @click.option("--domain-column", help="Where rows name their domain.")
 @click.option(

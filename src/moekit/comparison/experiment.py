@@ -52,7 +52,7 @@ def compare(
     Args:
         out: a folder for everything, results.json and report.html among it; it must hold no comparison yet.
         data: files, folders or hub ids (owner/name) of text; none for the embedded corpus.
-        text_column: where rows (jsonl, parquet, hub) hold their text.
+        text_column: where rows (jsonl, csv, parquet, hub) hold their text.
         domain_column: where rows name their domain.
         contestants: a list of names of built-in contestants and of contestants of your own, or a YAML file of such;
             None for the default set, two of which take part only where the budget allows.

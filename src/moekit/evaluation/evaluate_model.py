@@ -33,7 +33,7 @@ def evaluate(
     Args:
         model: a folder, a hub id (owner/name), a GGUF file, an n-gram model's .arpa file, or what `moekit.load` gave.
         data: files, folders or hub ids of text; none for the held-out part of the embedded corpus.
-        text_column: where rows (jsonl, parquet, hub) hold their text.
+        text_column: where rows (jsonl, csv, parquet, hub) hold their text.
         domain_column: where rows name their domain.
         context: the most tokens that a prediction may see; None for what the model takes, up to 2048.
         progress: gets how much of the weights is read, and how many documents are scored.

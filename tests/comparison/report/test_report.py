@@ -19,7 +19,7 @@ from tests.comparison.sample_results import DENSE, MOE, contestant, everyone, fa
 
 from moekit.comparison.report import render, write_report
 from moekit.comparison.report.escaping import code_spans, plotly_text, script_json
-from moekit.comparison.results_schema import Results
+from moekit.comparison.results_schema import LeftOutText, Results
 from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
 
 FLAGS = (
@@ -396,3 +396,13 @@ def test_hostile_names_do_not_run(browser: webdriver.Chrome, open_report: Callab
         "return [...document.querySelectorAll('#chart-decode .ytick text')].map(tick => tick.textContent)"
     )
     assert f"{HOSTILE[0][:19]}…" in ticks
+
+
+def test_what_was_left_out_stands_in_the_report() -> None:
+    lost = LeftOutText(domain="law", reason="not in <UTF-8>", texts=1234, bytes=45_600, example="a & b.txt")
+    made = sample()
+    page = render(made.model_copy(update={"corpus": made.corpus.model_copy(update={"left_out": [lost]})}))
+    row = "<td>1,234</td><td>45.6\u00a0kB</td><td>not in &lt;UTF-8&gt;</td><td>a &amp; b.txt</td>"
+    assert "What of it was left out" in page
+    assert row in page
+    assert "What of it was left out" not in render(made)

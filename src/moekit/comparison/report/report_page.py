@@ -247,10 +247,14 @@ def _phases_text(contestant: ContestantResults) -> str:
 
 def _left_out_table(results: Results) -> Table:
     rows = [
-        [one.domain, f"{one.texts:,}", formatting.bytes_text(one.bytes), one.reason, one.example]
+        [one.domain, f"{one.texts:,}", formatting.bytes_text(one.bytes).replace(" ", "\u00a0"), one.reason, one.example]
         for one in results.corpus.left_out
     ]
-    return Table("Text that was given and left out", ["Domain", "Texts", "Bytes", "Why", "Such as"], rows)
+    return Table(
+        "Files, rows and passages that were given and are in none of the domains",
+        ["Domain", "Texts", "Bytes", "Why", "Such as"],
+        rows,
+    )
 
 
 def _corpus_table(results: Results) -> Table:
