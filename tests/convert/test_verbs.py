@@ -174,5 +174,5 @@ def test_quantize_and_its_proof(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(MoekitError, match=f"'{last}' is not what quantising"):
         plan.verify(tmp_path / "m.gguf")
-    with pytest.raises(Refused, match=r"no type 'q4'; did you mean 'q4_"):
-        quantize(source, tmp_path / "n.gguf", "q4")
+    with pytest.raises(Refused, match=r"no type 'q4_z' to write; did you mean 'q4_"):
+        quantize(source, tmp_path / "n.gguf", "q4_z")
