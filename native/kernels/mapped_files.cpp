@@ -62,6 +62,9 @@ void on_bus_error(int number, siginfo_t* info, void* context) {
         handler_before.sa_sigaction(number, info, context);
     } else if (handler_before.sa_handler == SIG_DFL || handler_before.sa_handler == SIG_IGN) {
         sigaction(SIGBUS, &handler_before, nullptr);  // the same instruction comes again, and the signal with it
+        if (info->si_code <= 0) {
+            raise(number);  // but not where somebody sent it
+        }
     } else {
         handler_before.sa_handler(number);
     }
