@@ -28,7 +28,9 @@ def run_moekit(
         patch.setattr(sys, "argv", ["moekit", *arguments])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding=encoding))
         patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
-        patch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding=encoding, errors="backslashreplace"))
+        # Kept by a name: the command line puts another stream around its bytes, which would else be closed with it.
+        own_stderr = io.TextIOWrapper(err, encoding=encoding, errors="backslashreplace")
+        patch.setattr(sys, "stderr", own_stderr)
         for name, value in (environment or {}).items():
             patch.setenv(name, value)
         try:
