@@ -52,7 +52,7 @@ VERBS = {
     "chat json": ["chat", "{model}", "--max-tokens", "3", "--json", "--system", "brève"],
     "ask": ["agents", "ask", "{agents}", "naïve 敏捷"],
     "ask from input": ["agents", "ask", "{agents}", "-", "--json"],
-    "plan": ["plan", "llama2-7b"],
+    "plan": ["plan", "llama-2-7b"],
     "no such model": ["generate", "敏捷 \udce9", "--prompt", "a"],
     "help": ["--help"],
 }
