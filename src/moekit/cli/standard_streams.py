@@ -38,7 +38,6 @@ def standard_streams() -> Iterator[None]:
         yield
     except SystemExit:
         if (problem := output_problem()) is not None:
-            _write_nowhere(sys.stdout)
             click.echo(f"Error: {problem}", err=True)
             sys.exit(1)
         raise
@@ -51,6 +50,7 @@ def output_problem() -> str | None:
     except BrokenPipeError:  # such as `| head`, which has what it wanted
         _write_nowhere(sys.stdout)
     except OSError as error:
+        _write_nowhere(sys.stdout)  # and is told once
         return f"Cannot write to standard output: {error.strerror}."
     return None
 
