@@ -18,8 +18,6 @@ def watch(data: mmap.mmap, path: Path) -> None:
     if not available():
         return
     module = native()
-    if not hasattr(module, "watch_mapped_file"):  # compiled before it had this; `make native` compiles it again
-        return
     begin = np.frombuffer(data, np.uint8).ctypes.data
     name = "".join(character if character.isprintable() else "?" for character in str(path))
     sentence = (
