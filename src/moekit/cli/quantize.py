@@ -9,7 +9,7 @@ from moekit.cli.converting import show_plan
 from moekit.cli.option_types import BlockTypeName
 from moekit.cli.progress_display import ProgressDisplay
 from moekit.cli.verb import Verb
-from moekit.convert.export.type_mixes import TYPE_MIXES
+from moekit.kernels.packed.type_mixes import TYPE_MIXES
 
 if TYPE_CHECKING:
     from moekit.convert.export.gguf_export import QuantizationPlan

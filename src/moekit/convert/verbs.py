@@ -17,13 +17,13 @@ from moekit.convert.dense_to_moe.sample_text import sample_tokens
 from moekit.convert.dense_to_moe.splitting import Splitting, plan_splitting
 from moekit.convert.dense_to_moe.upcycling import Upcycling, plan_upcycling
 from moekit.convert.export.gguf_export import Quantization, QuantizationPlan, plan_quantization
-from moekit.convert.export.type_mixes import TYPE_MIXES
 from moekit.convert.merging.merge_config import MergeConfig, read_merge_config
 from moekit.convert.merging.merge_conversion import MergeConversion, MergeOptions, MergeReport, plan_merging
 from moekit.core.errors import did_you_mean
 from moekit.core.progress import Progress, no_progress
 from moekit.core.validation import validate
 from moekit.kernels.packed.block_types import block_type_name
+from moekit.kernels.packed.type_mixes import TYPE_MIXES
 from moekit.models.load_model import find
 
 Layers = Literal["every", "alternate"] | tuple[int, ...]

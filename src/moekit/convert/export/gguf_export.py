@@ -24,7 +24,6 @@ from moekit.config import AttentionConfig, ModelConfig, MoEConfig
 from moekit.convert.conversion import Refused
 from moekit.convert.export.gguf_source import kept_metadata, requantized_note
 from moekit.convert.export.tokenizer_proof import prove_tokenizer
-from moekit.convert.export.type_mixes import PURE, Shape, TypeMix
 from moekit.core.errors import MoekitError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data.gguf_vocabulary import chat_template_metadata, tokenizer_metadata
@@ -33,6 +32,7 @@ from moekit.families.gguf import FACTORS, describe, factors_of, layout
 from moekit.inference.packed_weights import type_for
 from moekit.kernels.packed import BF16, BLOCK_TYPES, F32, BlockType, Bytes
 from moekit.kernels.packed.quantize_blocks import quantize
+from moekit.kernels.packed.type_mixes import PURE, Shape, TypeMix
 from moekit.models.stored_model import StoredModel, row_width
 
 _QUANTIZATION_VERSION = 2

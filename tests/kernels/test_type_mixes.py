@@ -13,9 +13,9 @@ from moekit.cli.quantize import quantize as verb
 from moekit.config import DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.convert.conversion import Refused
 from moekit.convert.export.gguf_export import plan_quantization
-from moekit.convert.export.type_mixes import PURE, TYPE_MIXES, Shape, TypeMix
 from moekit.convert.verbs import plan_quantize
 from moekit.kernels.packed import F32, WRITTEN_TYPES
+from moekit.kernels.packed.type_mixes import PURE, TYPE_MIXES, Shape, TypeMix
 from moekit.models import Decoder
 from moekit.models.gguf import load_gguf
 
