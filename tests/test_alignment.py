@@ -120,7 +120,7 @@ def test_a_resumed_run(make_config: Callable[..., ModelConfig], offset: int, tmp
     moments = [tensor for moments in second.optimizer.state.values() for tensor in moments.values()]
     assert moments
     assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in moments)
-    assert second.progress.step == 5
+    assert second.history.step == 5
     second.run(ignore)
     a, b = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert a.keys() == b.keys()

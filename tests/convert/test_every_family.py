@@ -86,7 +86,7 @@ def test_every_decoder(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_models_of_other_kinds(kind: str, verb: str, tmp_path: Path) -> None:
     build(KINDS[kind]).save(tmp_path / "source")
-    assert f"another kind of model ({kind})" in refusal(verb, tmp_path / "source", tmp_path / "out")
+    assert f"another kind of model ({KINDS[kind].kind})" in refusal(verb, tmp_path / "source", tmp_path / "out")
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

@@ -7,14 +7,14 @@ import pytest
 from tests.agents.fault_server import Fail, FaultServer, Ok
 from tests.agents.in_memory import OPTIONS, QUESTION, Answering, FakeMember, config_of, run
 
-from moekit.agents import AgentsConfig, AnswerFailed, Engine
+from moekit.agents import AgentsConfig, Engine
 from moekit.agents.config.strategy_configs import MoaConfig, RankConfig, SelfMoaConfig, SingleConfig
 from moekit.agents.members.member import MemberError
 from moekit.agents.session import AnswerRequest, Session, Strategy
 from moekit.agents.strategies import build_strategy
 from moekit.config import Config
 from moekit.core.messages import ChatOptions, Message
-from moekit.serve import PromptTooLong
+from moekit.serve import ConversationRefused, PromptTooLong
 
 LONG = ChatOptions(max_tokens=50)
 
@@ -120,7 +120,7 @@ def test_a_member_asked_by_its_name_is_sent_what_fits() -> None:
                 await engine.models["all"].chat(QUESTION, ChatOptions(max_tokens=600))
             assert len(server.requests) == 1
             server.behave("a", Fail(400))
-            with pytest.raises(AnswerFailed):
+            with pytest.raises(ConversationRefused, match="told to fail"):
                 await engine.models["all"].chat(QUESTION, ChatOptions(max_tokens=599))
 
     with FaultServer() as server:
