@@ -51,3 +51,8 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
 )
 def test_figures_read_well(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_bytes_of_a_path_that_are_no_text_stand_escaped(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "written", f"# {os.fsdecode(bytes([0xFF, 0xFE]))}")
+    assert (tmp_path / "written").read_text(encoding="utf-8") == r"# \udcff\udcfe"

@@ -13,8 +13,6 @@ from moekit.core.errors import MoekitError
 from moekit.families.catalogue import FAMILIES
 from moekit.models import load
 
-pytestmark = pytest.mark.processor
-
 _READ = {family.model_type: family for of_config in FAMILIES.values() for family in of_config if family.defaults}
 # Two classes of transformers have no such name for the key; moekit reads it as it does in the others.
 ALIASES = [

@@ -21,7 +21,6 @@ from moekit.models import load
 
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.processor
 
 _DECODER = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 _LLAMA = _DECODER | {"intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-2}

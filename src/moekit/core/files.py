@@ -34,9 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, all of it or nothing."""
+    """Write `text` to `path` as UTF-8, all of it or nothing.
+
+    Bytes of a path that are no UTF-8 stand there escaped.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def free_bytes(path: Path) -> int:
