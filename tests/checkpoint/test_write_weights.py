@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.checkpoint.sample_layout import bits, layout, random_parameters
 
-from moekit.checkpoint import write_weights as write_weights_module
 from moekit.checkpoint.layout import Part, Stored, stored
 from moekit.checkpoint.views import LayoutError
 from moekit.checkpoint.write_weights import write_folder, write_weights
@@ -88,8 +87,8 @@ def test_a_kill_leaves_no_target(tmp_path: Path) -> None:
 
 def test_files_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    sync, rename = write_weights_module._sync, os.rename
-    monkeypatch.setattr(write_weights_module, "_sync", lambda path: (synced.append(path.name), sync(path)))
+    sync, rename = files.sync, os.rename
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(path.name), sync(path)))
     monkeypatch.setattr(os, "rename", lambda a, b: (synced.append("rename"), rename(a, b)))
     write_folder(tmp_path / "out", fill)
     assert {"config.json", "deep"} <= set(synced[: synced.index("rename")])
@@ -114,7 +113,7 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path, monkeypatch: pytest.Monkey
     def sync_fails(path: Path) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(write_weights_module, "_sync", sync_fails)
+    monkeypatch.setattr(files, "sync", sync_fails)
     with pytest.raises(MoekitError, match=r"disk is full while writing .*out;"):
         write_folder(tmp_path / "out", fill)
     assert not os.listdir(tmp_path)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moekit.core.errors import MoekitError, UsageError
+from moekit.core.formatting import printable
 
 # In the order in which the safetensors library lays tensors out: aligned on any width as long as the widest go first.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -182,7 +183,7 @@ def _others(folder: Path) -> str:
     """Say what a folder without weights of the usual names holds instead."""
     for pattern, what in _OTHER_WEIGHTS.items():
         if found := sorted(folder.glob(pattern)):
-            return f"; {_printable(found[0].name)} is a {what}"
+            return f"; {printable(found[0].name)} is a {what}"
     return "; get the whole folder"
 
 
@@ -339,7 +340,7 @@ def _open(file: Path) -> int:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its name is not valid"
-        raise MoekitError(f"{_printable(str(file))} could not be opened: {reason}.") from error
+        raise MoekitError(f"{printable(str(file))} could not be opened: {reason}.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise MoekitError(f"{file} is no file.")
@@ -360,8 +361,4 @@ def _identity_of(status: os.stat_result) -> _Identity:
 
 def _plain(error: Exception) -> str:
     """Say an error on one short line, without what a file could have put in to steer a terminal."""
-    return _printable(str(error)).strip(".")[:200]
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(str(error)).strip(".")[:200]

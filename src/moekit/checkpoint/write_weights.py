@@ -99,7 +99,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             _sync_tree(temporary)
             check_replaceable(target)
             os.rename(temporary, target)
-            _sync(target.parent)
+            files.sync(target.parent)
     finally:
         # Gone after the renaming. An error in here would hide the one that brought us here.
         shutil.rmtree(temporary, ignore_errors=True)
@@ -166,13 +166,5 @@ def _write(descriptor: int, data: memoryview, position: int) -> None:
 def _sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            files.sync(Path(parent, name))
+        files.sync(Path(parent))

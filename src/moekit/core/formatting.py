@@ -1,4 +1,9 @@
-"""Figures as people read them: `1.7 GB` (10^9 bytes), `3 min 12 s`, `12.9 M`."""
+"""Figures as people read them: `1.7 GB` (10^9 bytes), `3 min 12 s`, `12.9 M`; texts from elsewhere, safe to show."""
+
+
+def printable(text: str) -> str:
+    """Take out of a text what a file, or its name, could have put in to steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def bytes_text(count: float) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from moekit.checkpoint.gguf.values import Strings, Value
 from moekit.core.errors import MoekitError
+from moekit.core.formatting import printable
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -45,7 +46,7 @@ class Metadata(Mapping[str, Value]):
 
     def problem(self, key: str, text: str) -> MoekitError:
         """Make the error that says something about a key."""
-        return MoekitError(f"{self.path}: {printable(key)} {text}.")
+        return MoekitError(f"{self.path}: {short(key)} {text}.")
 
     def __getitem__(self, key: str) -> Value:
         return self._values[key]
@@ -61,10 +62,10 @@ def shown(value: object) -> str:
     """Describe a value in a few words."""
     if isinstance(value, Strings | np.ndarray):
         return f"an array of {len(value)}"
-    text = printable(repr(value))
+    text = short(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def printable(text: str) -> str:
-    """Shorten a text, and take out what a file could have put in to steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text[:200])
+def short(text: str) -> str:
+    """Shorten what stands in a file to a text that is safe to show."""
+    return printable(text[:200])

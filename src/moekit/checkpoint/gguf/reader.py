@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moekit.checkpoint.gguf.metadata import Metadata, printable
+from moekit.checkpoint.gguf.metadata import Metadata, short
 from moekit.checkpoint.gguf.tensor_types import PACKED_TYPES, STORED_TYPES, StoredType
 from moekit.checkpoint.gguf.values import Cursor, Damaged, Value
 from moekit.core.errors import MoekitError
@@ -155,7 +155,7 @@ class _Part:
         try:
             self._read(memoryview(data))
         except Damaged as error:
-            raise MoekitError(f"{path} is damaged or incomplete ({printable(str(error))}); get it again.") from error
+            raise MoekitError(f"{path} is damaged or incomplete ({short(str(error))}); get it again.") from error
         self.data_B: Bytes = np.frombuffer(data, np.uint8)
 
     def _read(self, data: memoryview) -> None:
@@ -201,7 +201,7 @@ class _Part:
         shape = tuple(reversed([cursor.u64() for _ in range(dimensions)]))
         code, start = cursor.u32(), cursor.u64()
         if code not in STORED_TYPES:
-            raise MoekitError(f"Tensor {printable(name)!r} in {self.path} is of the unknown type {code}.")
+            raise MoekitError(f"Tensor {short(name)!r} in {self.path} is of the unknown type {code}.")
         kind = STORED_TYPES[code]
         # Python's integers do not overflow; a size beyond the file is found when it is placed.
         if 0 in shape or shape[-1] % kind.numbers:
@@ -284,7 +284,7 @@ def _mapped(path: Path) -> mmap.mmap:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its name is not valid"
-        raise MoekitError(f"{printable(str(path))} could not be opened: {reason}.") from error
+        raise MoekitError(f"{short(str(path))} could not be opened: {reason}.") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not status.st_size:

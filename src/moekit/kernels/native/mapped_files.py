@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moekit.core.formatting import printable
 from moekit.kernels.native.module import available, native
 
 
@@ -19,10 +20,9 @@ def watch(data: mmap.mmap, path: Path) -> None:
         return
     module = native()
     begin = np.frombuffer(data, np.uint8).ctypes.data
-    name = "".join(character if character.isprintable() else "?" for character in str(path))
     sentence = (
-        f"Error: {name} became shorter while it was in use (a download that began again, or a full disk?); "
-        "start again when it is whole.\n"
+        f"Error: {printable(str(path))} became shorter while it was in use "
+        "(a download that began again, or a full disk?); start again when it is whole.\n"
     )
     place = module.watch_mapped_file(begin, len(data), sentence)
     weakref.finalize(data, module.forget_mapped_file, place).atexit = False
