@@ -72,7 +72,7 @@ def folder_problems(out: Path, needed: int) -> list[str]:
 def write_beside(folder: Path, texts: Mapping[str, str], origin: Path) -> None:
     """Write texts by the names of their files, and copy the companions in `origin`, as they are."""
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        files.write_text(folder / name, text)
     copy_companions(origin, folder)
 
 
