@@ -1,20 +1,17 @@
 """The report: complete, self-contained, deaf to hostile names; and opened in a browser, where it must work."""
 
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from tests.comparison.page import Page
 from tests.comparison.sample_results import DENSE, MOE, contestant, everyone, failed_run, model, results, run, sample
 
 from moekit.comparison.report import render, write_report
@@ -22,10 +19,6 @@ from moekit.comparison.report.escaping import code_spans, plotly_text, script_js
 from moekit.comparison.results_schema import LeftOutText, Results
 from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
 
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 HOSTILE = (
     "</script><script>window.hacked=1</script>",
     '"><img src=x onerror="window.hacked=2">',
@@ -51,32 +44,6 @@ def hostile() -> Results:
     return made.model_copy(update={"settings": settings, "contestants": contestants})
 
 
-class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text outside of scripts and styles."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._silent = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._silent = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._silent = False
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.words))
-
-
 def test_file_appears_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.html"
     write_report(sample(), path)
@@ -87,7 +54,10 @@ def test_file_appears_whole(tmp_path: Path) -> None:
 def test_nothing_is_fetched() -> None:
     """No element of the page names another file, and the policy forbids what a script might try."""
     page = Page(render(sample()))
-    assert not [tag for tag, attributes in page.tags if {"src", "href", "srcset", "action"} & attributes.keys()]
+    assert not [tag for tag, attributes in page.tags if {"src", "srcset", "action"} & attributes.keys()]
+    links = [attributes["href"] or "" for _, attributes in page.tags if "href" in attributes]
+    assert {link[0] for link in links} == {"#"}
+    assert {link[1:] for link in links} <= {attributes.get("id") for _, attributes in page.tags}
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
     assert policy is not None
@@ -141,7 +111,7 @@ def test_tables_and_charts_are_accessible() -> None:
     assert next(tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")) == "h1"
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     plots = [attributes for _, attributes in page.tags if attributes.get("class") == "plot"]
-    assert len(plots) == 6
+    assert len(plots) == 7
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
 
 
@@ -217,43 +187,11 @@ def test_report_of_little(comparison: Results) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """One headless Chromium for all tests of this file."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        message = "chromium and chromedriver are needed to open the report"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    yield opened
-    opened.quit()
-
-
-@pytest.fixture(scope="module")
-def open_report(browser: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """Open the report of some results at a width (px), in light or dark, and wait until its charts are drawn."""
-    folder = tmp_path_factory.mktemp("reports")
-    written: dict[str, Path] = {}
+def open_report(open_page: Callable[..., None]) -> Callable[..., None]:
+    """Open the report of some results, by a name of theirs, at a width (px), in light or dark."""
 
     def show(name: str, comparison: Callable[[], Results], width: int = 1280, scheme: str = "light") -> None:
-        if name not in written:
-            written[name] = folder / f"{name}.html"
-            write_report(comparison(), written[name])
-        media = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        for kind in ("browser", "performance"):
-            browser.get_log(kind)  # what earlier pages left there
-        browser.get(written[name].as_uri())
-        drawn = "return [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg.main-svg'))"
-        WebDriverWait(browser, 30).until(lambda driver: driver.execute_script(drawn))
+        open_page(name, lambda: render(comparison()), width, scheme)
 
     return show
 
@@ -299,7 +237,7 @@ def test_opens_without_error_or_network(browser: webdriver.Chrome, open_report: 
 def test_charts_are_drawn(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
     open_report("sample", sample)
     charts = browser.find_elements(By.CSS_SELECTOR, ".plot")
-    assert len(charts) == 6
+    assert len(charts) == 7
     marks = "return arguments[0].querySelectorAll('.trace, .hm, path.js-line, path.box').length"
     assert all(browser.execute_script(marks, chart) for chart in charts)
 
@@ -308,15 +246,17 @@ def test_charts_are_drawn(browser: webdriver.Chrome, open_report: Callable[..., 
 def test_switching_the_axis(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
     open_report("sample", sample)
     title = "return document.querySelector('#chart-curves .xtitle').textContent"
-    assert browser.execute_script(title) == "Training tokens"
+    assert browser.execute_script(title) == "Training FLOPs"
     before = traces(browser, "curves")
     press(browser, "curves", "Seconds")
     WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(title) == "Seconds in training steps")
     after = traces(browser, "curves")
-    assert after[0]["x"] != before[0]["x"]
-    assert after[0]["y"] == before[0]["y"]
-    press(browser, "curves", "Last half")
-    assert len(traces(browser, "curves")[0]["x"]) < len(after[0]["x"])
+    assert after[1]["x"] != before[1]["x"]
+    assert after[1]["y"] == before[1]["y"]
+    span = "const [low, high] = document.getElementById('chart-curves').layout.xaxis.range; return high - low"
+    end = browser.execute_script(span)
+    press(browser, "curves", "Whole run")
+    assert browser.execute_script(span) > end + 1
 
 
 @pytest.mark.browser
@@ -324,10 +264,12 @@ def test_all_eight_are_drawn(browser: webdriver.Chrome, open_report: Callable[..
     """On every axis, also where one of them has no figure."""
     open_report("everyone", everyone)
     assert len(browser.find_elements(By.CSS_SELECTOR, "[data-chart=curves] .legend button")) == 8
-    press(browser, "curves", "FLOPs")
     caption = browser.find_element(By.CSS_SELECTOR, "[data-chart=curves] figcaption")
-    WebDriverWait(browser, 10).until(lambda driver: "ngram" in caption.text)
-    assert sum(bool(trace["x"]) for trace in traces(browser, "curves")) == len(traces(browser, "curves")) - 4
+    assert "without a line: ngram" in caption.text
+    assert len(traces(browser, "curves")) == 14  # a line and a band each
+    press(browser, "curves", "Tokens")
+    assert len(traces(browser, "curves")) == 16
+    assert "ngram" not in caption.text
     assert len(traces(browser, "decode")) == 8
     assert browser.get_log("browser") == []
 
@@ -337,9 +279,13 @@ def test_legend_hides_a_contestant(browser: webdriver.Chrome, open_report: Calla
     open_report("sample", sample)
     shown = sum(trace["visible"] for trace in traces(browser, "curves"))
     press(browser, "curves", "moe")
-    assert sum(trace["visible"] for trace in traces(browser, "curves")) == shown - 4
-    press(browser, "curves", "moe")
+    assert sum(trace["visible"] for trace in traces(browser, "curves")) == shown - 2
+    assert sum(trace["visible"] for trace in traces(browser, "leverage")) == 6  # of four rivals, two marks each
+    labels = "return document.getElementById('chart-curves').layout.annotations.map(({text}) => text)"
+    assert "moe" not in browser.execute_script(labels)
+    press(browser, "domains", "moe")  # any legend switches all charts
     assert sum(trace["visible"] for trace in traces(browser, "curves")) == shown
+    assert "moe" in browser.execute_script(labels)
 
 
 @pytest.mark.browser
@@ -379,7 +325,7 @@ def test_dark_and_light_differ_in_the_charts(browser: webdriver.Chrome, open_rep
     found = []
     for scheme in ("light", "dark"):
         open_report("sample", sample, scheme=scheme)
-        line = browser.execute_script("return document.getElementById('chart-curves').data[0].line.color")
+        line = browser.execute_script("return document.getElementById('chart-curves').data[1].line.color")
         found.append((line, browser.execute_script("return getComputedStyle(document.body).backgroundColor")))
     (light_line, light_page), (dark_line, dark_page) = found
     assert light_line != dark_line

@@ -1,7 +1,8 @@
 """The report of one comparison: a single HTML file that needs neither a network nor a second file.
 
-report_page: what stands on it. key_differences: the table of dense against mixture of experts, measured. charts: the
-figures. escaping: how text and data that nobody vouches for get into a page without becoming part of its code.
+report_page: what stands on it. page_frame: what every page has. page_tables and key_differences: its tables.
+learning_curve_chart, leverage_charts and detail_charts: its figures. chart_parts: what charts are made of. escaping:
+how text and data that nobody vouches for get into a page without becoming part of its code.
 """
 
 from pathlib import Path

@@ -37,6 +37,12 @@ def code_spans(text: str) -> Markup:
     )
 
 
+def figure_and_note(text: str) -> Markup:
+    """Escape a cell of figures, with what stands in brackets or after a comma in small on a line of its own."""
+    figure, *notes = re.split(r" (?=\()|, (?=\d)", text)
+    return escape(figure) + Markup("").join(Markup("<small>{}</small>").format(note.strip()) for note in notes)
+
+
 def content_security_policy(scripts: list[str]) -> str:
     """Write a policy that lets the browser run exactly `scripts` (the text between the tags) and fetch nothing.
 

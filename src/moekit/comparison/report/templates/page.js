@@ -1,10 +1,11 @@
 "use strict";
 (() => {
   const charts = JSON.parse(document.getElementById("chart-data").textContent);
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const narrow = window.matchMedia("(max-width: 640px)");
+  const root = document.documentElement;
+  const hidden = new Set(); // the contestants that the legends have switched off, in all charts
+  const PRINTED_WIDTH = 680; // of a chart on paper, in pixels
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   // A figure names its colours as CSS variables, so that it follows light and dark.
   const resolved = (value) => {
@@ -24,13 +25,14 @@
   });
 
   const layoutOf = (own) => resolved({
-    height: narrow.matches ? 340 : 420,
-    margin: { l: 8, r: 12, t: 16, b: 8, pad: 6 },
+    height: 420, width: root.dataset.theme === "paper" ? PRINTED_WIDTH : undefined,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: "var(--muted)" },
     hoverlabel: { bgcolor: "var(--raised)", bordercolor: "var(--line)", font: { color: "var(--ink)", size: 13 } },
     hovermode: "closest", dragmode: false, showlegend: false,
     ...own, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
+    margin: { l: 8, r: 12, t: 16, b: 8, pad: 6, ...own.margin },
+    annotations: (own.annotations || []).filter(({ meta }) => !hidden.has(meta)),
   });
 
   const same = (one, other) => one.every((value, index) => value === other[index]);
@@ -40,7 +42,6 @@
     const variants = charts[id];
     const plot = figure.querySelector(".plot");
     const caption = figure.querySelector("[data-caption]");
-    const hidden = new Set();
     let chosen = variants[0].choice.slice();
 
     // What was chosen first decides what can be chosen after it: not every contestant has every layer.
@@ -68,6 +69,8 @@
       const variant = variants.find(({ choice }) => same(chosen, choice));
       const data = resolved(variant.figure.data).map((trace) => ({ ...trace, visible: !hidden.has(trace.meta) }));
       caption.textContent = variant.caption;
+      figure.querySelectorAll("button[data-trace]").forEach((button) =>
+        button.setAttribute("aria-pressed", String(!hidden.has(Number(button.dataset.trace)))));
       return Plotly.react(plot, data, layoutOf(variant.figure.layout), { displayModeBar: false, responsive: true });
     };
 
@@ -89,8 +92,7 @@
       }
       button.addEventListener("click", () => {
         if (!hidden.delete(trace)) hidden.add(trace);
-        button.setAttribute("aria-pressed", String(!hidden.has(trace)));
-        draw();
+        redraw();
       });
     });
     settle();
@@ -98,8 +100,22 @@
     return draw;
   };
 
-  const redraw = [...document.querySelectorAll("[data-chart]")].map(start);
-  const all = () => redraw.forEach((draw) => draw());
-  dark.addEventListener("change", all);
-  narrow.addEventListener("change", all);
+  const draws = [...document.querySelectorAll("[data-chart]")].map(start);
+  const redraw = () => draws.forEach((draw) => draw());
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  // On paper everything is light, as wide as the paper, and open.
+  const closed = () => [...document.querySelectorAll("details:not([open])")];
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = closed();
+    opened.forEach((one) => { one.open = true; });
+    root.dataset.theme = "paper";
+    redraw();
+  });
+  window.addEventListener("afterprint", () => {
+    opened.forEach((one) => { one.open = false; });
+    delete root.dataset.theme;
+    redraw();
+  });
 })();

@@ -1,0 +1,218 @@
+"""What it takes to reach the baseline's level: at the end of its run (a forest plot), and as the budget grows."""
+
+import math
+from collections.abc import Sequence
+
+from moekit.comparison.analysis.baseline_comparison import REFERENCES, SHARES, AgainstBaseline, Reach
+from moekit.comparison.analysis.estimates import Estimate
+from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.analysis.verdict_wording import reached_text
+from moekit.comparison.report import chart_parts as parts
+from moekit.comparison.report.chart_parts import Chart, Figure, Look, Variant
+from moekit.comparison.report.escaping import plotly_text
+from moekit.comparison.report.learning_curve_chart import AXIS_NAMES
+from moekit.comparison.results_schema import Results
+
+_FARTHEST = 8.0
+"""How many times less or more than the baseline the axis goes at most; what lies beyond stands at its edge."""
+# The axis, how far above its row a mark stands, and what its symbol's name ends in.
+_MARKS: tuple[tuple[Axis, float, str], ...] = (("flops", -0.16, ""), ("seconds", 0.16, "-open"))
+
+
+def leverage(results: Results, against: dict[str, AgainstBaseline], looks: Sequence[Look]) -> Chart | None:
+    """Draw, a row a contestant, the FLOPs and seconds to the baseline's final level over what the baseline took."""
+    rows = [(look, against[look.name]) for look in looks if look.name in against and against[look.name].final.seeds]
+    if not any(_told(one, axis) for _, one in rows for axis, _, _ in _MARKS):
+        return None
+    low, high = _range([one for _, one in rows])
+    data = [
+        _mark(look, row, aside, ending, told, axis, (low, high))
+        for row, (look, one) in enumerate(rows)
+        for axis, aside, ending in _MARKS
+        if (told := _told(one, axis))
+    ]
+    names = [parts.short_name(look.name) for look, _ in rows]
+    layout: Figure = {
+        "height": max(220, 96 + 43 * len(rows)),
+        "xaxis": parts.log_axis(
+            low, high, f"Over what {plotly_text(parts.short_name(results.baseline))} needed", "{:g}".format
+        ),
+        "yaxis": {
+            "tickvals": list(range(len(rows))),
+            "ticktext": [plotly_text(name) for name in names],
+            "range": [len(rows) - 0.5, -0.5],
+            "showgrid": False,
+        },
+        "margin": {"t": 30},
+        "shapes": [_baseline_line()],
+        "annotations": [_side("◂ cheaper", "right", -6), _side("dearer ▸", "left", 6)],
+    }
+    said = "; ".join(
+        f"{look.name}: {reached_text(one, one.final, 'flops')} of the FLOPs, "
+        f"{reached_text(one, one.final, 'seconds')} of the seconds"
+        for look, one in rows
+    )
+    alt = f"Forest plot: what each contestant needed for the final level of {results.baseline}. {said}."
+    caption = _caption(results.baseline, [one for _, one in rows])
+    return Chart("leverage", alt, (), (Variant((), {"data": data, "layout": layout}, caption),), legend=False)
+
+
+def _told(one: AgainstBaseline, axis: Axis) -> tuple[Estimate, bool] | None:
+    """Give the ratio and whether the level was reached.
+
+    Where no seed reached it, the baseline was the better one: the ratio is then turned round, at the contestant's own
+    final level.
+    """
+    if one.final.ratios is not None:
+        return (one.final.ratios[axis], True) if axis in one.final.ratios else None
+    ratios = one.inverse.ratios
+    if ratios is None or axis not in ratios:
+        return None
+    found = ratios[axis]
+    return Estimate(1 / found.mean, 1 / found.high, 1 / found.low, found.seeds, found.spread), False
+
+
+def _range(rows: Sequence[AgainstBaseline]) -> tuple[float, float]:
+    """Choose the ends of the axis from those that answer the question, references aside, and no farther than that."""
+    answering = [one for one in rows if one.kind not in REFERENCES] or rows
+    ratios = [told[0] for one in answering for axis, _, _ in _MARKS if (told := _told(one, axis))]
+    ends = [0.8, 1.25, *(ratio.low for ratio in ratios), *(ratio.high for ratio in ratios)]
+    inside = [min(max(end, 1 / _FARTHEST), _FARTHEST) for end in ends]
+    return min(inside) / 1.12, max(inside) * 1.12
+
+
+def _mark(
+    look: Look,
+    row: int,
+    aside: float,
+    ending: str,
+    told: tuple[Estimate, bool],
+    axis: Axis,
+    ends: tuple[float, float],
+) -> Figure:
+    """Draw one figure with its interval; one beyond the axis as an arrow at its edge, with its figure."""
+    estimate, reached = told
+    x = min(max(estimate.mean, ends[0] * 1.03), ends[1] / 1.03)
+    beyond = x != estimate.mean
+    symbol = look.symbol if reached else "triangle-right"
+    if beyond:
+        symbol = "triangle-left" if x > estimate.mean else "triangle-right"
+    what = "" if reached else ", at its own final level: it did not reach the baseline's"
+    span = "" if estimate.spread == "none" else f" ({estimate.low:.2f} to {estimate.high:.2f})"
+    figure: Figure = {
+        "type": "scatter",
+        "mode": "markers+text" if beyond else "markers",
+        "meta": look.index,
+        "name": plotly_text(look.name),
+        "x": parts.numbers([x]),
+        "y": [row + aside],
+        "text": [f"{estimate.mean:.2g}×"],
+        "textposition": "middle right" if x > estimate.mean else "middle left",
+        "textfont": {"color": "var(--muted)", "size": 12},
+        "marker": {"color": look.colour, "size": 10, "symbol": symbol + ending, "line": {"width": 2}},
+        "hovertemplate": f"%{{fullData.name}}, {AXIS_NAMES[axis]}{what}: {estimate.mean:.3g}{span}<extra></extra>",
+        "cliponaxis": False,
+    }
+    if not ending:
+        figure["marker"]["line"] = {"width": 0}
+    if estimate.spread != "none" and not beyond:
+        low, high = max(estimate.low, ends[0]), min(estimate.high, ends[1])
+        figure["error_x"] = parts.intervals([x], [low], [high], look.colour)
+    return figure
+
+
+def _baseline_line() -> Figure:
+    dots = {"color": "var(--ink)", "width": 1.5}
+    return {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": dots, "layer": "below"}
+
+
+def _side(text: str, anchor: str, shift: int) -> Figure:
+    place = {"x": 0, "xanchor": anchor, "xshift": shift, "yref": "paper", "y": 1, "yanchor": "bottom"}
+    return {"text": text, "font": {"color": "var(--muted)", "size": 12}, "showarrow": False, **place}
+
+
+def _caption(baseline: str, rows: Sequence[AgainstBaseline]) -> str:
+    """Say who did not reach the level, or not in every seed."""
+    said = []
+    never = [one.name for one in rows if one.final.ratios is None]
+    if never:
+        said.append(
+            f"Not reached by {', '.join(never)}: ▸ is what such a contestant needed for its own final level, over what "
+            f"{baseline} needed for that."
+        )
+    some = [
+        f"{one.name} in {one.final.reached} of {one.final.seeds} seeds"
+        for one in rows
+        if one.final.ratios is not None and one.final.reached < one.final.seeds
+    ]
+    if some:
+        said.append(f"Reached by {', '.join(some)}: the figure is over those alone, which flatters.")
+    free = [one.name for one in rows if one.flops == 0]
+    if free:
+        said.append(f"Without FLOPs: {', '.join(free)}.")
+    return " ".join(said)
+
+
+def budget(results: Results, against: dict[str, AgainstBaseline], looks: Sequence[Look]) -> Chart | None:
+    """Draw what each contestant needs for the baseline's level, over what the baseline needs, at growing budgets."""
+    if not any(reach.ratios for one in against.values() for reach in one.reach):
+        return None
+    rivals = [look for look in looks if look.name in against]
+    variants = tuple(Variant((name,), _budget_figure(rivals, against, axis)) for axis, name in AXIS_NAMES.items())
+    alt = "Line chart: what each contestant needed to reach the baseline's level, at four budgets of the baseline."
+    return Chart("budget", alt, (("Counted in", tuple(AXIS_NAMES.values())),), variants)
+
+
+def _budget_figure(rivals: Sequence[Look], against: dict[str, AgainstBaseline], axis: Axis) -> Figure:
+    data: list[Figure] = []
+    ends = [0.8, 1.25]
+    for place, look in enumerate(rivals):
+        estimates = [
+            (reach, reach.ratios[axis])
+            for reach in against[look.name].reach
+            if reach.ratios is not None and axis in reach.ratios
+        ]
+        aside = (place - (len(rivals) - 1) / 2) * 1.1
+        means = [estimate.mean for _, estimate in estimates]
+        lows, highs = [estimate.low for _, estimate in estimates], [estimate.high for _, estimate in estimates]
+        ends += [end for end in (*lows, *highs) if 1 / _FARTHEST <= end <= _FARTHEST]
+        data.append(_budget_trace(look, aside, [reach for reach, _ in estimates], means, lows, highs))
+    ticks = [100 * share for share in SHARES]
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {
+                "title": {"text": f"Share of the baseline's run, in {AXIS_NAMES['tokens'].lower()}"},
+                "tickvals": ticks,
+                "ticktext": [f"{tick:.0f} %" for tick in ticks],
+                "range": [15, 110],
+                "showgrid": False,
+            },
+            "yaxis": parts.log_axis(min(ends) / 1.1, max(ends) * 1.1, "Over what the baseline needed", "{:g}".format),
+            "shapes": [parts.level(1)],
+            "annotations": [parts.level_label(math.log10(1), "as much as the baseline")],
+        },
+    }
+
+
+def _budget_trace(
+    look: Look,
+    aside: float,
+    reaches: Sequence[Reach],
+    means: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+) -> Figure:
+    trace = parts.line(
+        look,
+        (100 * reach.share + aside for reach in reaches),
+        means,
+        ": %{y:.2f}<br>reached by %{customdata} seeds",
+        width=2,
+    )
+    trace["mode"] = "lines+markers"
+    trace["marker"] = {"color": look.colour, "size": 8, "symbol": look.symbol}
+    trace["customdata"] = [f"{reach.reached} of {reach.seeds}" for reach in reaches]
+    if list(lows) != list(highs):
+        trace["error_y"] = parts.intervals(means, lows, highs, look.colour)
+    return trace
