@@ -23,6 +23,7 @@ using namespace nanobind::literals;
 namespace moekit {
 
 void bind_decoder(nb::module_& module);
+void bind_training(nb::module_& module);
 
 namespace {
 
@@ -168,6 +169,7 @@ NB_MODULE(_native, module) {
         "forget_mapped_file", [](uintptr_t file) { forget_mapped_file(reinterpret_cast<MappedFile*>(file)); },
         "file"_a);
     bind_decoder(module);
+    bind_training(module);
 }
 
 }  // namespace moekit

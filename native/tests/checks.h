@@ -48,5 +48,6 @@ void test_pool();
 void test_products();
 void test_cache();
 void test_decoder();
+void test_training();
 
 }  // namespace moekit::tests

@@ -4,9 +4,12 @@ from typing import get_args
 
 import pytest
 import torch
+from tests.kernels.instruction_sets import using_instruction_set
 
 from moekit.config import ActivationName
 from moekit.kernels.activation import Activation, plain_activation
+from moekit.kernels.native.module import native
+from moekit.kernels.training.compiled import trains
 
 ALL = [Activation(name, gated) for name in get_args(ActivationName) for gated in (True, False)]
 
@@ -33,3 +36,32 @@ def test_without_gradients_the_same_and_its_input_is_left_alone(activation: Acti
     with torch.no_grad():
         torch.testing.assert_close(activation(x), plain_activation(x, activation))
     assert torch.equal(x, before)
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("activation", ALL, ids=str)
+def test_every_instruction_set_equals_the_definition_to_the_rounding_of_bf16(activation: Activation) -> None:
+    for name in native().instruction_sets() if trains() else []:
+        for width in (1, 16, 17, 45):  # with and without a vector's remainder
+            x = torch.randn(5, 2 * width if activation.gated else width).bfloat16().requires_grad_()
+            grad = torch.randn(5, width).bfloat16()
+            exact = x.detach().double().requires_grad_()
+            with using_instruction_set(name):
+                y = activation(x)
+                y.backward(grad)
+            expected = plain_activation(exact, activation)
+            expected.backward(grad.double())
+            assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction)
+            for got, right in ((y, expected), (x.grad, exact.grad)):
+                assert (got.double() - right).norm() <= 6e-3 * right.norm(), (name, width)
+
+
+@pytest.mark.parametrize("name", get_args(ActivationName))
+def test_in_bf16_far_from_zero_and_where_it_is_not_finite(name: ActivationName) -> None:
+    x = torch.tensor([-200.0, -50, -8, 0, 8, 50, 200, torch.nan])
+    leaf, plain = x.bfloat16().requires_grad_(), x.requires_grad_()
+    y, expected = Activation(name, gated=False)(leaf), plain_activation(plain, Activation(name, gated=False))
+    y.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(y.float(), expected, equal_nan=True, rtol=4e-3, atol=1e-5)
+    torch.testing.assert_close(leaf.grad[:-1].float(), plain.grad[:-1], rtol=4e-3, atol=1e-5)

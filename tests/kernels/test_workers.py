@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from moekit.kernels.torch.workers import Workers, workers
+from moekit.kernels.workers import Workers, workers
 
 FORK = """
 import os, sys, torch
-from moekit.kernels.torch.workers import workers
+from moekit.kernels.workers import workers
 torch.set_num_threads(2)
 x = torch.ones(2, 40, 40)
 y = torch.empty_like(x)

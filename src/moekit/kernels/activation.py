@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moekit.config import ActivationName
+from moekit.kernels.training.activation_passes import activation_backward, activation_forward
+from moekit.kernels.training.compiled import takes_bf16
 
 _aten = torch.ops.aten
 
@@ -67,6 +69,8 @@ class Activation:
         if torch.is_grad_enabled() and x_TG.requires_grad:
             hidden_TF: Tensor = _Activate.apply(x_TG, self)  # type: ignore[no-untyped-call]
             return hidden_TF
+        if takes_bf16(x_TG):
+            return activation_forward(self.name, self.gated, x_TG)
         if not self.gated:
             return self.write(x_TG, x_TG, torch.empty_like(x_TG))
         gate_TF, up_TF = x_TG.chunk(2, dim=-1)
@@ -125,15 +129,18 @@ def plain_activation(x_TG: Tensor, activation: Activation) -> Tensor:
 
 
 class _Activate(torch.autograd.Function):
-    """The activation as one node of autograd's graph, which saves x_TG and the activated gate."""
+    """The activation as one node of autograd's graph; it saves x_TG and, where torch computes, the activated gate."""
 
     @staticmethod
     def forward(ctx: Any, x_TG: Tensor, activation: Activation) -> Tensor:
+        ctx.activation, ctx.compiled = activation, takes_bf16(x_TG)
+        if ctx.compiled:
+            ctx.save_for_backward(x_TG, None)
+            return activation_forward(activation.name, activation.gated, x_TG)
         width = x_TG.shape[-1] // 2 if activation.gated else x_TG.shape[-1]
         hidden_TF = x_TG.new_empty((*x_TG.shape[:-1], width))
         activated_TF = torch.empty_like(hidden_TF) if activation.gated else hidden_TF
         activation.write(x_TG, activated_TF, hidden_TF)
-        ctx.activation = activation
         ctx.save_for_backward(x_TG, activated_TF if activation.gated else None)
         return hidden_TF
 
@@ -141,4 +148,8 @@ class _Activate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_hidden_TF: Tensor) -> tuple[Tensor, None]:
         x_TG, activated_TF = ctx.saved_tensors
-        return ctx.activation.backward(grad_hidden_TF, x_TG, activated_TF), None
+        activation: Activation = ctx.activation
+        if ctx.compiled:
+            grad_hidden_TF = grad_hidden_TF.contiguous()
+            return activation_backward(activation.name, activation.gated, grad_hidden_TF, x_TG), None
+        return activation.backward(grad_hidden_TF, x_TG, activated_TF), None

@@ -14,7 +14,7 @@ from torch import Tensor
 from moekit.kernels.packed.block_types import BF16, F16, F32, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, BlockType
 from moekit.kernels.packed.k_quants import q3_k, q4_k, q5_k, q6_k
 from moekit.kernels.packed.packed_matrix import PackedMatrix
-from moekit.kernels.torch.workers import workers
+from moekit.kernels.workers import workers
 
 # Numbers at once, on one core: the passes of the search over them stay in its cache.
 _CHUNK = 1 << 17

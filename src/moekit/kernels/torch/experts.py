@@ -24,7 +24,7 @@ from moekit.kernels.experts_kernel import ExpertWeights
 from moekit.kernels.torch.grouped import fits_grouped, grouped_experts
 from moekit.kernels.torch.padding import Run, padded
 from moekit.kernels.torch.scratch import scratch
-from moekit.kernels.torch.workers import workers
+from moekit.kernels.workers import workers
 
 # Below this many multiplications, waking the workers costs more than they save.
 _WORTH_WAKING_WORKERS = 20_000_000

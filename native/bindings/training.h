@@ -1,0 +1,10 @@
+// The operations of training steps in Python: the module `_native.training`, a function here for each file of them.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace moekit {
+
+void bind_activation(nanobind::module_& training);
+
+}  // namespace moekit

@@ -1,0 +1,51 @@
+"""The compiled operations of training steps, where the package was built with them."""
+
+import os
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from moekit.kernels.native import available, instruction_set
+from moekit.kernels.native.module import native
+
+
+@lru_cache(maxsize=1)
+def trains() -> bool:
+    """Tell whether the compiled operations are there and this torch hands them its tensors (since 2.10)."""
+    return available() and hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+
+
+def multiplies_bf16() -> bool:
+    """Tell whether the compiled operations multiply bf16 numbers by the processor's own instruction for it."""
+    return trains() and instruction_set() in ("avx512_bf16", "amx")
+
+
+def takes_bf16(*tensors: Tensor) -> bool:
+    """Tell whether the compiled operations compute with those tensors: contiguous ones in bf16 on a CPU."""
+    return trains() and all(
+        type(tensor) in (Tensor, Parameter)  # others stand for tensors that are traced or not there
+        and tensor.is_cpu
+        and tensor.dtype == torch.bfloat16
+        and tensor.is_contiguous()
+        for tensor in tensors
+    )
+
+
+def training() -> Any:
+    """Give the module of compiled operations, as many threads wide as torch is at the time."""
+    module = _module()
+    module.set_threads(min(_cores(), torch.get_num_threads()))
+    return module.training
+
+
+@lru_cache(maxsize=1)
+def _module() -> Any:
+    return native()
+
+
+@lru_cache(maxsize=1)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
