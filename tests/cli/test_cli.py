@@ -126,3 +126,10 @@ def test_json_on_standard_output_alone(tmp_path: Path) -> None:
     shown = run("compare", "--resume", str(out))
     assert shown.returncode == 0
     assert "bits per byte" in shown.stdout
+    short = run("compare", "--resume", str(out), "--markdown")
+    assert short.stdout == (out / "report.md").read_text(encoding="utf-8")
+    assert "| Contestant | Bits per byte |" in short.stdout
+    assert "report.html" in short.stderr
+    assert json.loads((out / "results.json").read_text()) == results, "what had ended was measured again"
+    both = run("compare", "--resume", str(out), "--markdown", "--json")
+    assert (both.returncode, both.stdout) == (2, "")

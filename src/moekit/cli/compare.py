@@ -29,7 +29,8 @@ Examples:
   moekit compare --contestants dense,moe,upcycled   half of the budget dense, the rest as experts made of it
   moekit compare --contestants mine.yaml            see docs/compare.md
   moekit compare --routers                          contestants that differ in the router alone
-  moekit compare --resume runs/compare-20260101-120000""",
+  moekit compare --resume runs/compare-20260101-120000
+  moekit compare --resume runs/compare-20260101-120000 --markdown     the short form, for a pull request""",
 )
 @click.option(
     "--contestants",
@@ -64,6 +65,7 @@ Examples:
 )
 @click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard into the folder of each run.")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json on standard output.")
+@click.option("--markdown", is_flag=True, help="Print the short form of the report, report.md, on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def compare(
     contestants: str | None,
@@ -79,6 +81,7 @@ def compare(
     resume_from: Path | None,
     tensorboard: bool,
     as_json: bool,
+    markdown: bool,
     debug: bool,
 ) -> None:
     """Train dense and mixture-of-experts models on the same text at the same compute, and report what each buys.
@@ -89,10 +92,12 @@ def compare(
         raise UsageError("--budget and --tokens exclude each other; give one of them.")
     if contestants and routers:
         raise UsageError("--contestants and --routers exclude each other; give one of them.")
+    if as_json and markdown:
+        raise UsageError("--json and --markdown exclude each other; give one of them. Both files are in the folder.")
     if resume_from and (data or contestants or routers or tokens or budget or out or tensorboard):
         raise UsageError("--resume goes on with what was planned; give it alone.")
     if resume_from:
-        _work(resume_from, lambda progress: _resume(resume_from, progress), as_json=as_json)
+        _work(resume_from, lambda progress: _resume(resume_from, progress), as_json=as_json, markdown=markdown)
         return
     # Arguments are checked before anything slow is imported.
     from moekit.cli.quantities import parse_count, parse_duration
@@ -125,7 +130,7 @@ def compare(
             progress=progress,
         )
 
-    _work(root, start, as_json=as_json)
+    _work(root, start, as_json=as_json, markdown=markdown)
 
 
 def _asked(contestants: str | None, size: str, *, routers: bool) -> Path | list[str] | None:
@@ -148,7 +153,7 @@ def _resume(root: Path, progress: "Progress") -> "Results":
     return resume(root, progress=progress)
 
 
-def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool) -> None:
+def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool, markdown: bool) -> None:
     """Do it, with progress on standard error, and print what came out."""
     from moekit.cli.comparison_summary import print_summary
     from moekit.cli.progress_display import ProgressDisplay
@@ -163,6 +168,8 @@ def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool) -
         raise
     if as_json:
         click.echo(folder.results.read_text(encoding="utf-8"))
+    elif markdown:
+        click.echo(folder.short_report.read_text(encoding="utf-8"), nl=False)
     else:
         print_summary(results)
-    click.echo(f"Report: {folder.report}", err=as_json)
+    click.echo(f"Report: {folder.report}", err=as_json or markdown)

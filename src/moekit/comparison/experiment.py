@@ -5,8 +5,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from moekit.comparison.report import write_report
-from moekit.comparison.results_schema import Results, Run, write_results
+from pydantic import ValidationError
+
+from moekit.comparison.report import write_markdown, write_report
+from moekit.comparison.results_schema import Results, Run, read_results, write_results
 from moekit.comparison.run import worker_process
 from moekit.comparison.run.collected_results import collect_results
 from moekit.comparison.run.run_progress import RunProgress
@@ -50,7 +52,7 @@ def compare(
     `resume`. Messages go to the logger `moekit.comparison`.
 
     Args:
-        out: a folder for everything, results.json and report.html among it; it must hold no comparison yet.
+        out: a folder for everything, results.json, report.html and report.md among it; it must hold no comparison yet.
         data: files, folders or hub ids (owner/name) of text; none for the embedded corpus.
         text_column: where rows (jsonl, csv, parquet, hub) hold their text.
         domain_column: where rows name their domain.
@@ -112,6 +114,8 @@ def compare(
 def resume(out: str | Path, *, progress: Progress = no_progress) -> Results:
     """Go on with the comparison in `out` where it was stopped or killed; what is done is not done again.
 
+    Of one that had come to its end, this writes the reports anew, and nothing is measured.
+
     Args:
         out: the folder that `compare` was given.
         progress: gets how far the runs are.
@@ -129,7 +133,25 @@ def resume(out: str | Path, *, progress: Progress = no_progress) -> Results:
     """
     began = time.monotonic()
     folder = ComparisonFolder(Path(out))
-    return _finish(_settled(folder.read_plan(), folder, began), folder, progress, began)
+    plan = folder.read_plan()
+    return _ended(plan, folder) or _finish(_settled(plan, folder, began), folder, progress, began)
+
+
+def _ended(plan: ComparisonPlan, folder: ComparisonFolder) -> Results | None:
+    """Report a comparison that had come to its end; gives None where a run, or the whole, has no readable results."""
+    if not all(folder.result(one.name, seed).exists() for one in plan.contestants for seed in plan.seeds):
+        return None
+    try:
+        results = read_results(folder.results)
+    except (FileNotFoundError, ValidationError):
+        return None
+    _write_reports(results, folder)
+    return results
+
+
+def _write_reports(results: Results, folder: ComparisonFolder) -> None:
+    write_report(results, folder.report)
+    write_markdown(results, folder.short_report)
 
 
 def start(
@@ -188,7 +210,7 @@ def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, 
     corpus = Corpus.open(folder.corpus)
     results = collect_results(plan, corpus, runs, wall_seconds=time.monotonic() - began)
     write_results(results, folder.results)
-    write_report(results, folder.report)
+    _write_reports(results, folder)
     return results
 
 

@@ -11,7 +11,7 @@ class ComparisonFolder:
     """Say where the parts of one comparison lie.
 
     plan: plan.json. corpus: the folder of the text as it was when the comparison started. results: results.json.
-    report: report.html. Each run has a folder of its own, and its state, result and log in it.
+    report: report.html. short_report: report.md. Each run has a folder of its own, and its state, result and log in it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -20,6 +20,7 @@ class ComparisonFolder:
         self.corpus = root / "corpus"
         self.results = root / "results.json"
         self.report = root / "report.html"
+        self.short_report = root / "report.md"
 
     def run(self, contestant: str, seed: int) -> Path:
         """Give the folder of one training run."""
