@@ -12,7 +12,18 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from tests.comparison.page import Page
-from tests.comparison.sample_results import DENSE, MOE, contestant, everyone, failed_run, model, results, run, sample
+from tests.comparison.sample_results import (
+    DENSE,
+    MOE,
+    contestant,
+    everyone,
+    failed_run,
+    model,
+    nine,
+    results,
+    run,
+    sample,
+)
 
 from moekit.comparison.report import render, write_report
 from moekit.comparison.report.escaping import code_spans, plotly_text, script_json
@@ -145,7 +156,7 @@ def test_router_figures_stand_where_they_mean_something() -> None:
             update={"routing": [dropping.routing[0].model_copy(update={"dropped_share": 0.125})]}
         )
         html = render(results([contestant("x", model([layer]), [dropping], total=1, active=1)], seeds=[0]))
-        cells = re.search(r'<th scope="row">x, layer\s0</th>(.*?)</tr>', html, re.S)
+        cells = re.search(r'<th scope="row"[^>]*>x, layer\s0</th>(.*?)</tr>', html, re.S)
         assert cells is not None
         return re.findall(r"<td>(.*?)</td>", cells[1])[3:]
 
@@ -318,6 +329,80 @@ def test_no_horizontal_overflow(
     script = "const root = document.documentElement; return [root.scrollWidth, root.clientWidth, window.innerWidth]"
     content, visible, window = browser.execute_script(script)
     assert content <= visible <= window == width
+
+
+def spread_out() -> Results:
+    """Nine contestants whose seeds differ so much that every figure and its interval is long."""
+    made = nine()
+    contestants = []
+    for index, one in enumerate(made.contestants):
+        runs = [
+            run.model_copy(
+                update={
+                    "curve": [
+                        point.model_copy(update={"seconds": point.seconds * (1, 3, 20)[(run.seed + index) % 3]})
+                        for point in run.curve
+                    ]
+                }
+            )
+            for run in one.runs
+        ]
+        slow = {"decode_ms_per_token_median": 123.45, "decode_ms_per_token_p95": 1234.56, "params_total": 123_000_000}
+        contestants.append(one.model_copy(update={"runs": runs, **slow}))
+    return made.model_copy(update={"contestants": contestants})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("name", "comparison"), [("nine", nine), ("spread", spread_out)])
+def test_tables_fit_1300_pixels(
+    browser: webdriver.Chrome, open_report: Callable[..., None], name: str, comparison: Callable[[], Results]
+) -> None:
+    open_report(name, comparison, 1300)
+    browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    wide = (
+        "return [...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth)"
+        ".map(one => one.textContent.slice(0, 80))"
+    )
+    assert browser.execute_script(wide) == []
+
+
+@pytest.mark.browser
+def test_the_answer_and_its_two_charts_fit_the_first_screen(
+    browser: webdriver.Chrome, open_report: Callable[..., None]
+) -> None:
+    open_report("nine", nine, 1300)
+    bottom = "return document.querySelector(`#chart-${arguments[0]}`).getBoundingClientRect().bottom"
+    left = "return document.querySelector(`#chart-${arguments[0]}`).getBoundingClientRect().left"
+    assert browser.execute_script(bottom, "curves") < 950
+    assert browser.execute_script(bottom, "leverage") < 950
+    assert browser.execute_script(left, "leverage") > browser.execute_script(left, "curves") + 500, "not side by side"
+
+
+def test_order_of_sections() -> None:
+    """The answer and its charts, the table, what weakens it, and then the details."""
+    sections = [a["aria-labelledby"] for tag, a in Page(render(nine())).tags if tag == "section"]
+    assert sections == [
+        "curves", "leverage", "summary", "trust", "verdict", "differences", "budget", "domains", "decode", "routing",
+        "failures", "measured",
+    ]  # fmt: skip
+
+
+@pytest.mark.browser
+def test_on_paper_everything_is_light_and_open(browser: webdriver.Chrome, open_report: Callable[..., None]) -> None:
+    open_report("sample", sample, scheme="dark")
+    state = (
+        "const line = document.getElementById('chart-curves').data[1].line.color;"
+        "return [line, document.querySelectorAll('details:not([open])').length,"
+        " document.getElementById('chart-curves').layout.width || 0]"
+    )
+    before = browser.execute_script(state)
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    colour, closed, width = browser.execute_script(state)
+    assert colour != before[0]
+    assert closed == 0 < before[1]
+    assert width == 680
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(state) == before
 
 
 @pytest.mark.browser

@@ -122,8 +122,8 @@ def _mark(
 
 
 def _baseline_line() -> Figure:
-    dots = {"color": "var(--ink)", "width": 1.5}
-    return {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": dots, "layer": "below"}
+    ink = {"color": "var(--ink)", "width": 1}
+    return {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": ink}
 
 
 def _side(text: str, anchor: str, shift: int) -> Figure:
