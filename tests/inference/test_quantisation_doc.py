@@ -6,9 +6,8 @@
 from statistics import fmean
 from typing import Any
 
-from tests.doc_tables import DocTable, table
-
 from moekit.comparison.analysis.estimates import Estimate
+from tests.doc_tables import DocTable, table
 
 MODELS = ("dense", "moe")
 

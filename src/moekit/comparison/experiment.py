@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from moekit.comparison.analysis.decision import decide
 from moekit.comparison.report import write_markdown, write_report
 from moekit.comparison.results_schema import Results, Run, read_results, write_results
 from moekit.comparison.run import worker_process
@@ -209,6 +210,7 @@ def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, 
                 all_runs.advance(1)
     corpus = Corpus.open(folder.corpus)
     results = collect_results(plan, corpus, runs, wall_seconds=time.monotonic() - began)
+    results = results.model_copy(update={"verdict": decide(results)})
     write_results(results, folder.results)
     _write_reports(results, folder)
     return results

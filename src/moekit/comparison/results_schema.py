@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moekit.comparison.spec.machine import Machine
 from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.comparison.verdict_schema import VerdictRecord
 from moekit.core import files
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 class Record(BaseModel):
@@ -205,6 +206,9 @@ class Results(Record):
     settings: Settings
     baseline: Annotated[str, Field(description="the contestant that the others are held against")]
     contestants: list[ContestantResults]
+    verdict: Annotated[
+        VerdictRecord | None, Field(description="all that the words of the report are made from; null in older files")
+    ] = None
 
 
 def write_results(results: Results, path: Path) -> None:

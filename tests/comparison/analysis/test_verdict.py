@@ -22,10 +22,10 @@ from tests.comparison.sample_results import (
 )
 
 from moekit.comparison.analysis.baseline_comparison import find, hold_against, kind_of, order_by_seed
-from moekit.comparison.analysis.estimates import Estimate
 from moekit.comparison.analysis.learning_curves import first_reach, level_at, reach_ratios
 from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
 from moekit.comparison.analysis.verdict import judge
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import CurvePoint, LeftOutText, Results, Run
 
 
@@ -70,12 +70,14 @@ def test_intervals_are_students(freedom: int, expected: float) -> None:
     assert (estimate.high - estimate.mean) / error == pytest.approx(expected, abs=6e-4)
 
 
-def test_few_seeds_claim_no_interval() -> None:
+def test_few_seeds_claim_little() -> None:
+    """Two values are no interval of 95 %: Student's with one degree of freedom is 12.7 standard errors."""
     one, both = Estimate.of([2.0]), Estimate.of([3.0, 1.0])
     assert one is not None
     assert both is not None
     assert one.spread == "none"
-    assert (both.low, both.mean, both.high, both.spread) == (1.0, 2.0, 3.0, "range")
+    assert both.spread == "interval"
+    assert (both.low, both.mean, both.high) == pytest.approx((2 - 12.706, 2.0, 2 + 12.706), abs=1e-3)
     assert Estimate.of([]) is None
 
 
@@ -114,15 +116,21 @@ def test_a_curve_against_itself_is_one(levels: list[float], share: float) -> Non
     """Wobbling or not: the rule of the first crossing favours nobody."""
     curve = points(*((10 * 2**i, level) for i, level in enumerate(levels)))
     ratios = reach_ratios(curve, curve, share)
-    assert ratios is None or list(ratios.values()) == pytest.approx([1.0, 1.0, 1.0])
+    assert ratios is None or list(ratios.ratios.values()) == pytest.approx([1.0, 1.0, 1.0])
     assert share < 1 or ratios is not None
 
 
 def test_reach_ratios_by_hand() -> None:
     baseline = points((100, 4.0), (400, 3.0))
     faster = points((100, 3.5), (400, 2.5), speed=5.0, flops=100.0)
-    assert reach_ratios(faster, baseline) == pytest.approx({"tokens": 0.5, "flops": 0.5, "seconds": 1.0})
-    assert reach_ratios(baseline, faster) is None
+    found = reach_ratios(faster, baseline)
+    assert found is not None
+    assert found.reached
+    assert found.ratios == pytest.approx({"tokens": 0.5, "flops": 0.5, "seconds": 1.0})
+    missed = reach_ratios(baseline, faster)  # all that it spent: 400 tokens in 40 seconds, over 400 in 80
+    assert missed is not None
+    assert not missed.reached
+    assert missed.ratios == pytest.approx({"tokens": 1.0, "flops": 1.0, "seconds": 0.5})
 
 
 def test_kinds() -> None:
@@ -178,13 +186,15 @@ def test_within_the_noise() -> None:
 
 def test_partly_reached() -> None:
     verdict = judge(two([2.0, 2.0, 2.0], [1.99, 2.03, 1.98]))
-    assert "in 2 of 3 seeds" in verdict.sentences["moe"]
+    assert "in 2 of 3 seeds alone" in verdict.sentences["moe"]
     assert summary_table(two([2.0, 2.0, 2.0], [1.99, 2.03, 1.98]))[1].reached_flops.endswith("2 of 3 seeds")
 
 
 def test_one_seed_has_no_uncertainty() -> None:
     verdict = judge(two([2.0], [1.9]))
-    assert verdict.answer == "Mixture of experts, as far as one seed can tell"
+    assert verdict.answer == "No answer from one seed"
+    assert verdict.record.answer == "undecided"
+    assert "0.100 bits per byte below" in verdict.headline
     assert "interval" not in verdict.headline + verdict.sentences["moe"]
     assert any("no uncertainty figure" in check.text for check in verdict.checks)
     assert "±" not in summary_table(two([2.0], [1.9]))[0].bits_per_byte
@@ -400,10 +410,19 @@ def test_who_failed_where_others_finished_does_not_lead() -> None:
         assert verdict.leader == "solid"
         failed = fragile.count(None)
         assert f"`fragile`, of which {failed} of 3 runs failed, does not lead." in verdict.headline
-    # Where all mixtures failed the same number of times, the best of them leads.
+    # Where all mixtures failed, what is left of them is no proof.
     verdict = judge(several(dense=dense, one=[1.9, None, None], other=[None, None, 1.8]))
-    assert verdict.leader == "other"
-    assert "as far as one seed can tell" in verdict.answer
+    assert verdict.leader is None
+    assert verdict.record.reason == "rivals_failed"
+    assert "`one`: 2 of 3 runs and `other`: 2 of 3 runs" in verdict.headline
+
+
+def test_a_baseline_that_failed_does_not_win() -> None:
+    verdict = judge(several(dense=[1.80, 1.81, None], a=[1.90, 1.91, 1.92]))
+    assert verdict.record.answer == "undecided"
+    assert "runs of `dense` failed" in verdict.headline
+    verdict = judge(several(dense=[2.00, 2.01, None], a=[1.90, 1.91, 1.92]))
+    assert verdict.answer == "Mixture of experts, as far as two seeds can tell"
 
 
 def test_who_is_surely_better_leads_before_who_seems_so() -> None:
@@ -422,37 +441,87 @@ def test_intervals_are_for_all_contestants_together() -> None:
     assert after is not None
     assert before.mean == after.mean
     assert after.low < before.low < before.high < after.high
-    assert alone.answer.startswith("Mixture")
-    assert together.answer == "No difference was shown"
 
 
-def unreached(comparison: Results, name: str, seed: int) -> Results:
-    """The curve of that run ends above all levels, as one that is measured on a harder sample."""
+def test_seeds_that_disagree_about_the_best_say_so() -> None:
+    """Each is held against the pick of the others; where that is not the best of all, the words name both."""
+    verdict = judge(several(dense=[2.00, 2.01, 2.02], a=[1.90, 1.99, 1.92], b=[1.97, 1.90, 1.96]))
+    assert verdict.leader == "a"
+    assert verdict.record.picks == {"a": 1, "b": 2}
+    assert verdict.record.candidates == 2
+    assert "each seed against the one that the other seeds pick: `b` in 2 seeds and `a` in 1 seed" in verdict.headline
+    assert verdict.record.difference is not None
+    assert verdict.record.difference.mean == pytest.approx((-0.03 - 0.02 - 0.06) / 3)
 
-    def raised(one: Run) -> Run:
+
+def test_a_copy_under_another_name_changes_nothing() -> None:
+    dense, moe = [2.00, 2.05, 2.02], [1.99, 2.03, 2.03]
+    alone, twice = judge(several(dense=dense, a=moe)), judge(several(dense=dense, a=moe, b=moe))
+    assert twice.record.difference == alone.record.difference
+    assert twice.answer == alone.answer
+    assert judge(several(dense=dense, a=dense)).record.answer == "undecided"
+
+
+SEEDS = [2.000, 2.010, 2.020, 2.005, 2.015, 2.025]
+
+
+@pytest.mark.parametrize("missed", [False, True])
+@pytest.mark.parametrize("speed", [20_000, 200_000])
+def test_a_seed_that_missed_the_level_makes_no_stronger_words(missed: bool, speed: int) -> None:
+    """Who is slower is not the answer for each second, whether or not every seed came down to the baseline's level."""
+    ends = [figure - 0.02 for figure in SEEDS]
+    if missed:
+        ends[0] = SEEDS[0] + 0.001
+    verdict = judge(two(SEEDS, ends, moe_speed=speed))
+    reach = verdict.against["moe"].final
+    assert (reach.ratios is None, reach.at_least is None) == (missed, not missed)
+    if speed < 50_000:
+        assert verdict.answer == "Mixture of experts for each FLOP, dense for each second on this machine"
+    else:
+        assert verdict.answer == "Mixture of experts"
+    if missed:  # no ratio of those that survived
+        assert "it needed" not in verdict.headline
+        assert (
+            "reached `dense`'s final level in 5 of 6 seeds alone; over all seeds it takes more than"
+            in (verdict.sentences["moe"])
+        )
+
+
+def test_the_curve_and_the_final_figure_say_the_same() -> None:
+    """A curve is measured on less text; its sample may be harder, and it ends at the final figure all the same."""
+    comparison = two([2.00, 2.01, 2.02], [1.99, 2.00, 2.01])
+
+    def harder(one: Run) -> Run:
         points = [point.model_copy(update={"bits_per_byte": point.bits_per_byte + 1}) for point in one.curve]
-        return one.model_copy(update={"curve": points}) if one.seed == seed else one
+        return one.model_copy(update={"curve": points})
 
     changed = [
-        each.model_copy(update={"runs": [raised(one) for one in each.runs]}) if each.name == name else each
+        each.model_copy(update={"runs": [harder(one) for one in each.runs]}) if each.name == "moe" else each
         for each in comparison.contestants
     ]
-    return comparison.model_copy(update={"contestants": changed})
+    moved = judge(comparison.model_copy(update={"contestants": changed}))
+    assert moved.against["moe"].final.reached == 3
+    assert moved.headline == judge(comparison).headline
 
 
-@pytest.mark.parametrize("missed", [0, 1, None])
-@pytest.mark.parametrize("speed", [20_000, 200_000])
-def test_who_is_slower_is_not_the_answer_for_each_second(missed: int | None, speed: int) -> None:
-    """Whether or not each seed's curve came down to the baseline's last level."""
-    comparison = two([2.00, 2.01, 2.02], [1.99, 2.00, 2.01], moe_speed=speed)
-    if missed is not None:
-        comparison = unreached(comparison, "moe", missed)
-    answer = judge(comparison).answer
-    if speed < 50_000:
-        slower = ", dense for each second on this machine" if missed is None else ""
-        assert answer == f"Mixture of experts for each FLOP{slower}"
-    else:
-        assert answer == "Mixture of experts"
+def test_the_words_are_made_from_the_record() -> None:
+    """What results.json holds is what the page says; without it the same is found again."""
+    comparison = everyone()
+    record = judge(comparison).record
+    kept = Results.model_validate_json(comparison.model_copy(update={"verdict": record}).model_dump_json())
+    assert kept.verdict == record
+    assert judge(kept) == judge(comparison)
+    assert record.answer == "moe"
+    assert (record.winner, record.loser, record.reason) == ("moe", "dense", "decided")
+    assert record.standings is not None
+    other = record.model_copy(update={"answer": "undecided", "reason": "within_seed_noise", "winner": None})
+    assert judge(comparison.model_copy(update={"verdict": other})).answer == "No difference was shown"
+
+
+def test_every_check_has_a_code() -> None:
+    codes = [check.code for check in judge(everyone()).checks]
+    assert len(set(codes)) >= 4
+    assert {"seeds", "runs_failed", "loss_spiked"} <= set(codes)
 
 
 @pytest.mark.parametrize("moe_speed", [20_000, 500_000])

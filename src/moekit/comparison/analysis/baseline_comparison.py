@@ -1,68 +1,23 @@
 """Each contestant held against the baseline, in numbers: paired by seed, over the seeds that both finished.
 
-Uncertainty is what `moekit.comparison.analysis.estimates.Estimate` says it is.
+Uncertainty is what `moekit.comparison.estimates.Estimate` says it is.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
 
-from moekit.comparison.analysis.estimates import Estimate
-from moekit.comparison.analysis.learning_curves import AXES, Axis, reach_ratios
+from moekit.comparison.analysis.learning_curves import AXES, reach_ratios
 from moekit.comparison.analysis.simultaneous import differences
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults, Results, Run
 from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.comparison.verdict_schema import AgainstBaseline, Kind, Reach
 from moekit.config import LSTMConfig, NGramConfig
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
-Kind = Literal["dense", "moe", "hybrid", "lstm", "ngram"]
 # Held against the baseline like everyone, but no answer to the question: dense, or mixture of experts?
 REFERENCES: frozenset[Kind] = frozenset({"lstm", "ngram"})
 Pairs = Sequence[tuple[Run, Run]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reach:
-    """What it took to reach the baseline's level at `share` of the baseline's tokens, over what the baseline needed.
-
-    ratios: over the seeds that reached it, without an axis on which one side spends nothing; None where none did.
-    reached, seeds: how many did, of how many pairs.
-    """
-
-    share: float
-    ratios: dict[Axis, Estimate] | None
-    reached: int
-    seeds: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgainstBaseline:
-    """One contestant against the baseline. Ratios are contestant over baseline, None where one side has no figure.
-
-    difference: final bits per byte, contestant less baseline (negative: better). reach: one entry a share of SHARES.
-    inverse: what the baseline needed for the *contestant's* final level, over what the contestant needed for it.
-    memory: peak in training. weights: as served. seconds: of a whole run. speed: training tokens per second.
-    flops: for a token in training, 0 where the contestant multiplies nothing, None where the baseline alone does not.
-    decode: median time per token. domains: final bits per byte by domain, contestant less baseline.
-    """
-
-    name: str
-    kind: Kind
-    difference: Estimate | None
-    reach: tuple[Reach, ...]
-    inverse: Reach
-    memory: Estimate | None
-    seconds: Estimate | None
-    speed: Estimate | None
-    weights: float | None
-    flops: float | None
-    decode: float | None
-    domains: dict[str, Estimate]
-
-    @property
-    def final(self) -> Reach:
-        """What it took to reach the baseline's final level."""
-        return self.reach[-1]
 
 
 def kind_of(config: ContestantConfig) -> Kind:
@@ -91,6 +46,8 @@ def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> 
     return AgainstBaseline(
         name=contestant.name,
         kind=kind_of(contestant.config),
+        runs=len(contestant.runs),
+        failed=sum(run.status == "failed" for run in contestant.runs),
         difference=Estimate.of([a - b for a, b in _both(pairs, lambda run: run.bits_per_byte)]),
         reach=tuple(_reach(pairs, share) for share in SHARES),
         inverse=_reach([(base, run) for run, base in pairs], 1.0),
@@ -115,12 +72,15 @@ def hold_all_against(results: Results) -> dict[str, AgainstBaseline]:
         return {}
     others = [one for one in results.contestants if one is not baseline and one.caveat is None]
     against = {one.name: hold_against(one, baseline) for one in others}
-    rivals = {one.name: _final_by_seed(one) for one in others if against[one.name].kind not in REFERENCES}
-    together = differences(_final_by_seed(baseline), rivals)
-    return {name: replace(one, difference=together.get(name, one.difference)) for name, one in against.items()}
+    rivals = {one.name: final_by_seed(one) for one in others if against[one.name].kind not in REFERENCES}
+    together = differences(final_by_seed(baseline), rivals)
+    return {
+        name: one.model_copy(update={"difference": together.get(name, one.difference)}) for name, one in against.items()
+    }
 
 
-def _final_by_seed(contestant: ContestantResults) -> dict[int, float]:
+def final_by_seed(contestant: ContestantResults) -> dict[int, float]:
+    """Give the final bits per byte of the runs that came to their end, by seed."""
     return {run.seed: run.bits_per_byte for run in finished(contestant) if run.bits_per_byte is not None}
 
 
@@ -130,7 +90,7 @@ def order_by_seed(results: Results) -> dict[int, tuple[str, ...]]:
     Those with a caveat have no place in an order.
     """
     figures = {
-        contestant.name: _final_by_seed(contestant) for contestant in results.contestants if not contestant.caveat
+        contestant.name: final_by_seed(contestant) for contestant in results.contestants if not contestant.caveat
     }
     figures = {name: by_seed for name, by_seed in figures.items() if by_seed}
     if not figures:
@@ -161,11 +121,30 @@ def _ratio(pairs: Pairs, figure: Callable[[Run], float | None]) -> Estimate | No
 
 
 def _reach(pairs: Pairs, share: float) -> Reach:
-    found = [reach_ratios(run.curve, base.curve, share) for run, base in pairs]
-    hits = [ratios for ratios in found if ratios is not None]
-    estimates = {axis: Estimate.of_ratios([ratios[axis] for ratios in hits if axis in ratios]) for axis in AXES}
-    ratios = {axis: estimate for axis, estimate in estimates.items() if estimate}
-    return Reach(share=share, ratios=ratios or None, reached=len(hits), seeds=len(pairs))
+    # The final figures are measured on more text than the curves. Moved to end at them, a curve says of a level what
+    # they say of it: who ended below the baseline has reached its level.
+    found = [
+        one
+        for run, base in pairs
+        if (one := reach_ratios(run.curve, base.curve, share, _final_over_curve(base) - _final_over_curve(run)))
+    ]
+    reached = sum(one.reached for one in found)
+    by_axis = {axis: Estimate.of_ratios([one.ratios[axis] for one in found if axis in one.ratios]) for axis in AXES}
+    ratios = {axis: estimate for axis, estimate in by_axis.items() if estimate} or None
+    return Reach(
+        share=share,
+        ratios=ratios if reached == len(pairs) else None,
+        at_least=ratios if 0 < reached < len(pairs) else None,
+        reached=reached,
+        seeds=len(pairs),
+    )
+
+
+def _final_over_curve(run: Run) -> float:
+    """Give the final bits per byte less those of the curve's end."""
+    if run.bits_per_byte is None or not run.curve or not math.isfinite(run.curve[-1].bits_per_byte):
+        return 0.0
+    return run.bits_per_byte - run.curve[-1].bits_per_byte
 
 
 def _by_domain(pairs: Pairs) -> dict[str, Estimate]:

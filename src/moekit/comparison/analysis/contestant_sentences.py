@@ -1,8 +1,6 @@
 """What the verdict says about each contestant, in words."""
 
-from moekit.comparison.analysis.baseline_comparison import REFERENCES, AgainstBaseline, finished
-from moekit.comparison.analysis.estimates import Estimate
-from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.analysis.baseline_comparison import REFERENCES, finished
 from moekit.comparison.analysis.verdict_wording import (
     bracket_text,
     gap_text,
@@ -11,7 +9,9 @@ from moekit.comparison.analysis.verdict_wording import (
     seeds_text,
     times_text,
 )
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults
+from moekit.comparison.verdict_schema import AgainstBaseline, Axis
 
 REACH_NOUNS: tuple[tuple[Axis, str], ...] = (("flops", "the FLOPs"), ("seconds", "the seconds"))
 
@@ -22,7 +22,9 @@ def contestant_sentences(baseline: str, one: AgainstBaseline) -> str:
     if one.difference is not None:
         unsure = one.difference.spread != "none" and one.difference.side(0.0) == 0
         noise = ", which is within the noise between seeds" if unsure else ""
-        parts.append(f"It ended {gap_text(one.difference)} `{baseline}`{interval_text(one.difference)}{noise}.")
+        parts.append(
+            f"It ended {gap_text(one.difference)} `{baseline}`{interval_text(one.difference, one.text)}{noise}."
+        )
     costs = []
     if one.flops == 0:
         costs.append("no FLOPs, for it multiplies nothing")
@@ -44,16 +46,18 @@ def contestant_sentences(baseline: str, one: AgainstBaseline) -> str:
 def _reach_sentence(baseline: str, one: AgainstBaseline) -> str:
     name, base, final, inverse = f"`{one.name}`", f"`{baseline}`", one.final, one.inverse
     if final.ratios is not None:
-        where = "" if final.reached == final.seeds else f" in {final.reached} of {seeds_text(final.seeds)}, there"
-        return f"{name} reached {base}'s final level{where} with {_needed(final.ratios)} that {base} needed."
+        return f"{name} reached {base}'s final level with {_needed(final.ratios)} that {base} needed."
+    if final.at_least is not None:
+        where = f"in {final.reached} of {seeds_text(final.seeds)}"
+        return (
+            f"{name} reached {base}'s final level {where} alone; over all seeds it takes more than "
+            f"{_at_least(final.at_least)} that {base} needed."
+        )
     seeds = "its one seed" if final.seeds == 1 else f"any of {seeds_text(final.seeds)}"
     missed = f"{name} did not reach {base}'s final level in {seeds}"
     if inverse.ratios is None:
         return f"{missed}."
-    where = "" if inverse.reached == inverse.seeds else f" in {inverse.reached} of {seeds_text(inverse.seeds)}"
-    return (
-        f"{missed}; {base} reached the final level of {name}{where} with {_needed(inverse.ratios)} that {name} needed."
-    )
+    return f"{missed}; {base} reached the final level of {name} with {_needed(inverse.ratios)} that {name} needed."
 
 
 def _needed(ratios: dict[Axis, Estimate]) -> str:
@@ -66,9 +70,13 @@ def _needed(ratios: dict[Axis, Estimate]) -> str:
     )
 
 
-def caveat_text(contestant: ContestantResults) -> str:
+def _at_least(ratios: dict[Axis, Estimate]) -> str:
+    return listed([times_text(ratios[axis].mean, noun) for axis, noun in REACH_NOUNS if axis in ratios])
+
+
+def caveat_text(name: str, caveat: str) -> str:
     """Say why a contestant with a caveat is held against nobody; its bits per byte have a star in the summary."""
-    return f"`{contestant.name}` (*) is held against nobody: {contestant.caveat}."
+    return f"`{name}` (*) is held against nobody: {caveat}."
 
 
 def specialisation_sentence(contestant: ContestantResults) -> str | None:

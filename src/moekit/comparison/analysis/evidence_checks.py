@@ -1,11 +1,11 @@
 """What strengthens or weakens the evidence for a verdict: seeds, order, failures, spikes, collapsed routing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from moekit.comparison.analysis.baseline_comparison import finished, order_by_seed
 from moekit.comparison.analysis.verdict_wording import listed, runs_text
 from moekit.comparison.results_schema import ContestantResults, CorpusRecord, Results
+from moekit.comparison.verdict_schema import Check
 from moekit.core.formatting import bytes_text
 
 # So many collapsed layers of a contestant are named one by one.
@@ -18,14 +18,6 @@ _MANY_EPOCHS = 4
 """Muennighoff et al. 2023, arXiv 2305.16264: up to so many epochs are nearly as good as new text."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that strengthens (`good`) or weakens the evidence for the verdict."""
-
-    good: bool
-    text: str
-
-
 def evidence_checks(results: Results) -> list[Check]:
     """List what strengthens and what weakens the evidence, in all and by contestant."""
     checks = [_seed_check(results), *_order_check(results), *_unigram_check(results)]
@@ -36,33 +28,45 @@ def evidence_checks(results: Results) -> list[Check]:
         if failures:
             reasons = "; ".join(f"seed {run.seed}: {run.failure or 'no reason given'}" for run in failures)
             checks.append(
-                Check(False, f"{name}: {len(failures)} of {runs_text(len(contestant.runs))} failed ({reasons}).")
+                weak("runs_failed", f"{name}: {len(failures)} of {runs_text(len(contestant.runs))} failed ({reasons}).")
             )
         if spikes := sum(run.loss_spikes for run in contestant.runs):
             times = "once" if spikes == 1 else f"{spikes} times"
-            checks.append(Check(False, f"{name}: the loss spiked {times} in {runs_text(len(contestant.runs))}."))
+            checks.append(weak("loss_spiked", f"{name}: the loss spiked {times} in {runs_text(len(contestant.runs))}."))
         if collapses := [f"seed {run.seed}, {warning}" for run in contestant.runs for warning in run.warnings]:
             more = f"; {len(collapses) - _NAMED} more" if len(collapses) > _NAMED else ""
             told = "; ".join(collapses[:_NAMED])
-            checks.append(Check(False, f"{name}: the routing collapsed in training; {told}{more}."))
+            checks.append(weak("routing_collapsed", f"{name}: the routing collapsed in training; {told}{more}."))
         if dead := max((layer.dead_experts for run in finished(contestant) for layer in run.routing), default=0):
-            checks.append(Check(False, f"{name}: up to {dead} experts of a layer got no token of the held-out text."))
+            text = f"{name}: up to {dead} experts of a layer got no token of the held-out text."
+            checks.append(weak("dead_experts", text))
     if not any(run.status == "failed" or run.loss_spikes for one in results.contestants for run in one.runs):
-        checks.append(Check(True, "No run failed, and no run's loss spiked."))
+        checks.append(good("steady_runs", "No run failed, and no run's loss spiked."))
     return checks
+
+
+def good(code: str, text: str) -> Check:
+    """Say what strengthens the evidence."""
+    return Check(code=code, good=True, text=text)
+
+
+def weak(code: str, text: str) -> Check:
+    """Say what weakens the evidence."""
+    return Check(code=code, good=False, text=text)
 
 
 def _seed_check(results: Results) -> Check:
     count = len(results.settings.seeds)
     if count == 1:
-        return Check(False, "One seed: there is no uncertainty figure, and another seed may turn the order round.")
-    if count == 2:
-        return Check(False, "Two seeds: what has no interval has the two values in brackets.")
-    return Check(
-        True,
-        f"{count} seeds: brackets hold the 95 % interval of the mean, paired by seed; that of final bits per byte is "
-        "for all contestants together (Dunnett), so that the best of equals seldom seems better.",
+        return weak("one_seed", "One seed: there is no uncertainty figure, and another seed may turn the order round.")
+    text = (
+        f"{'Two' if count == 2 else count} seeds: brackets hold the 95 % interval of the mean, paired by seed. That of "
+        "the headline holds each seed against the contestant that the other seeds pick, so that the best of equals "
+        "does not seem better; those of the other final bits per byte are for all contestants together (Dunnett)."
     )
+    if count == 2:
+        return weak("two_seeds", f"{text} Two seeds make wide intervals.")
+    return good("seeds", text)
 
 
 def _order_check(results: Results) -> list[Check]:
@@ -75,12 +79,12 @@ def _order_check(results: Results) -> list[Check]:
         distinct.setdefault(order, []).append(seed)
     if len(distinct) == 1:
         same = ", ".join(f"`{name}`" for name in next(iter(distinct)))
-        return [Check(True, f"The order by final bits per byte is the same for {_all(len(orders))}: {same}.")]
+        return [good("same_order", f"The order by final bits per byte is the same for {_all(len(orders))}: {same}.")]
     told = "; ".join(
         f"seed {', '.join(map(str, seeds))}: {', '.join(f'`{name}`' for name in order)}"
         for order, seeds in distinct.items()
     )
-    return [Check(False, f"The order by final bits per byte changes with the seed ({told}).")]
+    return [weak("order_changes", f"The order by final bits per byte changes with the seed ({told}).")]
 
 
 def _all(seeds: int) -> str:
@@ -98,8 +102,8 @@ def _left_out_checks(corpus: CorpusRecord) -> list[Check]:
         if share >= _MUCH_LEFT_OUT:
             why = "; ".join(f"{one.texts:,} {one.reason}" for one in reasons if one.bytes)
             text = f"Of the text of `{name}` {100 * share:.0f} % ({bytes_text(lost)}) was left out: {why}."
-            checks.append(Check(False, text))
-        checks += [Check(False, f"The text of `{name}` {one.reason}.") for one in reasons if not one.bytes]
+            checks.append(weak("text_left_out", text))
+        checks += [weak("text_repeats", f"The text of `{name}` {one.reason}.") for one in reasons if not one.bytes]
     return checks
 
 
@@ -117,8 +121,8 @@ def _epochs_check(corpus: CorpusRecord) -> list[Check]:
     told = listed([f"`{domain.name}` {domain.epochs:.1f} times" for domain in often[:_NAMED]])
     more = _and_more(len(often))
     return [
-        Check(
-            False,
+        weak(
+            "many_epochs",
             f"The training read {told}{more}: beyond {_MANY_EPOCHS} epochs little more is learned of a text than the "
             "text itself (Muennighoff et al. 2023), and who has more parameters learns it by heart first. Give more "
             "text, or a smaller budget.",
@@ -135,11 +139,11 @@ def _unigram_check(results: Results) -> list[Check]:
     above = {one.name: where for one in measured if (where := _above(one, bars, bar))}
     if above:
         told = "; ".join(f"`{name}` did not get below byte frequencies alone{where}" for name, where in above.items())
-        return [Check(False, f"{told}.")]
+        return [weak("above_byte_frequencies", f"{told}.")]
     if not measured:
         return []
     text = f"All that finished are below byte frequencies alone ({bar:.3f} bits per byte), in every domain."
-    return [Check(True, text)]
+    return [good("below_byte_frequencies", text)]
 
 
 def _above(one: ContestantResults, bars: Mapping[str, float], bar: float) -> str:

@@ -7,11 +7,11 @@ for both sides of every comparison, so that a curve that wobbles gains nothing a
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 from moekit.comparison.results_schema import CurvePoint
+from moekit.comparison.verdict_schema import Axis
 
-Axis = Literal["tokens", "flops", "seconds"]
 AXES: tuple[Axis, ...] = ("tokens", "flops", "seconds")
 
 
@@ -55,21 +55,38 @@ def level_at(curve: Sequence[CurvePoint], share: float) -> float | None:
     return before.bits_per_byte
 
 
-def reach_ratios(
-    curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint], share: float = 1.0
-) -> dict[Axis, float] | None:
-    """Give what `curve` needed for the level of `baseline` at `share` of its tokens, over what `baseline` needed.
+@dataclass(frozen=True)
+class ReachRatios:
+    """What a curve took to a level of another's, over what that one took.
 
-    Returns a ratio an axis (below 1: `curve` was cheaper), without an axis on which one of the two spends nothing, as
-    an n-gram model spends no FLOPs; None where `curve` never reached the level or `baseline` does not say what it is.
+    ratios: by axis, below 1 where the curve was cheaper, without an axis on which one of the two spends nothing, as an
+    n-gram model spends no FLOPs. reached: whether the curve came down to the level; where it did not, all that it spent
+    stands in place of what it would have needed, so that the truth is more.
+    """
+
+    ratios: dict[Axis, float]
+    reached: bool
+
+
+def reach_ratios(
+    curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint], share: float = 1.0, shift: float = 0.0
+) -> ReachRatios | None:
+    """Say what `curve` took to the level of `baseline` at `share` of its tokens; None where that is not known.
+
+    Args:
+        curve: of the contestant.
+        baseline: the baseline's.
+        share: 0 to 1.
+        shift: bits per byte by which that level lies higher in the contestant's curve.
     """
     level = level_at(baseline, share)
-    if level is None:
+    own = first_reach(baseline, level) if level is not None else None
+    if level is None or own is None or not curve:
         return None
-    own, other = first_reach(baseline, level), first_reach(curve, level)
-    if own is None or other is None or own["tokens"] <= 0:
-        return None
-    return {axis: other[axis] / own[axis] for axis in AXES if min(own[axis], other[axis]) > 0}
+    reached = first_reach(curve, level + shift)
+    spent = reached or {axis: float(getattr(curve[-1], axis)) for axis in AXES}
+    ratios = {axis: spent[axis] / own[axis] for axis in AXES if min(own[axis], spent[axis]) > 0}
+    return ReachRatios(ratios, reached is not None)
 
 
 def _between(low: float, high: float, way: float) -> float:

@@ -3,20 +3,20 @@
 Of several contestants that equal the baseline the best seems better too often, where each interval is made as if it
 were the only one. These are Dunnett's (1955, A multiple comparison procedure for comparing several treatments with a
 control): with 95 % probability all hold the true difference. The noise is estimated from all contestants together, less
-what a seed does to all of them alike.
+what a seed does to all of them alike, and the baseline's apart from that of the others, for all differences share it.
 
-C contestants, the baseline first; N seeds.
+C contestants beside the baseline, S seeds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtri, ndtr
 
-from moekit.comparison.analysis.estimates import Estimate
+from moekit.comparison.estimates import Estimate
 
 _LEVEL = 0.95
 _NODES = 64  # of the integral over the baseline's error
@@ -37,15 +37,16 @@ def differences(baseline: Figures, contestants: Mapping[str, Figures]) -> dict[s
         for name, figures in contestants.items()
     }
     own = {name: estimate for name, values in paired.items() if (estimate := Estimate.of(values))}
-    noise, degrees = _noise([baseline, *(contestants[name] for name in own)])
-    if len(own) < 2 or degrees < 2:
+    whole = [values for values in paired.values() if len(values) == len(baseline)]
+    if len(own) < 2 or len(whole) < 2 or len(baseline) < 2:
         return own
+    noise, degrees = _noise(np.array(whole))
     factor = dunnett_factor(len(own), degrees) * noise
-    return {name: _widened(estimate, factor * math.sqrt(2 / estimate.seeds)) for name, estimate in own.items()}
+    return {name: _widened(estimate, factor / math.sqrt(estimate.seeds)) for name, estimate in own.items()}
 
 
 @cache
-def dunnett_factor(contestants: int, degrees: int) -> float:
+def dunnett_factor(contestants: int, degrees: float) -> float:
     """Find how many standard errors hold all differences to the baseline with a probability of 95 %.
 
     Args:
@@ -70,18 +71,26 @@ def _widened(estimate: Estimate, half: float) -> Estimate:
     if estimate.seeds < 2:
         return estimate
     low, high = min(estimate.low, estimate.mean - half), max(estimate.high, estimate.mean + half)
-    return Estimate(estimate.mean, low, high, estimate.seeds, "interval")
+    return estimate.model_copy(update={"low": low, "high": high})
 
 
-def _noise(figures: Sequence[Figures]) -> tuple[float, int]:
-    """Estimate the noise of a run, and its degrees of freedom: a figure is its contestant's, its seed's, and noise."""
-    seeds = sorted({seed for each in figures for seed in each})
-    cells = [(place, seeds.index(seed), figure) for place, each in enumerate(figures) for seed, figure in each.items()]
-    design = np.zeros((len(cells), len(figures) + len(seeds)))
-    for row, (place, seed, _) in enumerate(cells):
-        design[row, place] = design[row, len(figures) + seed] = 1
-    values: npt.NDArray[np.float64] = np.array([figure for *_, figure in cells])
-    solution, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    degrees = len(cells) - int(rank)
-    squares = float(((values - design @ solution) ** 2).sum())
-    return (math.sqrt(squares / degrees) if degrees > 0 else 0.0), degrees
+def _noise(gap_CS: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Estimate how much a difference to the baseline varies with the seed, and the degrees of freedom of that.
+
+    A figure is its contestant's, its seed's, and noise. The mean over contestants varies by the baseline's noise and a
+    part of theirs, and what is left by theirs. Their sum has the degrees of freedom of Satterthwaite (1946, An
+    approximate distribution of estimates of variance components), rounded down to a half.
+
+    Args:
+        gap_CS: figures less the baseline's of two contestants or more, in two seeds or more.
+    """
+    contestants, seeds = gap_CS.shape
+    mean_S = gap_CS.mean(0)
+    left_CS = gap_CS - mean_S - gap_CS.mean(1, keepdims=True) + mean_S.mean()
+    shared, shared_degrees = float(mean_S.var(ddof=1)), seeds - 1
+    own_degrees = (contestants - 1) * (seeds - 1)
+    own = float((left_CS**2).sum()) / own_degrees * (1 - 1 / contestants)
+    if shared + own == 0:
+        return 0.0, 1.0
+    degrees = (shared + own) ** 2 / (shared**2 / shared_degrees + own**2 / own_degrees)
+    return math.sqrt(shared + own), math.floor(2 * degrees) / 2

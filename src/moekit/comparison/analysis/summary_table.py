@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moekit.comparison.analysis.baseline_comparison import find, finished, hold_against
-from moekit.comparison.analysis.estimates import Estimate
-from moekit.comparison.analysis.learning_curves import Axis
 from moekit.comparison.analysis.verdict_wording import NONE, reached_text
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults, Results
+from moekit.comparison.verdict_schema import Axis
 from moekit.core import formatting
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from moekit.comparison.analysis.baseline_comparison import AgainstBaseline, Reach
-from moekit.comparison.analysis.estimates import Estimate
-from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.estimates import Estimate
+from moekit.comparison.verdict_schema import AgainstBaseline, Axis, Reach, TextSpread
 
 NONE = "–"
 
@@ -22,12 +21,14 @@ def reached_text(one: AgainstBaseline, reach: Reach, axis: Axis) -> str:
     """Say what it took to reach a level, over what the baseline took; `none` where it multiplies nothing."""
     if not reach.seeds:
         return NONE
-    if reach.ratios is None:
+    ratios = reach.ratios or reach.at_least
+    if ratios is None:
         return "not reached"
-    if axis not in reach.ratios:
+    if axis not in ratios:
         return "none" if one.flops == 0 else NONE
-    text = ratio_text(reach.ratios[axis])
-    return text if reach.reached == reach.seeds else f"{text}, {reach.reached} of {reach.seeds} seeds"
+    if reach.ratios is None:
+        return f"over {ratios[axis].mean:.2f}, {reach.reached} of {reach.seeds} seeds"
+    return ratio_text(ratios[axis])
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -50,16 +51,19 @@ def gap_text(difference: Estimate) -> str:
     return f"{abs(difference.mean):.3f} bits per byte {'below' if difference.mean <= 0 else 'above'}"
 
 
-def interval_text(difference: Estimate) -> str:
-    """Write the interval in brackets, with the seeds; signed where the sign of the difference is not settled."""
-    if difference.spread == "none":
-        return " (one seed)"
-    if difference.side(0.0) == 0:
-        span = f"{signed(difference.low)} to {signed(difference.high)}"
-    else:
-        span = "{:.3f} to {:.3f}".format(*sorted((abs(difference.low), abs(difference.high))))
-    what = f"95 % interval {span}, " if difference.spread == "interval" else f"{span} in "
-    return f" ({what}{seeds_text(difference.seeds)})"
+def interval_text(difference: Estimate, text: TextSpread | None = None) -> str:
+    """Write the interval in brackets, with the seeds, and the one of `text` where that is known."""
+    seeds = "one seed"
+    if difference.spread == "interval":
+        seeds = f"95 % interval {_span(difference.low, difference.high)}, {seeds_text(difference.seeds)}"
+    return f" ({seeds}{f'; {_span(text.low, text.high)} by the text alone' if text else ''})"
+
+
+def _span(low: float, high: float) -> str:
+    """Write `0.003 to 0.012`, the smaller first; signed where the sign of the difference is not settled."""
+    if low <= 0 <= high:
+        return f"{signed(low)} to {signed(high)}"
+    return "{:.3f} to {:.3f}".format(*sorted((abs(low), abs(high))))
 
 
 def bracket_text(estimate: Estimate) -> str:

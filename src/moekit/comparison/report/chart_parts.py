@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moekit.comparison.analysis.baseline_comparison import REFERENCES, Kind
+from moekit.comparison.analysis.baseline_comparison import REFERENCES
 from moekit.comparison.report.escaping import plotly_text
+from moekit.comparison.verdict_schema import Kind
 from moekit.core.formatting import count_text
 
 Figure = dict[str, Any]

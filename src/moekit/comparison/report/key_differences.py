@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moekit.comparison.analysis.baseline_comparison import AgainstBaseline, Kind, find, finished, kind_of
-from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.analysis.baseline_comparison import find, finished, kind_of
 from moekit.comparison.analysis.verdict_wording import NONE, signed
 from moekit.comparison.results_schema import ContestantResults, Results
+from moekit.comparison.verdict_schema import AgainstBaseline, Axis, Kind
 from moekit.core import formatting
 
 
@@ -59,12 +59,11 @@ def _efficiency(results: Results, one: ContestantResults, against: AgainstBaseli
     final = against.final
     memory = () if against.memory is None else (f"{against.memory.mean:.2f}× the memory",)
     if final.ratios is None:
-        return Cell("not reached", (f"in {final.seeds} of {final.seeds} seeds", *memory))
-    some = () if final.reached == final.seeds else (f"reached by {final.reached} of {final.seeds} seeds",)
+        return Cell("not reached", (f"in {final.seeds - final.reached} of {final.seeds} seeds", *memory))
     seconds = f"{final.ratios['seconds'].mean:.2f}× the seconds"
     if "flops" not in final.ratios:  # of the two, one multiplies nothing
-        return Cell(seconds, (*(("no FLOPs",) if against.flops == 0 else ()), *memory, *some))
-    return Cell(f"{final.ratios['flops'].mean:.2f}× FLOPs", (seconds, *memory, *some))
+        return Cell(seconds, (*(("no FLOPs",) if against.flops == 0 else ()), *memory))
+    return Cell(f"{final.ratios['flops'].mean:.2f}× FLOPs", (seconds, *memory))
 
 
 def _scalability(results: Results, one: ContestantResults, against: AgainstBaseline | None) -> Cell:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 from moekit.comparison.analysis.baseline_comparison import REFERENCES, finished, kind_of
-from moekit.comparison.analysis.estimates import Estimate
-from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.report import chart_parts as parts
 from moekit.comparison.report.chart_parts import Chart, End, Figure, Look, Variant
 from moekit.comparison.results_schema import ContestantResults, CurvePoint, Results
+from moekit.comparison.verdict_schema import Axis
 from moekit.core.formatting import duration_text
 
 AXIS_NAMES: dict[Axis, str] = {"flops": "FLOPs", "seconds": "Seconds", "tokens": "Tokens"}

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from moekit.comparison.analysis.baseline_comparison import REFERENCES, SHARES, AgainstBaseline, Reach
-from moekit.comparison.analysis.estimates import Estimate
-from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.analysis.baseline_comparison import REFERENCES, SHARES
 from moekit.comparison.analysis.verdict_wording import reached_text
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.report import chart_parts as parts
 from moekit.comparison.report.chart_parts import Chart, Figure, Look, Variant
 from moekit.comparison.report.escaping import plotly_text
 from moekit.comparison.report.learning_curve_chart import AXIS_NAMES
 from moekit.comparison.results_schema import Results
+from moekit.comparison.verdict_schema import AgainstBaseline, Axis, Reach
 
 _FARTHEST = 8.0
 """How many times less or more than the baseline the axis goes at most; what lies beyond stands at its edge."""
@@ -69,7 +69,8 @@ def _told(one: AgainstBaseline, axis: Axis) -> tuple[Estimate, bool] | None:
     if ratios is None or axis not in ratios:
         return None
     found = ratios[axis]
-    return Estimate(1 / found.mean, 1 / found.high, 1 / found.low, found.seeds, found.spread), False
+    low, high = 1 / found.high, 1 / max(found.low, 1 / found.high / 1e300)
+    return found.model_copy(update={"mean": 1 / found.mean, "low": low, "high": high}), False
 
 
 def _range(rows: Sequence[AgainstBaseline]) -> tuple[float, float]:
@@ -134,7 +135,7 @@ def _side(text: str, anchor: str, shift: int) -> Figure:
 def _caption(baseline: str, rows: Sequence[AgainstBaseline]) -> str:
     """Say who did not reach the level, or not in every seed."""
     said = []
-    never = [one.name for one in rows if one.final.ratios is None]
+    never = [one.name for one in rows if one.final.ratios is None and one.final.at_least is None]
     if never:
         said.append(
             f"Not reached by {', '.join(never)}: ▸ is what such a contestant needed for its own final level, over what "
@@ -143,10 +144,10 @@ def _caption(baseline: str, rows: Sequence[AgainstBaseline]) -> str:
     some = [
         f"{one.name} in {one.final.reached} of {one.final.seeds} seeds"
         for one in rows
-        if one.final.ratios is not None and one.final.reached < one.final.seeds
+        if one.final.at_least is not None
     ]
     if some:
-        said.append(f"Reached by {', '.join(some)}: the figure is over those alone, which flatters.")
+        said.append(f"Reached by {', '.join(some)} alone: there is no ratio over all seeds.")
     free = [one.name for one in rows if one.flops == 0]
     if free:
         said.append(f"Without FLOPs: {', '.join(free)}.")
@@ -174,7 +175,8 @@ def _budget_figure(rivals: Sequence[Look], against: dict[str, AgainstBaseline], 
         ]
         aside = (place - (len(rivals) - 1) / 2) * 1.1
         means = [estimate.mean for _, estimate in estimates]
-        lows, highs = [estimate.low for _, estimate in estimates], [estimate.high for _, estimate in estimates]
+        lows = [max(estimate.low, 0.1 / _FARTHEST) for _, estimate in estimates]
+        highs = [min(estimate.high, 10 * _FARTHEST) for _, estimate in estimates]
         ends += [end for end in (*lows, *highs) if 1 / _FARTHEST <= end <= _FARTHEST]
         data.append(_budget_trace(look, aside, [reach for reach, _ in estimates], means, lows, highs))
     ticks = [100 * share for share in SHARES]

@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 
-from moekit.comparison.analysis.baseline_comparison import SHARES, AgainstBaseline, finished
-from moekit.comparison.analysis.learning_curves import Axis
+from moekit.comparison.analysis.baseline_comparison import SHARES, finished
 from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
 from moekit.comparison.analysis.verdict_wording import NONE, reached_text, signed
 from moekit.comparison.report.page_frame import Table
 from moekit.comparison.results_schema import ContestantResults, Results
+from moekit.comparison.verdict_schema import AgainstBaseline, Axis
 from moekit.config import HashConfig, ModelConfig, MoEConfig, RouterConfig
 from moekit.core import formatting
 
