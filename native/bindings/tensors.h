@@ -41,6 +41,12 @@ struct NumberType<int32_t> {
     static constexpr auto NAME = nb::detail::const_name("int32");
 };
 
+template <>
+struct NumberType<bool> {
+    static constexpr nb::dlpack::dtype DTYPE{uint8_t(nb::dlpack::dtype_code::Bool), 8, 1};
+    static constexpr auto NAME = nb::detail::const_name("bool");
+};
+
 struct TensorView {
     static constexpr int MOST_DIMENSIONS = 6;
 

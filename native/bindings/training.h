@@ -6,5 +6,6 @@
 namespace moekit {
 
 void bind_activation(nanobind::module_& training);
+void bind_router(nanobind::module_& training);
 
 }  // namespace moekit

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moekit.kernels.training.compiled import trains
+from moekit.kernels.training.router import sort_choices
+
 
 class Assignments(NamedTuple):
     """S assignments of tokens to experts, sorted by expert; within an expert by token.
@@ -54,11 +57,17 @@ def assign_top_k(expert_TK: Tensor, weight_TK: Tensor, *, experts: int) -> Assig
     """Sort the K experts of each of T tokens, as `assign` does, without the steps that only other lists need.
 
     Args:
-        expert_TK: int64 ids of experts.
+        expert_TK: int64 ids of experts; where `sorts_natively`, negative ones are no assignments.
         weight_TK: weights; gradients flow back to them.
         experts: the number of experts, those without an assignment included.
     """
     tokens, per_token = expert_TK.shape
+    if sorts_natively(expert_TK):
+        order_S, token_S, slot_S, token_offsets_T, offsets = sort_choices(expert_TK.contiguous(), experts)
+        weight_N = weight_TK.reshape(-1)
+        # Where some are none, what is sorted is no permutation of all.
+        weight_S = _permute(weight_N, order_S, slot_S) if len(order_S) == len(weight_N) else weight_N[order_S]
+        return Assignments(token_S, weight_S, offsets, slot_S, token_offsets_T)
     expert_S = expert_TK.reshape(-1)
     order_S = stable_argsort(expert_S, below=experts)
     slot_S = inverse_permutation(order_S)
@@ -69,6 +78,11 @@ def assign_top_k(expert_TK: Tensor, weight_TK: Tensor, *, experts: int) -> Assig
         slot_S,
         torch.arange(0, tokens * per_token, per_token, device=order_S.device),
     )
+
+
+def sorts_natively(expert_TK: Tensor) -> bool:
+    """Tell whether `assign_top_k` sorts those ids by compiled code."""
+    return trains() and type(expert_TK) is Tensor and expert_TK.is_cpu and expert_TK.dtype == torch.int64
 
 
 class _Permute(torch.autograd.Function):

@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moekit.kernels.assignments import Assignments, assign, assign_top_k, inverse_permutation, stable_argsort
+from moekit.kernels.assignments import (
+    Assignments,
+    assign,
+    assign_top_k,
+    inverse_permutation,
+    sorts_natively,
+    stable_argsort,
+)
 
 NO_EXPERT = -1
 """Stands where a token makes no choice. Any negative id does: -1 - e is expert e, meant but not chosen."""
@@ -52,7 +59,7 @@ def dispatch(
         queue: `tokens` lines up all choices of a token before those of the next (first come, first served); `choices`
             all first choices before all second ones (GShard, arXiv 2006.16668, algorithm 1).
     """
-    if capacity is None and not (expert_TK < 0).any():
+    if capacity is None and (sorts_natively(expert_TK) or not (expert_TK < 0).any()):
         return assign_top_k(expert_TK, weight_TK, experts=experts)
     tokens, per_token = expert_TK.shape
     token_TK = torch.arange(tokens, device=expert_TK.device)[:, None].expand(tokens, per_token)

@@ -23,15 +23,20 @@ def multiplies_bf16() -> bool:
     return trains() and instruction_set() in ("avx512_bf16", "amx")
 
 
-def takes_bf16(*tensors: Tensor) -> bool:
-    """Tell whether the compiled operations compute with those tensors: contiguous ones in bf16 on a CPU."""
-    return trains() and all(
-        type(tensor) in (Tensor, Parameter)  # others stand for tensors that are traced or not there
+def takes(tensor: Tensor, *dtypes: torch.dtype) -> bool:
+    """Tell whether the compiled operations compute with that tensor: a contiguous one of such a dtype on a CPU."""
+    return (
+        trains()
+        and type(tensor) in (Tensor, Parameter)  # others stand for tensors that are traced or not there
         and tensor.is_cpu
-        and tensor.dtype == torch.bfloat16
+        and tensor.dtype in dtypes
         and tensor.is_contiguous()
-        for tensor in tensors
     )
+
+
+def takes_bf16(*tensors: Tensor) -> bool:
+    """Tell whether the compiled operations compute with those tensors, all in bf16."""
+    return all(takes(tensor, torch.bfloat16) for tensor in tensors)
 
 
 def training() -> Any:

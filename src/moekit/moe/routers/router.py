@@ -5,6 +5,7 @@ T tokens, D model width, E experts, K experts per token.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
@@ -15,8 +16,11 @@ from torch.autograd.function import once_differentiable
 from moekit.config import RouterConfig
 from moekit.core.errors import UsageError
 from moekit.kernels.assignments import Assignments
+from moekit.kernels.training.compiled import takes
+from moekit.kernels.training.router import router_grad_weight, router_grad_x, router_logits
 from moekit.moe.balance import load_balancing_loss, z_loss
 from moekit.moe.dispatch import NO_EXPERT, chosen_or_meant, dispatch, expert_capacity
+from moekit.moe.routers.choice import ChoiceRule, choose_scored
 from moekit.moe.routing import RouterInput, Routing, Sums
 
 
@@ -90,6 +94,33 @@ class Router(nn.Module):
 
         return given.keep(choose)
 
+    def scored_choice(
+        self, rule: ChoiceRule, logits_TE: Tensor, given: RouterInput, bias_E: Tensor | None = None
+    ) -> Routing:
+        """Make the Routing of `choice.choose_scored`, whose logits fit it; a Decision that is filled is obeyed."""
+        decision = given.decision
+        with_squares = self.training and "z" in self.coefficients
+        found = choose_scored(
+            rule,
+            logits_TE,
+            bias_E=bias_E,
+            real_T=given.real_T,
+            decided_TK=None if decision is None else decision.chosen,
+            with_squares=with_squares,
+        )
+        if decision is not None:
+            decision.keep(lambda: found.expert_TK)
+        assignments = self.assignments(found.expert_TK, found.weight_TK, given)
+        counts_E = counts_of(assignments, found.chosen_E.device)
+        tokens, top_score, logit_squares = found.figures.unbind()
+        sums = {"tokens": tokens, "top_score": top_score, "logit_squares": logit_squares}
+        sums |= {"chosen": found.chosen_E, "computed": counts_E}
+        if self.training:
+            sums["probs"] = found.score_sums_E
+            if with_squares:
+                sums["z_squares"] = found.log_sum_squares
+        return Routing(assignments=assignments, probs_TE=found.score_TE, counts_E=counts_E, sums=sums)
+
     def token_choice(
         self,
         expert_TK: Tensor,
@@ -100,20 +131,30 @@ class Router(nn.Module):
         queue: Literal["tokens", "choices"] = "tokens",
     ) -> Routing:
         """Make the Routing in which each token has the experts expert_TK, as far as the capacity allows."""
+        assignments = self.assignments(expert_TK, weight_TK, given, queue)
+        chosen_E = count_choices(expert_TK, self.experts)
+        return self.routing(assignments, chosen_E, logits_TE, probs_TE, given)
+
+    def assignments(
+        self,
+        expert_TK: Tensor,
+        weight_TK: Tensor,
+        given: RouterInput,
+        queue: Literal["tokens", "choices"] = "tokens",
+    ) -> Assignments:
+        """Make the assignments of expert_TK, as far as the capacity allows."""
         tokens, per_token = expert_TK.shape
         capacity = None
         if self.capacity_factor is not None:
             real = tokens if given.real_T is None else int(given.real_T.sum())
             capacity = expert_capacity(real, per_token=per_token, experts=self.experts, factor=self.capacity_factor)
-        assignments = dispatch(expert_TK, weight_TK, experts=self.experts, capacity=capacity, queue=queue)
-        chosen_E = count_choices(expert_TK, self.experts)
-        return self.routing(assignments, chosen_E, logits_TE, probs_TE, given)
+        return dispatch(expert_TK, weight_TK, experts=self.experts, capacity=capacity, queue=queue)
 
     def routing(
         self, assignments: Assignments, chosen_E: Tensor, logits_TE: Tensor, probs_TE: Tensor, given: RouterInput
     ) -> Routing:
         """Make a Routing with the sums that every router has."""
-        counts_E = torch.tensor(assignments.expert_offsets, device=chosen_E.device).diff()
+        counts_E = counts_of(assignments, chosen_E.device)
         real_T1 = given.real_T1
         sums = observed(logits_TE.detach(), probs_TE.detach(), real_T1) | {"chosen": chosen_E, "computed": counts_E}
         if self.training:
@@ -143,21 +184,29 @@ def without_capacity(model: nn.Module) -> Iterator[None]:
 class _Project(torch.autograd.Function):
     """Compute x W^T in the precision of `dtype`, and the gradient of W too.
 
-    The gradient of x goes on in the precision of x and is computed in it: in fp32 it would cost more than the rest of a
-    router, only to be rounded.
+    The gradient of x goes on in the precision of x: that of bf16 is computed in it on a GPU and by torch, where fp32
+    would cost more than the rest of a router, only to be rounded.
     """
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x_TD, weight_ED)
+        ctx.native = takes(x_TD, torch.bfloat16, torch.float32) and takes(weight_ED, torch.float32)
+        if ctx.native:
+            return router_logits(x_TD, weight_ED)
         return F.linear(x_TD.to(dtype), weight_ED.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_TD, weight_ED = ctx.saved_tensors
-        grad_x_TD = grad_TE.to(x_TD.dtype) @ weight_ED.to(x_TD.dtype) if ctx.needs_input_grad[0] else None
-        grad_ED = grad_TE.t() @ x_TD.to(grad_TE.dtype) if ctx.needs_input_grad[1] else None
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        if ctx.native:
+            grad_TE = grad_TE.contiguous()
+            grad_x_TD = router_grad_x(grad_TE, weight_ED, x_TD.dtype) if needs_x else None
+            return grad_x_TD, router_grad_weight(grad_TE, x_TD) if needs_weight else None, None
+        grad_x_TD = grad_TE.to(x_TD.dtype) @ weight_ED.to(x_TD.dtype) if needs_x else None
+        grad_ED = grad_TE.t() @ x_TD.to(grad_TE.dtype) if needs_weight else None
         return grad_x_TD, None if grad_ED is None else grad_ED.to(weight_ED.dtype), None
 
 
@@ -181,6 +230,11 @@ def observed(logits_TE: Tensor, probs_TE: Tensor, real_T1: Tensor | None) -> dic
 def over_tokens(values_TN: Tensor, real_T1: Tensor | None) -> Tensor:
     """Sum values_TN over the tokens that are not padding, (N)."""
     return values_TN.sum(0) if real_T1 is None else values_TN.masked_fill(~real_T1, 0).sum(0)
+
+
+def counts_of(assignments: Assignments, device: torch.device) -> Tensor:
+    """Count the assignments of each expert, int64."""
+    return torch.tensor([end - begin for begin, end in pairwise(assignments.expert_offsets)], device=device)
 
 
 def count_choices(expert_TK: Tensor, experts: int) -> Tensor:

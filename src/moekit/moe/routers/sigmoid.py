@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from moekit.config import SigmoidBiasConfig
+from moekit.moe.routers.choice import ChoiceRule, fits
 from moekit.moe.routers.router import Router, weights_of
 from moekit.moe.routing import RouterInput, Routing, Sums
+
+_LEAST_SUM = 1e-20  # added to a sum of scores that is divided by
 
 
 class SigmoidBias(Router):
@@ -30,11 +33,14 @@ class SigmoidBias(Router):
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
+        if self.config.top_groups == self.config.groups and fits(logits_TE):
+            rule = ChoiceRule(self.config.top_k, True, self.config.renormalize, _LEAST_SUM, self.config.scale)
+            return self.scored_choice(rule, logits_TE, given, self.bias_E)
         score_TE = logits_TE.sigmoid()
         expert_TK = self.choose(given, lambda: self._best(score_TE.detach() + self.bias_E))
         weight_TK = weights_of(score_TE, expert_TK)
         if self.config.renormalize:
-            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + _LEAST_SUM)
         return self.token_choice(expert_TK, weight_TK * self.config.scale, logits_TE, score_TE, given)
 
     def after_step(self, sums: Sums) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moekit.config import GShardConfig, SoftmaxTopKConfig, SwitchConfig
 from moekit.moe.dispatch import not_chosen
+from moekit.moe.routers.choice import ChoiceRule, fits
 from moekit.moe.routers.router import Router, count_choices, weights_of
 from moekit.moe.routing import RouterInput, Routing
 
@@ -26,6 +27,9 @@ class SoftmaxTopK(Router):
     def route(self, x_TD: Tensor, given: RouterInput) -> Routing:
         """Route x_TD; autocast is off here."""
         logits_TE = self.logits(x_TD)
+        if fits(logits_TE):
+            rule = ChoiceRule(self.config.top_k, renormalize=self.config.renormalize)
+            return self.scored_choice(rule, logits_TE, given)
         probs_TE = logits_TE.softmax(-1)
         expert_TK = self.choose(given, lambda: probs_TE.topk(self.config.top_k).indices)
         weight_TK = weights_of(probs_TE, expert_TK)
