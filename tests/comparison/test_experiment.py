@@ -30,6 +30,7 @@ from moekit.config import DenseConfig, ExpertChoiceConfig, HashConfig, MoEConfig
 from moekit.core.errors import TrainingFailed, UsageError
 from moekit.core.progress import Advanced, Finished, ProgressEvent
 from moekit.data import Corpus, Document, build_corpus
+from moekit.inference import load_runner
 from moekit.moe.routers import HashRouter
 
 TINY = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=16, sequences=4)
@@ -92,6 +93,8 @@ def test_results_hold_what_the_schema_promises(finished: tuple[ComparisonFolder,
         assert contestant.peak_memory_bytes is not None
         assert contestant.peak_memory_bytes > 2 * contestant.params_total
         assert contestant.decode_ms_per_token_p95 >= contestant.decode_ms_per_token_median > 0  # type: ignore[operator]
+        assert [run.decode.engine for run in contestant.runs] == ["native", "native"]  # type: ignore[union-attr]
+        assert load_runner(folder.model(contestant.name, 0)).runner.context == TINY.context
         assert set(contestant.bits_per_byte_by_domain) == {"cats", "sums"}
         last = contestant.curve[-1]
         assert last.tokens == 30 * STEP

@@ -13,6 +13,7 @@ from moekit.comparison.results_schema import Results, Run, read_results, write_r
 from moekit.comparison.run import worker_process
 from moekit.comparison.run.collected_results import collect_results
 from moekit.comparison.run.run_progress import RunProgress
+from moekit.comparison.run.serving.serving_process import serve, serving_seconds
 from moekit.comparison.run.step_budget import MINIMUM_STEPS, within_budget
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.comparison_plan import ComparisonPlan, new_plan
@@ -181,7 +182,8 @@ def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> Co
     if plan.budget_seconds is None or plan.training.steps >= MINIMUM_STEPS:
         return plan
     try:
-        plan = within_budget(plan, folder, plan.budget_seconds - (time.monotonic() - began))
+        kept = serving_seconds(plan.budget_seconds)
+        plan = within_budget(plan, folder, plan.budget_seconds - kept - (time.monotonic() - began))
     except UsageError:
         folder.plan.unlink()  # nothing was trained: there is nothing to resume
         raise
@@ -209,11 +211,18 @@ def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, 
                 runs[planned.name].append(_run(plan, folder, planned.name, seed, progress))
                 all_runs.advance(1)
     corpus = Corpus.open(folder.corpus)
-    results = collect_results(plan, corpus, runs, wall_seconds=time.monotonic() - began)
+    served = serve(folder, _serving_seconds(plan, runs))
+    results = collect_results(plan, corpus, runs, served, wall_seconds=time.monotonic() - began)
     results = results.model_copy(update={"verdict": decide(results)})
     write_results(results, folder.results)
     _write_reports(results, folder)
     return results
+
+
+def _serving_seconds(plan: ComparisonPlan, runs: dict[str, list[Run]]) -> float:
+    """Give what measuring models as they are served may take: by the budget, else by what training took."""
+    trained = sum(run.seconds or 0.0 for of_contestant in runs.values() for run in of_contestant)
+    return serving_seconds(trained if plan.budget_seconds is None else plan.budget_seconds)
 
 
 def _run(plan: ComparisonPlan, folder: ComparisonFolder, contestant: str, seed: int, progress: Progress) -> Run:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moekit.comparison.spec.machine import Machine
 from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.comparison.verdict_schema import VerdictRecord
+from moekit.config import ModelConfig
 from moekit.core import files
 
 SCHEMA_VERSION = 7
@@ -114,6 +115,38 @@ class ExpertsByDomain(Record):
     shuffled_p95_bits: float
 
 
+class Decode(Record):
+    """How one model writes as it is served, one sequence at a time: what computes it, what it holds, and how fast."""
+
+    engine: Annotated[
+        Literal["native", "torch", "tables"],
+        Field(description="what `moekit generate` computes it with, or what can be used in its place"),
+    ]
+    engine_reason: Annotated[str | None, Field(description="why that is not the native engine")] = None
+    weight_type: Annotated[str, Field(description="of the matrices, as packed")]
+    weight_bytes: int
+    cache_bytes: Annotated[int, Field(description="of keys and values of `context` tokens; an LSTM's is its state")]
+    context: Annotated[int, Field(description="tokens seen before the first that is timed")]
+    threads: int
+    round_ms: Annotated[
+        list[list[float]],
+        Field(description="milliseconds of each token; the models of a comparison take turns, one list a turn"),
+    ]
+
+
+class ServedSize(Record):
+    """A contestant's plan at a size that no cache holds: random weights, experts chosen as often as trained ones."""
+
+    config: ModelConfig
+    params_total: int
+    params_active: int
+    load_error: Annotated[
+        float | None,
+        Field(description="largest difference, over layers and experts, of shares of assignments got and wanted"),
+    ] = None
+    decode: Decode
+
+
 class Run(Record):
     """One training run: one contestant, one seed."""
 
@@ -132,14 +165,30 @@ class Run(Record):
     weight_bytes: Annotated[int | None, Field(description="of its tables, where the configuration does not say")] = None
     bits_per_byte: float | None = None
     bits_per_byte_by_domain: dict[str, float] = {}
+    bits_per_byte_as_served: Annotated[
+        float | None,
+        Field(
+            description="the same where no capacity turns a token away, as when it is served; None: it has no capacity"
+        ),
+    ] = None
     loss_spikes: Annotated[
         int, Field(description="steps whose loss jumped 5 standard deviations above the 50 steps before")
     ] = 0
     warnings: Annotated[list[str], Field(description="layers whose routing collapsed in training, in words")] = []
-    decode_ms: Annotated[list[float], Field(description="milliseconds of each token decoded at batch 1")] = []
+    decode: Annotated[
+        Decode | None, Field(description="of the trained weights, rounded to the type they are served in")
+    ] = None
+    decode_ms: Annotated[
+        list[float], Field(description="milliseconds of each token, in calls of torch: of runs before version 7 alone")
+    ] = []
     routing: list[LayerRouting] = []
     experts_by_domain: list[ExpertsByDomain] = []
     curve: list[CurvePoint] = []
+
+    @property
+    def token_ms(self) -> list[float]:
+        """Milliseconds of each decoded token, in the order in which they came."""
+        return [one for turn in self.decode.round_ms for one in turn] if self.decode else self.decode_ms
 
 
 class Phase(Record):
@@ -189,6 +238,8 @@ class ContestantResults(Record):
     bits_per_byte_by_domain: dict[str, float]
     decode_ms_per_token_median: float | None
     decode_ms_per_token_p95: float | None
+    served_size: Annotated[ServedSize | None, Field(description="its plan at a size that no cache holds")] = None
+    no_served_size: Annotated[str | None, Field(description="why it was not measured at that size, in words")] = None
     curve: Annotated[list[CurvePoint], Field(description="mean over the finished runs, point by point")]
     runs: list[Run]
 

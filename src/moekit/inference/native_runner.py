@@ -5,6 +5,7 @@ A step is one native call, and so are up to 512 tokens of a prompt.
 B sequences, T tokens, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -12,7 +13,7 @@ from moekit.config import ModelConfig
 from moekit.inference.checks import checked_context
 from moekit.inference.runner import Cache, OnTokens
 from moekit.kernels.native.decoder import NativeCache, NativeDecoder
-from moekit.kernels.native.weights import DecoderWeights
+from moekit.kernels.native.weights import DecoderWeights, matrices
 from moekit.kernels.packed import Numbers
 
 _CHUNK = 512
@@ -24,12 +25,22 @@ class NativeRunner:
 
     context: tokens of a sequence, at most the model's, which is the default. With fp32 weights everything is fp32;
     otherwise the cache is bf16, and so are products of prompts where the processor has such.
+
+    Attributes:
+        config: the model's configuration.
+        weight_bytes: what its matrices take.
+        weight_type: the name of the type that takes the most of that.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, context: int | None = None) -> None:
+        self.config = config
         self.vocab_size = config.vocab_size
         self.context = checked_context(context, config.context)
         self._decoder = NativeDecoder(config.model_copy(update={"context": self.context}), weights)
+        taken: Counter[str] = Counter()
+        for matrix in matrices(weights):
+            taken[matrix.type.name] += matrix.data_RB.nbytes
+        self.weight_bytes, self.weight_type = taken.total(), max(taken, key=lambda name: taken[name])
 
     def new_cache(self) -> NativeCache:
         """Make an empty cache, which takes its memory as tokens come."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from moekit.models import Decoder
     from moekit.models.decoder import DecoderLayer
 
+_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
+
 _CHUNK = 512
 """Tokens of a prompt that are computed at once: enough for the matrix products, and progress is seen."""
 
@@ -55,7 +57,7 @@ class TorchRunner:
 
     def __init__(self, model: "Decoder", context: int | None = None) -> None:
         config = decoder_config(model.config)
-        self.model = model
+        self.model, self.config = model, config
         self.vocab_size = config.vocab_size
         self.context = checked_context(context, config.context)
 
@@ -64,6 +66,16 @@ class TorchRunner:
         dtype = self.model.embedding.weight.dtype
         attentions = [cast("DecoderLayer", layer).attention for layer in self.model.layers]
         return TorchCache([attention.new_cache(1, self.context, dtype) for attention in attentions])
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the parameters take; one that has two names counts once."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    @property
+    def weight_type(self) -> str:
+        """The name of the type of the embedding and, as a rule, of all other weights."""
+        return _TYPES[self.model.embedding.weight.dtype]
 
     @torch.inference_mode()
     def prefill(self, cache: Cache, tokens_T: Sequence[int], on_tokens: OnTokens | None = None) -> Numbers:

@@ -93,7 +93,9 @@ def test_the_curve_is_that_of_models_trained_from_scratch(corpus: Corpus, folder
     expected = -float(from_scratch(corpus, before.step, seed, config.order).log_prob(fresh).mean()) / math.log(2)
     assert run.curve[-1].train_loss == pytest.approx(expected, rel=1e-12)
     assert run.curve[0].train_loss == 8
-    assert len(run.decode_ms) == SMALL.context // 2
+    assert run.decode is not None
+    assert run.decode.engine == "tables"
+    assert len(run.token_ms) == SMALL.context // 2
 
 
 def test_seeds_differ_in_their_windows(folder: ComparisonFolder) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from moekit.comparison.run.measurements import (
     count_by_window,
-    decode_latency,
     experts_by_domain,
     held_out_bits,
     measure_domains,
@@ -80,10 +79,3 @@ def test_window_counts_equal_the_loop(any_config: ModelConfig) -> None:
     for layer, routing in enumerate(routings[0]):
         expected = torch.stack([batch[layer].counts_E for batch in alone])
         assert torch.equal(count_by_window(routing, 8), expected)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_decoded_token_is_timed(any_config: ModelConfig, precision: str) -> None:
-    milliseconds = decode_latency(Decoder(any_config), torch.randint(0, 256, (12,)), 9, precision)  # type: ignore[arg-type]
-    assert len(milliseconds) == 9
-    assert all(value > 0 for value in milliseconds)

@@ -41,7 +41,7 @@ def decode(results: Results, looks: Sequence[Look]) -> Chart | None:
     """Draw how long one token takes to decode: half of the tokens in the box, nine in ten between the whiskers."""
     data: list[Figure] = []
     for look, contestant in zip(looks, results.contestants, strict=True):
-        times = sorted(time for run in finished(contestant) for time in run.decode_ms)
+        times = sorted(time for run in finished(contestant) for time in run.token_ms)
         if not times:
             continue
         low, first, middle, third, high = parts.numbers(quantile(times, at) for at in (0.05, 0.25, 0.5, 0.75, 0.95))

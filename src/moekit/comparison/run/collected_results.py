@@ -17,6 +17,7 @@ from moekit.comparison.results_schema import (
     Run,
     Settings,
 )
+from moekit.comparison.run.serving.served_figures import ServedFigures
 from moekit.comparison.spec.comparison_plan import LEARNING_RATE_RULE, ComparisonPlan, PlannedContestant
 from moekit.comparison.spec.contestants import caveat_of
 from moekit.comparison.spec.model_costs import costs_of
@@ -24,13 +25,16 @@ from moekit.data import Corpus, held_out_windows
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, TrainingConfig
 
 
-def collect_results(plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[Run]], wall_seconds: float) -> Results:
+def collect_results(
+    plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[Run]], served: ServedFigures, wall_seconds: float
+) -> Results:
     """Put together what a comparison planned and what its runs found.
 
     Args:
         plan: whose contestants have all run.
         corpus: that they were trained and measured on.
         runs: by the contestant's name, one a seed.
+        served: what was measured of the models as they are served.
         wall_seconds: of the sitting that finished the comparison.
     """
     training = plan.training
@@ -58,7 +62,7 @@ def collect_results(plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[R
             held_out_tokens=plan.final_tokens * len(corpus.domains),
         ),
         baseline=plan.baseline,
-        contestants=[contestant_results(planned, runs[planned.name], training) for planned in plan.contestants],
+        contestants=[contestant_results(planned, runs[planned.name], training, served) for planned in plan.contestants],
     )
 
 
@@ -89,13 +93,16 @@ def _corpus_record(corpus: Corpus, tokens: int, plan: ComparisonPlan) -> CorpusR
     )
 
 
-def contestant_results(planned: PlannedContestant, runs: list[Run], training: TrainingConfig) -> ContestantResults:
+def contestant_results(
+    planned: PlannedContestant, runs: list[Run], training: TrainingConfig, served: ServedFigures
+) -> ContestantResults:
     """Say what a contestant's configuration says, and means over its finished runs."""
+    runs = [served.with_decode(planned.name, run) for run in runs]
     done = [run for run in runs if run.status == "done"]
     costs = costs_of(planned.config, training.context)
     by_part = costs.params_by_part or _counted_parts(done)
     table_bytes = _mean(run.weight_bytes for run in done)
-    decode_ms = [milliseconds for run in done for milliseconds in run.decode_ms]
+    decode_ms = [milliseconds for run in done for milliseconds in run.token_ms]
     peaks = [run.peak_memory_bytes for run in done if run.peak_memory_bytes is not None]
     domains = done[0].bits_per_byte_by_domain if done else {}
     return ContestantResults(
@@ -119,6 +126,8 @@ def contestant_results(planned: PlannedContestant, runs: list[Run], training: Tr
         },
         decode_ms_per_token_median=float(np.median(decode_ms)) if decode_ms else None,
         decode_ms_per_token_p95=float(np.quantile(decode_ms, 0.95)) if decode_ms else None,
+        served_size=served.sizes.get(planned.name),
+        no_served_size=served.left_out.get(planned.name),
         curve=[_mean_point(points) for points in zip(*(run.curve for run in done), strict=True)],
         runs=runs,
     )

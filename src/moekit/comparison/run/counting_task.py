@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moekit.comparison.results_schema import Run
+from moekit.comparison.results_schema import Decode, Run
 from moekit.comparison.run.measurements import held_out_bits, mean_bits_per_byte
 from moekit.comparison.run.run_task import FAILURES, RunTask, failure_text
 from moekit.comparison.run.worker_messages import Calibrated
@@ -51,7 +51,17 @@ class CountingTask(RunTask):
                 "weight_bytes": table_bytes(model),
                 "bits_per_byte": sum(bits for bits, _ in found.values()) / sum(count for _, count in found.values()),
                 "bits_per_byte_by_domain": {domain: bits / count for domain, (bits, count) in found.items()},
-                "decode_ms": lookup_latency(model, self.prompt_T, self.decoded_tokens),
+                "decode": Decode(
+                    engine="tables",
+                    engine_reason="it multiplies nothing: probabilities are looked up, timed at the end of its run, "
+                    "beside whatever other run there was",
+                    weight_type="counts",
+                    weight_bytes=table_bytes(model),
+                    cache_bytes=0,
+                    context=len(self.prompt_T),
+                    threads=1,
+                    round_ms=[lookup_latency(model, self.prompt_T, self.decoded_tokens)],
+                ),
             }
         )
 

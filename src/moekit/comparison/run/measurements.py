@@ -1,12 +1,10 @@
-"""What is measured on a model: held-out bits per byte, what its routers do by domain, how fast it decodes.
+"""What is measured on a model: held-out bits per byte, and what its routers do by domain.
 
 N windows, T tokens, E experts, M domains.
 """
 
 import math
-import time
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from moekit.comparison.results_schema import ExpertsByDomain, LayerRouting
 from moekit.core.hardware import Precision
 from moekit.data import is_scored
-from moekit.models import Decoder, LanguageModel, LSTMLanguageModel, NGram
+from moekit.models import Decoder, LanguageModel, NGram
 from moekit.moe import Routing, add_sums, routing_stats
 from moekit.training import matrix_precision
 
@@ -129,30 +127,3 @@ def mutual_information(counts_ME: np.ndarray) -> float:
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log2(joint[filled] / independent[filled])).sum())
-
-
-def decode_latency(model: LanguageModel, prompt_T: Tensor, tokens: int, precision: Precision) -> list[float]:
-    """Time each of `tokens` greedy steps at batch 1 after the prompt, in ms, with what the model keeps of the past.
-
-    That is a key-value cache, or an LSTM's state. The model's weights are converted to `precision`, as they would be
-    served: it is not for training afterwards.
-    """
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    model = model.eval().to(dtype)
-    past = _new_past(model, dtype)
-    milliseconds = []
-    with torch.inference_mode():
-        next_11 = model(prompt_T[None], **past)[:, -1:].argmax(-1)
-        for _ in range(tokens):
-            begin = time.perf_counter()
-            next_11 = model(next_11, **past)[:, -1:].argmax(-1)
-            milliseconds.append((time.perf_counter() - begin) * 1e3)
-    return milliseconds
-
-
-def _new_past(model: LanguageModel, dtype: torch.dtype) -> dict[str, Any]:
-    """Make what a call of the model takes, and moves on, to follow the calls before it."""
-    if isinstance(model, Decoder):
-        return {"caches": model.new_caches(1, dtype)}
-    assert isinstance(model, LSTMLanguageModel)
-    return {"state": model.new_state(1)}

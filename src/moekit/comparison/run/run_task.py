@@ -67,9 +67,8 @@ class RunTask(ABC):
 
     @property
     def prompt_T(self) -> torch.Tensor:
-        """Held-out text, (T / 2,), that fills half of the context: what stands before the tokens that are decoded."""
-        context = self.training.context
-        return next(iter(self.windows(context).values()))[0, : context // 2]
+        """What stands before the tokens that are decoded, (T / 2,)."""
+        return decode_prompt(self.corpus, self.training.context)
 
     @property
     def decoded_tokens(self) -> int:
@@ -108,6 +107,12 @@ class RunTask(ABC):
                 for point in history.points
             ],
         )
+
+
+def decode_prompt(corpus: Corpus, context: int) -> torch.Tensor:
+    """Give held-out text, (T / 2,), that fills half of the context."""
+    windows = held_out_windows(corpus, context=context, tokens_per_domain=context)
+    return next(iter(windows.values()))[0, : context // 2]
 
 
 def failure_text(error: BaseException) -> str:

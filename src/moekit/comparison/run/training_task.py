@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from moekit.comparison.results_schema import Run
-from moekit.comparison.run.measurements import decode_latency, mean_bits_per_byte, measure_domains
+from moekit.comparison.run.measurements import mean_bits_per_byte, measure_domains
 from moekit.comparison.run.run_task import FAILURES, RunTask, Tell, failure_text
+from moekit.comparison.run.serving.trained_models import save_served
 from moekit.comparison.run.worker_messages import Calibrated
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.model_costs import ContestantConfig
 from moekit.core import hardware
 from moekit.models import LanguageModel, build
+from moekit.moe import without_capacity
 from moekit.moe.routers import HashRouter
 from moekit.training import StepLog, Trainer, TrainingConfig, TrainingHistory, new_optimizer, training_step
 
@@ -67,31 +69,36 @@ class TrainingTask(RunTask):
         bits_per_byte, by_domain, routing, tables = measure_domains(
             trainer.averaged, self.windows(self.plan.final_tokens), self.training.precision
         )
+        as_served = self._bits_as_served(trainer.averaged)
+        save_served(trainer.averaged, self.folder.model(self.contestant, self.seed))
         return self.record(history, failure=None).model_copy(
             update={
                 "peak_memory_bytes": peak,
                 "bits_per_byte": bits_per_byte,
                 "bits_per_byte_by_domain": by_domain,
+                "bits_per_byte_as_served": as_served,
                 "routing": routing,
                 "experts_by_domain": tables,
-                "decode_ms": self._decode(),
             }
         )
+
+    def _bits_as_served(self, model: LanguageModel) -> float | None:
+        """Measure the final figure again where no expert is ever full; gives None where none can be."""
+        if all(layer.router.capacity_factor is None for layer in model.moe_layers):
+            return None
+        with without_capacity(model):
+            return mean_bits_per_byte(model, self.windows(self.plan.final_tokens), self.training.precision)
 
     def calibrate(self) -> Calibrated:
         """Time a few training steps and one measurement; the model is thrown away."""
         step_seconds = self.step_seconds(self.model)
         measuring = time.perf_counter()
         mean_bits_per_byte(self.model.eval(), self.windows(self.plan.curve_tokens), self.training.precision)
-        decoding = time.perf_counter()
-        self._decode()
-        curve_seconds, decode_seconds = decoding - measuring, time.perf_counter() - decoding
+        curve_seconds = time.perf_counter() - measuring
         return Calibrated(
             step_seconds=step_seconds,
             curve_seconds=curve_seconds,
-            fixed_seconds=self.start_seconds
-            + decode_seconds
-            + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
+            fixed_seconds=self.start_seconds + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
         )
 
     def step_seconds(self, model: LanguageModel) -> float:
@@ -112,6 +119,3 @@ class TrainingTask(RunTask):
             frequency_V = torch.from_numpy(self.corpus.byte_frequencies())
             for router in routers:
                 router.balance(frequency_V)
-
-    def _decode(self) -> list[float]:
-        return decode_latency(self.model, self.prompt_T, self.decoded_tokens, self.training.precision)

@@ -10,14 +10,16 @@ from moekit.core.errors import MoekitError
 class ComparisonFolder:
     """Say where the parts of one comparison lie.
 
-    plan: plan.json. corpus: the folder of the text as it was when the comparison started. results: results.json.
-    report: report.html. short_report: report.md. Each run has a folder of its own, and its state, result and log in it.
+    plan: plan.json. corpus: the folder of the text as it was when the comparison started. served: served.json, what was
+    measured of the models as they are served. results: results.json. report: report.html. short_report: report.md. Each
+    run has a folder of its own, and its state, result, log and model in it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.plan = root / "plan.json"
         self.corpus = root / "corpus"
+        self.served = root / "served.json"
         self.results = root / "results.json"
         self.report = root / "report.html"
         self.short_report = root / "report.md"
@@ -33,6 +35,10 @@ class ComparisonFolder:
     def result(self, contestant: str, seed: int) -> Path:
         """Give the file that a run leaves when it has ended."""
         return self.run(contestant, seed) / "result.json"
+
+    def model(self, contestant: str, seed: int) -> Path:
+        """Give the folder of the model that a run ended with, which `moekit generate` takes."""
+        return self.run(contestant, seed) / "model"
 
     def log(self, contestant: str, seed: int) -> Path:
         """Give the file of what a run wrote to standard error."""

@@ -6,7 +6,9 @@ V vocabulary. The vectors (norms, biases, gates) are fp32; those of norms are wh
 1 + w where a norm is `zero_centered`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from moekit.kernels.packed import Numbers, PackedMatrix
 
@@ -82,3 +84,20 @@ class DecoderWeights:
     norm_D: Numbers
     head: PackedMatrix
     interleaved: bool = False
+
+
+def matrices(weights: DecoderWeights) -> list[PackedMatrix]:
+    """List the matrices of a decoder, each once: an embedding that is the head, too, is one."""
+    return list({id(matrix): matrix for matrix in _matrices(weights)}.values())
+
+
+def _matrices(part: Any) -> Iterator[PackedMatrix]:
+    """Yield the matrices of a part, however deep they lie."""
+    if isinstance(part, PackedMatrix):
+        yield part
+    elif isinstance(part, tuple):
+        for entry in part:
+            yield from _matrices(entry)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _matrices(getattr(part, field.name))

@@ -1,0 +1,72 @@
+"""The measuring of a comparison's models as they are served: `python -m … FOLDER SECONDS`, in a process of its own.
+
+It runs once all training is done, so that nothing runs beside it, with all cores for one model at a time, as
+`moekit generate` would have them. What it finds lies in the comparison's folder, and is not measured again.
+"""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from moekit.comparison.run.run_task import decode_prompt
+from moekit.comparison.run.serving.served_figures import ServedFigures
+from moekit.comparison.run.serving.trained_models import measure_trained
+from moekit.comparison.spec.comparison_folder import ComparisonFolder
+from moekit.core import files
+from moekit.data import Corpus
+from moekit.training import Interrupted
+
+_logger = logging.getLogger(__name__)
+
+# Of a comparison's time, and the most of it that measuring may take.
+_SHARE, _MOST_SECONDS = 0.07, 45.0
+# Of that, what the trained models get.
+_TRAINED_SHARE = 0.25
+
+
+def serving_seconds(comparison_seconds: float) -> float:
+    """Give what measuring may take in a comparison of so many seconds."""
+    return min(_MOST_SECONDS, _SHARE * comparison_seconds)
+
+
+def serve(folder: ComparisonFolder, seconds: float) -> ServedFigures:
+    """Measure the models that the runs in `folder` have left, or read what was found before.
+
+    Measuring that goes wrong, for want of memory say, leaves a message and no figures: what was trained counts all the
+    same. Raises Interrupted where it was stopped.
+    """
+    if not folder.served.exists():
+        _logger.info("Decoding with each model as it is served")
+        command = [sys.executable, "-m", __name__, str(folder.root), str(seconds)]
+        try:
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped.") from None
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            reason = lines[-1] if lines else f"status {done.returncode}"
+            _logger.warning("How fast the models decode was not measured: %s", reason)
+            return ServedFigures()
+    return ServedFigures.model_validate_json(folder.served.read_text(encoding="utf-8"))
+
+
+def main(root: str, seconds: float) -> None:
+    """Measure, and write what was found."""
+    folder = ComparisonFolder(Path(root))
+    plan = folder.read_plan()
+    context = plan.training.context
+    saved = {
+        (planned.name, seed): folder.model(planned.name, seed)
+        for planned in plan.contestants
+        for seed in plan.seeds
+        if folder.model(planned.name, seed).exists()
+    }
+    prompt = decode_prompt(Corpus.open(folder.corpus), context).tolist()
+    trained = measure_trained(saved, prompt, tokens=context - len(prompt), seconds=_TRAINED_SHARE * seconds)
+    figures = ServedFigures.of_runs(trained)
+    files.write_text(folder.served, figures.model_dump_json(indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
