@@ -17,6 +17,7 @@ from moekit.comparison.run import upcycling_task
 from moekit.comparison.run.collected_results import collect_results
 from moekit.comparison.run.measurements import mean_bits_per_byte
 from moekit.comparison.run.run_task import Tell
+from moekit.comparison.run.serving.served_figures import ServedFigures
 from moekit.comparison.run.training_task import TrainingTask
 from moekit.comparison.run.upcycling_task import UpcyclingTask
 from moekit.comparison.run.worker import new_task
@@ -287,7 +288,7 @@ def test_calibration_means_over_both_phases(corpus: Corpus, tmp_path: Path, monk
 def test_results_and_report_say_both_phases(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     folder, runs = ran
     plan = folder.read_plan()
-    results: Results = collect_results(plan, Corpus.open(folder.corpus), runs, wall_seconds=1.0)
+    results: Results = collect_results(plan, Corpus.open(folder.corpus), runs, ServedFigures(), wall_seconds=1.0)
     dense, one = results.contestants
     assert dense.phases == []
     made = phases(folder)

@@ -7,12 +7,17 @@ It runs once all training is done, so that nothing runs beside it, with all core
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from moekit.comparison.results_schema import Run
 from moekit.comparison.run.run_task import decode_prompt
 from moekit.comparison.run.serving.served_figures import ServedFigures
+from moekit.comparison.run.serving.served_sizes import MeasuredSizes, aim_within, measure_sizes, trained_loads
 from moekit.comparison.run.serving.trained_models import measure_trained
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
+from moekit.comparison.spec.comparison_plan import ComparisonPlan
+from moekit.config import ModelConfig
 from moekit.core import files
 from moekit.data import Corpus
 from moekit.training import Interrupted
@@ -63,9 +68,30 @@ def main(root: str, seconds: float) -> None:
         if folder.model(planned.name, seed).exists()
     }
     prompt = decode_prompt(Corpus.open(folder.corpus), context).tolist()
-    trained = measure_trained(saved, prompt, tokens=context - len(prompt), seconds=_TRAINED_SHARE * seconds)
-    figures = ServedFigures.of_runs(trained)
+    of_trained = _TRAINED_SHARE * seconds
+    trained = measure_trained(saved, prompt, tokens=context - len(prompt), seconds=of_trained)
+    figures = ServedFigures.of_runs(trained).model_copy(
+        update=vars(_measured_sizes(plan, folder, seconds - of_trained))
+    )
     files.write_text(folder.served, figures.model_dump_json(indent=1))
+
+
+def _measured_sizes(plan: ComparisonPlan, folder: ComparisonFolder, seconds: float) -> MeasuredSizes:
+    """Measure the contestants' plans at the size that no cache holds, with the loads that the runs have found."""
+    configs, loads, left_out = {}, {}, {}
+    for planned in plan.contestants:
+        if isinstance(planned.config, ModelConfig):
+            configs[planned.name] = planned.config
+            loads[planned.name] = trained_loads(_results(folder, planned.name, plan.seeds))
+        else:
+            left_out[planned.name] = "it is no decoder, and its plan is not one that could grow as the others do"
+    found = measure_sizes(configs, plan.baseline, loads, aim_within(seconds), seconds)
+    return MeasuredSizes(sizes=found.sizes, left_out=found.left_out | left_out)
+
+
+def _results(folder: ComparisonFolder, contestant: str, seeds: Sequence[int]) -> list[Run]:
+    results = [folder.result(contestant, seed) for seed in seeds]
+    return [Run.model_validate_json(one.read_text(encoding="utf-8")) for one in results if one.exists()]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""How fast contestants decode as they are served, against each other: ratios of times that were measured in turns.
+
+A ratio is of one round, in which the two models had their turns within a second or so of each other; what the machine
+did meanwhile is in both. Its interval says how well the rounds agree, and nothing of other machines.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moekit.comparison.results_schema import ContestantResults, Decode, Results
+from moekit.config import ModelConfig
+
+At = Literal["trained", "grown"]
+"""The two sizes: that of the comparison, whose models are trained, and the one that no cache holds, of random weights.
+"""
+
+_RESAMPLES = 2000
+# Totals this near are one size.
+_SAME_TOTAL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRatio:
+    """The time of one contestant's token over that of another's, geometric mean over rounds.
+
+    low, high: the 95 % bootstrap interval over rounds.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+def decodes(contestant: ContestantResults, at: At) -> dict[int, Decode]:
+    """Give what was measured of a contestant at one of the sizes: by seed, of which the larger size has one."""
+    if at == "grown":
+        return {} if contestant.served_size is None else {0: contestant.served_size.decode}
+    return {run.seed: run.decode for run in contestant.runs if run.status == "done" and run.decode is not None}
+
+
+def decode_ratio(contestant: ContestantResults, other: ContestantResults, at: At) -> DecodeRatio | None:
+    """Give the ratio of the times of a token, over seeds that both finished; None where they had no turns together."""
+    mine, theirs = decodes(contestant, at), decodes(other, at)
+    logs = [
+        [math.log(np.median(a) / np.median(b)) for a, b in zip(mine[seed].round_ms, theirs[seed].round_ms, strict=True)]
+        for seed in sorted(mine.keys() & theirs.keys())
+        if len(mine[seed].round_ms) == len(theirs[seed].round_ms)
+    ]
+    if not logs or len(logs[0]) < 2:
+        return None
+    round_N = np.mean(logs, axis=0)
+    chosen_RN = np.random.default_rng(0).integers(0, len(round_N), (_RESAMPLES, len(round_N)))
+    low, high = np.quantile(round_N[chosen_RN].mean(1), (0.025, 0.975))
+    return DecodeRatio(ratio=math.exp(round_N.mean()), low=math.exp(low), high=math.exp(high), rounds=len(round_N))
+
+
+def median_ms(contestant: ContestantResults, at: At) -> float | None:
+    """Give the median time of a token in milliseconds."""
+    return _over_tokens(contestant, at, lambda times: float(np.median(times)))
+
+
+def token_spread(contestant: ContestantResults, at: At) -> float | None:
+    """Give how far the slowest twentieth of the tokens lies above the median, p95 over it; each model by its own."""
+    found = [
+        float(np.quantile(times, 0.95) / np.median(times))
+        for decode in decodes(contestant, at).values()
+        if (times := [one for turn in decode.round_ms for one in turn])
+    ]
+    return float(np.mean(found)) if found else None
+
+
+def same_total(results: Results, at: At) -> list[tuple[ContestantResults, ContestantResults]]:
+    """Find the pairs of a mixture and a dense model of its total parameters, both of which were measured."""
+    there = [one for one in results.contestants if decodes(one, at) and isinstance(one.config, ModelConfig)]
+    return [
+        (mixture, dense)
+        for mixture in there
+        for dense in there
+        if _is_mixture(mixture)
+        and not _is_mixture(dense)
+        and abs(_total(dense, at) / _total(mixture, at) - 1) <= _SAME_TOTAL
+    ]
+
+
+def _over_tokens(contestant: ContestantResults, at: At, figure: Callable[[Sequence[float]], float]) -> float | None:
+    times = [one for decode in decodes(contestant, at).values() for turn in decode.round_ms for one in turn]
+    return figure(times) if times else None
+
+
+def _is_mixture(contestant: ContestantResults) -> bool:
+    assert isinstance(contestant.config, ModelConfig)
+    return any(layer.kind == "moe" for layer in contestant.config.feed_forwards)
+
+
+def _total(contestant: ContestantResults, at: At) -> int:
+    size = contestant.served_size
+    total = size.params_total if at == "grown" and size is not None else contestant.params_total
+    assert total is not None  # a decoder's follows from its configuration
+    return total
