@@ -2,6 +2,8 @@
 
 A ratio is of one round, in which the two models had their turns within a second or so of each other; what the machine
 did meanwhile is in both. Its interval says how well the rounds agree, and nothing of other machines.
+
+S seeds, N rounds.
 """
 
 import math
@@ -46,17 +48,22 @@ def decodes(contestant: ContestantResults, at: At) -> dict[int, Decode]:
 def decode_ratio(contestant: ContestantResults, other: ContestantResults, at: At) -> DecodeRatio | None:
     """Give the ratio of the times of a token, over seeds that both finished; None where they had no turns together."""
     mine, theirs = decodes(contestant, at), decodes(other, at)
-    logs = [
-        [math.log(np.median(a) / np.median(b)) for a, b in zip(mine[seed].round_ms, theirs[seed].round_ms, strict=True)]
-        for seed in sorted(mine.keys() & theirs.keys())
-        if len(mine[seed].round_ms) == len(theirs[seed].round_ms)
+    return ratio_of([(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())])
+
+
+def ratio_of(pairs: Sequence[tuple[Decode, Decode]]) -> DecodeRatio | None:
+    """Give the ratio of the times of a token within pairs, one a seed; None where they had no turns together."""
+    logs_SN = [
+        [math.log(np.median(a) / np.median(b)) for a, b in zip(mine.round_ms, theirs.round_ms, strict=True)]
+        for mine, theirs in pairs
+        if len(mine.round_ms) == len(theirs.round_ms)
     ]
-    if not logs or len(logs[0]) < 2:
+    if not logs_SN or len(logs_SN[0]) < 2:
         return None
-    round_N = np.mean(logs, axis=0)
-    chosen_RN = np.random.default_rng(0).integers(0, len(round_N), (_RESAMPLES, len(round_N)))
-    low, high = np.quantile(round_N[chosen_RN].mean(1), (0.025, 0.975))
-    return DecodeRatio(ratio=math.exp(round_N.mean()), low=math.exp(low), high=math.exp(high), rounds=len(round_N))
+    log_N = np.mean(logs_SN, axis=0)
+    chosen_RN = np.random.default_rng(0).integers(0, len(log_N), (_RESAMPLES, len(log_N)))
+    low, high = np.quantile(log_N[chosen_RN].mean(1), (0.025, 0.975))
+    return DecodeRatio(ratio=math.exp(log_N.mean()), low=math.exp(low), high=math.exp(high), rounds=len(log_N))
 
 
 def median_ms(contestant: ContestantResults, at: At) -> float | None:

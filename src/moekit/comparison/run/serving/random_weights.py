@@ -39,13 +39,16 @@ class Arena:
     Args:
         kind: the type of the matrices.
         size: bytes; None for no memory at all: then all numbers are the same zero, and only shapes count.
+
+    Attributes:
+        data_B: all of the memory, None where there is none.
     """
 
     def __init__(self, kind: BlockType, size: int | None = None) -> None:
         self.kind = kind
         self._step = math.lcm(_LINE, kind.size)
         self._used = 0
-        self._data_B: Bytes | None = None if size is None else _random_bytes(kind, size)
+        self.data_B: Bytes | None = None if size is None else _random_bytes(kind, size)
 
     @property
     def used(self) -> int:
@@ -60,11 +63,11 @@ class Arena:
         """Cut a matrix. Raises ValueError where the memory is too small, or rows are not whole blocks."""
         row_bytes = self.kind.row_bytes(columns)
         begin, self._used = self._used, self._used + -(-rows * row_bytes // self._step) * self._step
-        if self._data_B is None:
+        if self.data_B is None:
             return PackedMatrix(np.broadcast_to(np.uint8(0), (rows, row_bytes)), self.kind, columns)
-        if self._used > len(self._data_B):
+        if self._used > len(self.data_B):
             raise ValueError("the memory is too small for these matrices")
-        return PackedMatrix(self._data_B[begin : begin + rows * row_bytes].reshape(rows, row_bytes), self.kind, columns)
+        return PackedMatrix(self.data_B[begin : begin + rows * row_bytes].reshape(rows, row_bytes), self.kind, columns)
 
 
 def arena_bytes(config: ModelConfig, kind: BlockType) -> int:
@@ -109,7 +112,8 @@ def random_weights(
 
 def expected_logits(weights: DecoderWeights, embedding_D: Numbers) -> Numbers:
     """Compute logits_V after a token with that embedding, as if layers added nothing to it."""
-    return multiply(weights.head, _normed(embedding_D[None]))[0]
+    logits_V: Numbers = multiply(weights.head, _normed(embedding_D[None]))[0]
+    return logits_V
 
 
 def _layer(layer: LayerConfig, width: int, arena: Arena, router: PackedMatrix | None) -> LayerWeights:
@@ -185,7 +189,8 @@ def _router(layer: LayerConfig, input_VD: Numbers, choice_VK: Choices | None, wi
 
 def _normed(x_VD: Numbers) -> Numbers:
     scale_V1 = np.sqrt(np.square(x_VD).mean(-1, keepdims=True))
-    return np.asarray(x_VD / scale_V1, np.float32)
+    normed_VD: Numbers = np.asarray(x_VD / scale_V1, np.float32)
+    return normed_VD
 
 
 def _rounded(x_VD: Numbers) -> Numbers:
