@@ -16,6 +16,7 @@ from moekit.comparison.run.serving.random_weights import Arena, arena_bytes, ran
 from moekit.comparison.run.serving.scaled_config import growth_to, scaled
 from moekit.comparison.run.serving.served_sizes import Aim, even_loads, measure_sizes, trained_loads
 from moekit.config import ModelConfig
+from moekit.counting import count_parameters
 from moekit.kernels.native.products import dequantize
 from moekit.kernels.native.weights import MoEWeights, NetworkWeights, matrices
 from moekit.kernels.packed import BF16, F32, Q8_0, PackedMatrix
@@ -23,6 +24,12 @@ from moekit.models import Decoder
 from moekit.moe import Routing
 
 TINY = Aim(dense_bytes=1e6, least_bytes=1e5, memory=1e8, context=20)
+
+
+@pytest.fixture(autouse=True)
+def usual_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in a test says nothing of memory, and measuring it takes half a second."""
+    monkeypatch.setattr(served_sizes, "read_bandwidth", lambda: 1e10)
 
 
 @st.composite
@@ -152,9 +159,11 @@ def test_random_blocks_are_those_of_normal_numbers(kind: object) -> None:
     assert float(dequantize(matrix).std()) == pytest.approx(0.02, rel=0.05)
 
 
-def measured(names: Sequence[str], aim: Aim = TINY, **configs: ModelConfig) -> served_sizes.MeasuredSizes:
+def measured(
+    names: Sequence[str], aim: Aim = TINY, seconds: float = 30.0, **configs: ModelConfig
+) -> served_sizes.MeasuredSizes:
     found = {name: even_loads(config) for name, config in configs.items() if name in names}
-    return measure_sizes(configs, "dense", found, aim, seconds=0.0)
+    return measure_sizes(configs, "dense", found, aim, seconds)
 
 
 def test_contestants_are_measured_or_it_is_said_why_not() -> None:
@@ -170,7 +179,7 @@ def test_contestants_are_measured_or_it_is_said_why_not() -> None:
     assert dense_size.decode.weight_bytes == pytest.approx(1e6, rel=0.4)
     assert moe_size.params_total > 1.3 * dense_size.params_total
     assert (moe_size.decode.engine, moe_size.decode.weight_type, moe_size.decode.context) == ("native", "bf16", 20)
-    assert [len(turn) for turn in moe_size.decode.round_ms] == [8] * 5
+    assert [len(turn) for turn in moe_size.decode.round_ms] == [8] * 10
 
 
 def test_the_memory_there_is_bounds_the_size() -> None:
@@ -180,6 +189,17 @@ def test_the_memory_there_is_bounds_the_size() -> None:
     none = measured(("dense", "moe"), Aim(dense_bytes=1e6, least_bytes=9e5, memory=1e5, context=20), **configs)
     assert not none.sizes
     assert "no room" in none.left_out["dense"]
+
+
+def test_the_time_there_is_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest rounds of all contestants read no more than half of the time allows."""
+    monkeypatch.setattr(served_sizes, "read_bandwidth", lambda: 1e6)
+    configs = {"dense": model_config((DENSE,) * 2)}
+    found = measured(("dense",), seconds=40.0, **configs)
+    counted = count_parameters(found.sizes["dense"].config)
+    read = 2 * (counted.active - counted.by_part["embedding"])
+    assert 0.3 * 20e6 < 45 * read <= 20e6
+    assert not measured(("dense",), seconds=5.0, **configs).sizes
 
 
 def test_routing_that_strays_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ from moekit.kernels.packed.quantize_blocks import quantize
 
 # With norms so small a layer adds next to nothing to what it reads: routers then see the token's embedding alone.
 _SMALL = 2.0**-10
-# Numbers of random blocks that are drawn; the rest are copies of them, read from memory like any others.
-_DRAWN = 1 << 24
+# Rows of random blocks that are drawn; the rest are copies of them, read from memory like any others.
+_DRAWN, _DRAWN_COLUMNS = 1 << 12, 1 << 12
 _LINE = 64
 
 
@@ -204,7 +204,8 @@ def _packed(x_RD: Numbers, kind: BlockType) -> PackedMatrix:
 def _random_bytes(kind: BlockType, size: int) -> Bytes:
     """Fill memory with blocks of normal numbers: as many as are drawn, again and again."""
     generator = torch.Generator().manual_seed(0)
-    drawn_B = quantize(0.02 * torch.randn(_DRAWN // 4096, 4096, generator=generator), kind).data_RB.ravel()
+    rows = min(_DRAWN, 1 + size // kind.row_bytes(_DRAWN_COLUMNS))
+    drawn_B = quantize(0.02 * torch.randn(rows, _DRAWN_COLUMNS, generator=generator), kind).data_RB.ravel()
     # Pages that are there at once, as many small ones: where memory is the machine's to give, faults cost seconds.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
     data_B = np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from moekit.comparison.results_schema import Run, ServedSize
-from moekit.comparison.run.serving.decode_turns import GivenTurns, in_turns
+from moekit.comparison.run.serving.decode_turns import FEWEST_ROUNDS, GivenTurns, in_turns
 from moekit.comparison.run.serving.drawn_routing import draw_choices, shares_of
 from moekit.comparison.run.serving.random_weights import (
     Arena,
@@ -28,6 +28,7 @@ from moekit.comparison.run.serving.scaled_config import Growth, growth_to, scale
 from moekit.comparison.run.serving.trained_models import decode_with
 from moekit.config import ModelConfig, MoEConfig
 from moekit.counting import count_parameters
+from moekit.doctor import read_bandwidth
 from moekit.inference.native_runner import NativeRunner
 from moekit.kernels import native
 from moekit.kernels.native.decoder_description import unsupported
@@ -38,8 +39,8 @@ DENSE_BYTES = 1e9
 LEAST_BYTES = 256e6
 # Of what is free, the most that the weights may take: the machine is somebody's.
 _MEMORY_SHARE = 0.5
-# What DENSE_BYTES take to be filled, read and timed for a default set; fewer seconds mean fewer bytes.
-_SECONDS = 30.0
+# Of the time there is, what the fewest rounds may take to read weights: the rest is for filling memory and contexts.
+_TIME_SHARE = 0.5
 _CONTEXT, _TOKENS, _ROUNDS = 512, 8, 10
 # How far logits may be, relatively, from those of a model whose layers add nothing: routing is then as drawn.
 _CLOSE = 0.05
@@ -70,12 +71,9 @@ class MeasuredSizes:
     left_out: dict[str, str]
 
 
-def aim_within(seconds: float) -> Aim:
-    """Aim at what so many seconds, and this machine's memory, allow."""
-    return Aim(
-        dense_bytes=DENSE_BYTES * min(1.0, seconds / _SECONDS),
-        memory=_MEMORY_SHARE * psutil.virtual_memory().available,
-    )
+def usual_aim() -> Aim:
+    """Aim at what a comparison measures, in the memory that this machine has to spare."""
+    return Aim(memory=_MEMORY_SHARE * psutil.virtual_memory().available)
 
 
 def trained_loads(runs: Sequence[Run]) -> dict[int, list[float]]:
@@ -103,14 +101,14 @@ def measure_sizes(
             computes where it is not among them.
         loads: of each contestant's layers that have experts; a contestant without is not measured.
         aim: how large.
-        seconds: that it may take; some rounds there are always.
+        seconds: that it may take; models are smaller where this machine is too slow for what `aim` says.
     """
     began = time.monotonic()
     left_out = {name: reason for name, config in configs.items() if (reason := _why_not(config, loads.get(name)))}
     usable = {name: config for name, config in configs.items() if name not in left_out}
     if not usable:
         return MeasuredSizes(sizes={}, left_out=left_out)
-    growth = _growth(usable.get(baseline, next(iter(usable.values()))), list(usable.values()), aim)
+    growth = _growth(usable.get(baseline, next(iter(usable.values()))), list(usable.values()), aim, seconds)
     if growth is None:
         reason = f"there is no room, or no time, for {aim.least_bytes / 1e6:.0f} MB of weights a token"
         return MeasuredSizes(sizes={}, left_out=left_out | dict.fromkeys(usable, reason))
@@ -152,15 +150,25 @@ def _why_not(config: ModelConfig, loads: Loads | None) -> str | None:
     return None
 
 
-def _growth(baseline: ModelConfig, configs: Sequence[ModelConfig], aim: Aim) -> Growth | None:
-    """Find the largest growth up to the aim for which the largest model fits in the memory; None where none does."""
+def _growth(baseline: ModelConfig, configs: Sequence[ModelConfig], aim: Aim, seconds: float) -> Growth | None:
+    """Find the largest growth up to the aim that memory and time have room for; None where none has."""
+    tokens = FEWEST_ROUNDS * (_TOKENS + 1)
+    readable = _TIME_SHARE * seconds * read_bandwidth()
     wanted = aim.dense_bytes
     while wanted >= aim.least_bytes:
         growth = growth_to(baseline, wanted * 8 / aim.kind.bits)
-        if max(arena_bytes(scaled(config, growth, aim.context), aim.kind) for config in configs) <= aim.memory:
+        grown = [scaled(config, growth, aim.context) for config in configs]
+        fits = max(arena_bytes(config, aim.kind) for config in grown) <= aim.memory
+        if fits and tokens * sum(_bytes_read(config, aim.kind) for config in grown) <= readable:
             return growth
         wanted *= 0.8
     return None
+
+
+def _bytes_read(config: ModelConfig, kind: BlockType) -> float:
+    """Count the bytes of weights that a token reads, of an embedding next to nothing."""
+    counted = count_parameters(config)
+    return (counted.active - counted.by_part["embedding"]) * kind.bits / 8
 
 
 class _Grown:

@@ -13,7 +13,7 @@ from pathlib import Path
 from moekit.comparison.results_schema import Run
 from moekit.comparison.run.run_task import decode_prompt
 from moekit.comparison.run.serving.served_figures import ServedFigures
-from moekit.comparison.run.serving.served_sizes import MeasuredSizes, aim_within, measure_sizes, trained_loads
+from moekit.comparison.run.serving.served_sizes import MeasuredSizes, measure_sizes, trained_loads, usual_aim
 from moekit.comparison.run.serving.trained_models import measure_trained
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.comparison_plan import ComparisonPlan
@@ -85,7 +85,7 @@ def _measured_sizes(plan: ComparisonPlan, folder: ComparisonFolder, seconds: flo
             loads[planned.name] = trained_loads(_results(folder, planned.name, plan.seeds))
         else:
             left_out[planned.name] = "it is no decoder, and its plan is not one that could grow as the others do"
-    found = measure_sizes(configs, plan.baseline, loads, aim_within(seconds), seconds)
+    found = measure_sizes(configs, plan.baseline, loads, usual_aim(), seconds)
     return MeasuredSizes(sizes=found.sizes, left_out=found.left_out | left_out)
 
 
