@@ -23,6 +23,7 @@ _COLUMNS = {
     "tokens_per_second": "tokens/s",
     "peak_memory": "memory",
     "ms_per_token": "ms/token (p95)",
+    "difference": "bits less baseline's",
 }
 _GAP = 2  # a space of padding, and one that the box puts between columns
 

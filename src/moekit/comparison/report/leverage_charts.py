@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from moekit.comparison.analysis.baseline_comparison import REFERENCES, SHARES
 from moekit.comparison.analysis.verdict_wording import reached_text
@@ -15,6 +16,13 @@ from moekit.comparison.verdict_schema import AgainstBaseline, Axis, Reach
 
 _FARTHEST = 8.0
 """How many times less or more than the baseline the axis goes at most; what lies beyond stands at its edge."""
+Told = Literal["reached", "more", "own level"]
+"""What a ratio is of: the baseline's level; all that was spent where not every seed got there; the own final level."""
+_WORDS: dict[Told, str] = {
+    "reached": "",
+    "more": ", or more: not every seed reached the level",
+    "own level": ", at its own final level: it did not reach the baseline's",
+}
 # The axis, how far above its row a mark stands, and what its symbol's name ends in.
 _MARKS: tuple[tuple[Axis, float, str], ...] = (("flops", -0.16, ""), ("seconds", 0.16, "-open"))
 
@@ -57,20 +65,22 @@ def leverage(results: Results, against: dict[str, AgainstBaseline], looks: Seque
     return Chart("leverage", alt, (), (Variant((), {"data": data, "layout": layout}, caption),), legend=False)
 
 
-def _told(one: AgainstBaseline, axis: Axis) -> tuple[Estimate, bool] | None:
-    """Give the ratio and whether the level was reached.
+def _told(one: AgainstBaseline, axis: Axis) -> tuple[Estimate, Told] | None:
+    """Give the ratio and what it is.
 
-    Where no seed reached it, the baseline was the better one: the ratio is then turned round, at the contestant's own
-    final level.
+    Where no seed reached the level, the baseline was the better one: the ratio is then turned round, at the
+    contestant's own final level.
     """
     if one.final.ratios is not None:
-        return (one.final.ratios[axis], True) if axis in one.final.ratios else None
+        return (one.final.ratios[axis], "reached") if axis in one.final.ratios else None
+    if one.final.at_least is not None:
+        return (one.final.at_least[axis], "more") if axis in one.final.at_least else None
     ratios = one.inverse.ratios
     if ratios is None or axis not in ratios:
         return None
     found = ratios[axis]
     low, high = 1 / found.high, 1 / max(found.low, 1 / found.high / 1e300)
-    return found.model_copy(update={"mean": 1 / found.mean, "low": low, "high": high}), False
+    return found.model_copy(update={"mean": 1 / found.mean, "low": low, "high": high}), "own level"
 
 
 def _range(rows: Sequence[AgainstBaseline]) -> tuple[float, float]:
@@ -87,19 +97,20 @@ def _mark(
     row: int,
     aside: float,
     ending: str,
-    told: tuple[Estimate, bool],
+    told: tuple[Estimate, Told],
     axis: Axis,
     ends: tuple[float, float],
 ) -> Figure:
     """Draw one figure with its interval; one beyond the axis as an arrow at its edge, with its figure."""
-    estimate, reached = told
+    estimate, what = told
     x = min(max(estimate.mean, ends[0] * 1.03), ends[1] / 1.03)
     beyond = x != estimate.mean
-    symbol = look.symbol if reached else "triangle-right"
+    symbol = {"reached": look.symbol, "more": "triangle-right", "own level": "triangle-down"}[what]
     if beyond:
-        symbol = "triangle-left" if x > estimate.mean else "triangle-right"
-    what = "" if reached else ", at its own final level: it did not reach the baseline's"
-    span = "" if estimate.spread == "none" else f" ({estimate.low:.2f} to {estimate.high:.2f})"
+        symbol = "arrow-left" if x > estimate.mean else "arrow-right"
+    said = f"{estimate.mean:.3g}"
+    if estimate.spread != "none":
+        said += f" ({estimate.low:.2f} to {estimate.high:.2f})"
     figure: Figure = {
         "type": "scatter",
         "mode": "markers+text" if beyond else "markers",
@@ -111,12 +122,12 @@ def _mark(
         "textposition": "middle right" if x > estimate.mean else "middle left",
         "textfont": {"color": "var(--muted)", "size": 12},
         "marker": {"color": look.colour, "size": 10, "symbol": symbol + ending, "line": {"width": 2}},
-        "hovertemplate": f"%{{fullData.name}}, {AXIS_NAMES[axis]}{what}: {estimate.mean:.3g}{span}<extra></extra>",
+        "hovertemplate": f"%{{fullData.name}}, {AXIS_NAMES[axis]}{_WORDS[what]}: {said}<extra></extra>",
         "cliponaxis": False,
     }
     if not ending:
         figure["marker"]["line"] = {"width": 0}
-    if estimate.spread != "none" and not beyond:
+    if estimate.spread != "none" and not beyond and what != "more":
         low, high = max(estimate.low, ends[0]), min(estimate.high, ends[1])
         figure["error_x"] = parts.intervals([x], [low], [high], look.colour)
     return figure
@@ -138,7 +149,7 @@ def _caption(baseline: str, rows: Sequence[AgainstBaseline]) -> str:
     never = [one.name for one in rows if one.final.ratios is None and one.final.at_least is None]
     if never:
         said.append(
-            f"Not reached by {', '.join(never)}: ▸ is what such a contestant needed for its own final level, over what "
+            f"Not reached by {', '.join(never)}: ▾ is what such a contestant needed for its own final level, over what "
             f"{baseline} needed for that."
         )
     some = [
@@ -147,7 +158,7 @@ def _caption(baseline: str, rows: Sequence[AgainstBaseline]) -> str:
         if one.final.at_least is not None
     ]
     if some:
-        said.append(f"Reached by {', '.join(some)} alone: there is no ratio over all seeds.")
+        said.append(f"Reached by {', '.join(some)} alone: ▸ is what was spent, and it takes more.")
     free = [one.name for one in rows if one.flops == 0]
     if free:
         said.append(f"Without FLOPs: {', '.join(free)}.")

@@ -1,6 +1,6 @@
 """The short form of a report, for a pull request: some forty lines of GitHub's Markdown."""
 
-from dataclasses import asdict
+from dataclasses import astuple
 
 from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
 from moekit.comparison.analysis.verdict import judge
@@ -8,18 +8,6 @@ from moekit.comparison.report.escaping import markdown_block, markdown_code, mar
 from moekit.comparison.results_schema import Results
 from moekit.core import formatting
 
-# What of the summary a reviewer needs; the page has the rest.
-_COLUMNS = (
-    "name",
-    "bits_per_byte",
-    "reached_flops",
-    "reached_seconds",
-    "params_total",
-    "params_active",
-    "tokens_per_second",
-    "peak_memory",
-    "ms_per_token",
-)
 _WARNINGS = 6
 """How many things that weaken the evidence are told one by one."""
 
@@ -41,16 +29,11 @@ def render_markdown(results: Results) -> str:
 
 def _table(results: Results) -> list[str]:
     """Write a row a contestant."""
-    headings = asdict(SUMMARY_HEADINGS)
-    lines = [
-        "| " + " | ".join(headings[field] for field in _COLUMNS) + " |",
-        "|---" + "|--:" * (len(_COLUMNS) - 1) + "|",
-    ]
-    for row in summary_table(results):
-        texts = asdict(row)
-        figures = [markdown_text(texts[field], cell=True) for field in _COLUMNS[1:]]
-        lines.append("| " + " | ".join([markdown_code(row.name, cell=True), *figures]) + " |")
-    return lines
+    headings = astuple(SUMMARY_HEADINGS)
+    rows = [headings, ("---", *["--:"] * (len(headings) - 1))]
+    for name, *figures in map(astuple, summary_table(results)):
+        rows.append((markdown_code(name, cell=True), *(markdown_text(figure, cell=True) for figure in figures)))
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _measured(results: Results) -> list[str]:
