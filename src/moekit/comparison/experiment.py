@@ -164,12 +164,21 @@ def start(
     Raises UsageError before any training where the corpus or the budget is too small.
     """
     began = time.monotonic()
+    return _finish(prepare(request, corpus, folder), folder, progress, began)
+
+
+def prepare(request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder) -> ComparisonPlan:
+    """Plan a new comparison in an empty `folder`, ready to be trained by `resume`; under a budget its speed is measured.
+
+    Raises UsageError where the corpus or the budget is too small.
+    """
+    began = time.monotonic()
     plan = new_plan(request)
     training = plan.training
     corpus = large_enough(corpus, sequences=training.sequences, context=training.context, say=_logger.warning)
     corpus.save(folder.corpus)
     folder.write_plan(plan)
-    return _finish(_settled(plan, folder, began), folder, progress, began)
+    return _settled(plan, folder, began)
 
 
 def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> ComparisonPlan:

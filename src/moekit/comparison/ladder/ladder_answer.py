@@ -1,0 +1,91 @@
+"""What a ladder comes to, in words that its evidence carries."""
+
+from collections.abc import Sequence
+
+from moekit.comparison.ladder.ladder_schema import Answer, LadderResults, LeveragePoint, PublishedFigure
+from moekit.comparison.ladder.target_scale import TargetScale
+
+
+def flops_text(flops: float) -> str:
+    """Write FLOPs as the field does: `3.2e14`."""
+    return f"{flops:.2g}".replace("e+", "e")
+
+
+def leverage_text(point: LeveragePoint) -> str:
+    """Write a leverage with its interval."""
+    return f"{point.leverage:.2f}× ({point.low:.2f} to {point.high:.2f})"
+
+
+def summary_sentences(results: LadderResults) -> list[str]:
+    """Say what the ladder found: its span, the held-out rung, the order, leverage at its end and beyond."""
+    first, last = results.rungs[0], results.rungs[-1]
+    sentences = [
+        f"{len(results.rungs)} rungs span a factor of {last.flops / first.flops:.0f} in training FLOPs, from "
+        f"{flops_text(first.flops)} to {flops_text(last.flops)}, each with {results.tokens_per_size:.1f} bytes of text for "
+        "each N."
+    ]
+    if results.held_out is None:
+        sentences.append("With two rungs nothing could be held out: how well this ladder extrapolates was not tested.")
+    else:
+        inside, count = results.held_out.inside, len(results.held_out.predictions)
+        verdict = "as it should" if inside >= 0.8 * count else "so it extrapolates worse than it says"
+        sentences.append(
+            f"The largest rung, predicted from the smaller ones, came out within its 80 % interval for {inside} of {count} "
+            f"contestants: {verdict}."
+        )
+    below = [f"{rung.pairs_in_order} of {rung.pairs} at {rung.size}" for rung in results.rungs[:-1]]
+    sentences.append(f"Pairs of contestants in the order of the largest rung: {', '.join(below)}.")
+    for one in results.contestants:
+        if one.leverage:
+            at_end = next(point for point in one.leverage if point.flops >= last.flops * 0.999)
+            furthest = one.leverage[-1]
+            sentences.append(
+                f"{one.name} has a leverage of {leverage_text(at_end)} over {results.baseline} at the ladder's end, and "
+                f"{leverage_text(furthest)} at {flops_text(furthest.flops)} FLOPs, three decades beyond it: "
+                f"{_verdict(at_end, furthest)}."
+            )
+    return sentences
+
+
+def answer(
+    results: LadderResults, target: TargetScale, points: dict[str, LeveragePoint], published: Sequence[PublishedFigure]
+) -> Answer:
+    """Answer for the scale that was asked about: by the ladder where it reaches, else by published laws alone."""
+    last = results.rungs[-1]
+    sentences = []
+    at = f"At {flops_text(target.flops)} FLOPs" + (f" ({target.rule})" if target.rule else "")
+    for name, point in points.items():
+        where = f"{point.decades_beyond:.1f} decades beyond the ladder" if point.decades_beyond else "within the ladder"
+        sentences.append(f"{at}, {where}, {name} has a leverage of {leverage_text(point)} over {results.baseline}.")
+    if not points:
+        sentences.append(
+            f"{at} this ladder, which ends at {flops_text(last.flops)}, says nothing: it speaks up to three decades beyond "
+            "its end. Published laws, fitted on other text, architectures and sizes, say:"
+        )
+    for name in dict.fromkeys(figure.contestant for figure in published):
+        said = [figure for figure in published if figure.contestant == name and figure.leverage is not None]
+        if said:
+            figures = ", ".join(
+                f"{figure.leverage:.2f}× {figure.law}" + ("" if figure.within_its_range else " (outside its range)")
+                for figure in said
+            )
+            spread = [figure.leverage for figure in said if figure.leverage is not None]
+            sentences.append(f"Published laws for {name}: {min(spread):.2f}× to {max(spread):.2f}× ({figures}).")
+    return Answer(
+        asked=target.asked,
+        flops=target.flops,
+        rule=target.rule,
+        by="ladder" if points else "published laws",
+        leverage=points,
+        published=list(published),
+        sentences=sentences,
+    )
+
+
+def _verdict(at_end: LeveragePoint, furthest: LeveragePoint) -> str:
+    """Say what the intervals leave open."""
+    if at_end.low > 1:
+        return "cheaper at the ladder's end" + ("" if furthest.low > 1 else ", open beyond")
+    if at_end.high < 1:
+        return "dearer at the ladder's end" + ("" if furthest.high < 1 else ", open beyond")
+    return "neither cheaper nor dearer for certain"
