@@ -29,6 +29,7 @@ Examples:
   moekit compare --contestants dense,moe,upcycled   half of the budget dense, the rest as experts made of it
   moekit compare --contestants mine.yaml            see docs/compare.md
   moekit compare --routers                          contestants that differ in the router alone
+  moekit compare --ladder --budget 90m --at 70b     at several sizes, and what that says of larger ones
   moekit compare --resume runs/compare-20260101-120000
   moekit compare --resume runs/compare-20260101-120000 --markdown     the short form, for a pull request""",
 )
@@ -58,7 +59,21 @@ Examples:
 @click.option("--budget", metavar="TIME", help="For the whole comparison: 90s, 8m, 2h.  [default: 11m]")
 @click.option("--tokens", metavar="N", help="Training tokens of each run, instead of a budget: 500k, 2M.")
 @click.option("--seeds", type=WholeNumber(1), default=3, show_default=True, help="Runs of each contestant.")
-@click.option("--size", default="xs", show_default=True, help="Of the models: xs, s, m or l.")
+@click.option(
+    "--size",
+    help="Of the models: xs, s, m or l; with --ladder, of the largest rung's.  [default: xs; with --ladder: s]",
+)
+@click.option(
+    "--ladder",
+    is_flag=True,
+    help="Train at four sizes and many budgets, fit scaling laws, and report leverage there and up to three decades "
+    "beyond.  [default budget: 60m]",
+)
+@click.option(
+    "--at",
+    metavar="SCALE",
+    help="With --ladder, or with --resume of one: what it says at 1e21 FLOPs, or at 70b parameters.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for everything.  [default: runs/compare-<time>]")
 @click.option(
     "--resume", "resume_from", type=click.Path(path_type=Path), help="Go on with a comparison that was stopped."
@@ -76,7 +91,9 @@ def compare(
     budget: str | None,
     tokens: str | None,
     seeds: int,
-    size: str,
+    size: str | None,
+    ladder: bool,
+    at: str | None,
     out: Path | None,
     resume_from: Path | None,
     tensorboard: bool,
@@ -94,20 +111,44 @@ def compare(
         raise UsageError("--contestants and --routers exclude each other; give one of them.")
     if as_json and markdown:
         raise UsageError("--json and --markdown exclude each other; give one of them. Both files are in the folder.")
-    if resume_from and (data or contestants or routers or tokens or budget or out or tensorboard):
-        raise UsageError("--resume goes on with what was planned; give it alone.")
+    if at and not (ladder or resume_from):
+        raise UsageError("--at asks a ladder; give --ladder, or --resume with the folder of one.")
+    if ladder and (tensorboard or markdown):
+        raise UsageError("--tensorboard and --markdown are for one comparison, not for a ladder of them.")
+    if resume_from and (data or contestants or routers or tokens or budget or out or tensorboard or ladder or size):
+        raise UsageError("--resume goes on with what was planned; give it alone, or with --at.")
     if resume_from:
-        _work(resume_from, lambda progress: _resume(resume_from, progress), as_json=as_json, markdown=markdown)
+        _resume(resume_from, at, as_json=as_json, markdown=markdown)
         return
     # Arguments are checked before anything slow is imported.
     from moekit.cli.quantities import parse_count, parse_duration
     from moekit.comparison.spec.comparison_request import check_tensorboard
     from moekit.comparison.spec.contestant_selection import choose_contestants, size_named
 
-    chosen = _asked(contestants, size, routers=routers)
-    choose_contestants(chosen, size_named(size))
     budget_seconds = parse_duration(budget) if budget else None
     training_tokens = parse_count(tokens) if tokens else None
+    if ladder:
+        from moekit.cli.ladder_command import climb
+
+        chosen = _asked(contestants, "xs", routers=routers)
+        root = out or Path("runs") / time.strftime("ladder-%Y%m%d-%H%M%S")
+        climb(
+            root,
+            contestants=chosen,
+            largest=size,
+            at=at,
+            as_json=as_json,
+            data=data,
+            text_column=text_column,
+            domain_column=domain_column,
+            seeds=seeds,
+            budget_seconds=budget_seconds,
+            tokens=training_tokens,
+        )
+        return
+    size = size or "xs"
+    chosen = _asked(contestants, size, routers=routers)
+    choose_contestants(chosen, size_named(size))
     if tensorboard:
         check_tensorboard()
     root = out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
@@ -147,10 +188,26 @@ def _asked(contestants: str | None, size: str, *, routers: bool) -> Path | list[
     return [name.strip() for name in contestants.split(",")]
 
 
-def _resume(root: Path, progress: "Progress") -> "Results":
-    from moekit.comparison import resume
+def _resume(root: Path, at: str | None, *, as_json: bool, markdown: bool) -> None:
+    """Go on with a comparison, or with a ladder where `root` holds one."""
+    from moekit.comparison.ladder.rungs import LadderFolder
 
-    return resume(root, progress=progress)
+    if LadderFolder(root).plan.exists():
+        from moekit.cli.ladder_command import climb_on
+
+        if markdown:
+            raise UsageError("--markdown is for one comparison, not for a ladder of them.")
+        climb_on(root, at=at, as_json=as_json)
+        return
+    if at:
+        raise UsageError(f"--at asks a ladder, and {root} holds none.")
+
+    def go_on(progress: "Progress") -> "Results":
+        from moekit.comparison import resume
+
+        return resume(root, progress=progress)
+
+    _work(root, go_on, as_json=as_json, markdown=markdown)
 
 
 def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool, markdown: bool) -> None:

@@ -168,7 +168,7 @@ def start(
 
 
 def prepare(request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder) -> ComparisonPlan:
-    """Plan a new comparison in an empty `folder`, ready to be trained by `resume`; under a budget its speed is measured.
+    """Plan a new comparison in an empty `folder`, for `resume` to train; under a budget speed is measured.
 
     Raises UsageError where the corpus or the budget is too small.
     """

@@ -18,7 +18,6 @@ from moekit.comparison.results_schema import Results, read_results
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.comparison_plan import ComparisonPlan
 from moekit.comparison.spec.comparison_request import ComparisonRequest
-from moekit.comparison.spec.contestant_selection import ChosenContestants, choose_contestants
 from moekit.comparison.spec.contestants import Contestant
 from moekit.core import files
 from moekit.core.errors import UsageError
@@ -30,7 +29,7 @@ from moekit.data import Corpus, load_corpus
 _logger = logging.getLogger(__name__)
 
 
-def ladder(
+def compare_ladder(
     out: str | Path,
     *,
     data: Sequence[str | Path] = (),
@@ -75,14 +74,14 @@ def ladder(
         MoekitError: where no run could go on.
 
     Examples:
-        >>> from moekit.comparison import ladder
-        >>> results = ladder("runs/ladder", contestants=["dense", "moe"], tokens=2_000_000, at="70b")
+        >>> from moekit.comparison import compare_ladder
+        >>> results = compare_ladder("runs/ladder", contestants=["dense", "moe"], tokens=2_000_000, at="70b")
         >>> results.at.sentences
     """
     if budget_seconds is not None and tokens is not None:
         raise UsageError("A budget and a number of tokens exclude each other; give one of them.")
     names = tuple(sizes) if sizes else rungs.sizes_up_to(largest)
-    chosen = choose(contestants, names)
+    chosen = rungs.choose_for(contestants, names)
     target = parse_scale(at) if at else None
     folder = LadderFolder(Path(out))
     if folder.plan.exists() or ComparisonFolder(folder.root).plan.exists():
@@ -114,7 +113,7 @@ def resume_ladder(
     """Go on with the ladder in `out`; what is done is not done again, but for the laws, which are fitted anew.
 
     Args:
-        out: the folder that `ladder` was given.
+        out: the folder that `compare_ladder` was given.
         target: a scale that is asked about besides.
         progress: gets how far the runs are.
 
@@ -134,25 +133,6 @@ def resume_ladder(
     write_ladder(found, folder.results)
     files.write_text(folder.report, render_ladder(found))
     return found
-
-
-def choose(
-    asked: str | Path | Sequence[str | Contestant] | None, sizes: Sequence[str]
-) -> dict[str, ChosenContestants]:
-    """Find the contestants in each size, by its name; raises UsageError for those that make no sense on a ladder."""
-    if len(sizes) < 2 or any(name not in LADDER_SIZES for name in sizes):
-        raise UsageError(f"A ladder has two sizes at least, of: {', '.join(LADDER_SIZES)}.")
-    if list(sizes) != sorted(set(sizes), key=list(LADDER_SIZES).index):
-        raise UsageError("The sizes of a ladder go from the smallest to the largest, each once.")
-    chosen = {}
-    for name in sizes:
-        found = choose_contestants(asked, LADDER_SIZES[name])
-        if asked is None:
-            required = rungs.alike(found.required, LADDER_SIZES[name])
-            found = ChosenContestants(required=required, optional=[], baseline=found.baseline)
-        chosen[name] = found
-    rungs.check_contestants({name: found.required for name, found in chosen.items()})
-    return chosen
 
 
 def _planned(

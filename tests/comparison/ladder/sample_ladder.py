@@ -20,9 +20,7 @@ MODELS = {
     "moe-fine": [MoEConfig(experts=16, expert_width=128, router=SoftmaxTopKConfig(top_k=4))],
     "hybrid": [
         DenseConfig(width=512),
-        MoEConfig(
-            experts=16, expert_width=128, router=SoftmaxTopKConfig(top_k=3), branch="shared", branch_width=128
-        ),
+        MoEConfig(experts=16, expert_width=128, router=SoftmaxTopKConfig(top_k=3), branch="shared", branch_width=128),
     ],
     "moe-many": [MoEConfig(experts=64, expert_width=128, router=SoftmaxTopKConfig(top_k=4))],
 }
@@ -32,8 +30,8 @@ MODELS = {
 class World:
     """A truth: E, and of each contestant the levels and exponents of both terms; see `moekit…scaling_laws`.
 
-    norm: 1 for Chinchilla's form. bend: by how much the exponent of size falls in each decade. rough: the standard deviation
-    of a run around its law beyond chance.
+    norm: 1 for Chinchilla's form. bend: by how much the exponent of size falls in each decade. rough: the standard
+    deviation of a run around its law beyond chance.
     """
 
     floor: float
@@ -61,7 +59,9 @@ class World:
         return float(brentq(lambda more: self.along(0, flops * np.exp(more)) - wanted, -9, 12))
 
 
-def drawn_world(generator: np.random.Generator, *, count: int = 5, norm: float = 1, bend: float = 0, rough: float = 0.001) -> World:
+def drawn_world(
+    generator: np.random.Generator, *, count: int = 5, norm: float = 1, bend: float = 0, rough: float = 0.001
+) -> World:
     """A truth with exponents, floors and differences such as published laws have."""
     base_2 = generator.uniform(0.22, 0.45, 2)
     own_2c = np.exp(np.c_[np.zeros(2), generator.normal(0, 0.1, (2, count - 1))])
@@ -100,13 +100,17 @@ def log_curves(
     return np.asarray(true_cp + shared_s + own + slope + generator.normal(0, 0.001, (seeds, *true_cp.shape)))
 
 
-def drawn_runs(world: World, generator: np.random.Generator, *, rungs: int = 4, seeds: int = 3, span: float = 40) -> LadderRuns:
+def drawn_runs(
+    world: World, generator: np.random.Generator, *, rungs: int = 4, seeds: int = 3, span: float = 40
+) -> LadderRuns:
     """A ladder as arrays, without going through results."""
     sizes_r = sizes_of(rungs, span)
     curves = [log_curves(world, size, generator, seeds=seeds, shares=SHARES) for size in sizes_r]
     means_rcp = np.array([curve.mean(axis=0) for curve in curves])
     wider = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
-    scatter = [wider * (one - mean) for curve, mean in zip(curves, means_rcp, strict=True) for one in curve if seeds > 1]
+    scatter = [
+        wider * (one - mean) for curve, mean in zip(curves, means_rcp, strict=True) for one in curve if seeds > 1
+    ]
     count = means_rcp.shape[1]
     return LadderRuns(
         names=tuple(MODELS)[:count],

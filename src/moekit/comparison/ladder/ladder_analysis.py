@@ -5,7 +5,8 @@ from itertools import combinations
 
 import numpy as np
 
-from moekit.comparison.ladder.held_out import FEWEST_RUNGS, INTERVAL, HeldOut, held_out
+from moekit.comparison.analysis.baseline_comparison import kind_of
+from moekit.comparison.ladder.held_out_rungs import FEWEST_RUNGS, INTERVAL, HeldOut, held_out
 from moekit.comparison.ladder.ladder_answer import answer, summary_sentences
 from moekit.comparison.ladder.ladder_fit import DRAWS, LadderFit, fit_ladder
 from moekit.comparison.ladder.ladder_runs import SHARES, LadderRuns, ladder_runs
@@ -27,9 +28,9 @@ from moekit.comparison.ladder.target_scale import TargetScale
 from moekit.comparison.results_schema import Results
 from moekit.core.errors import MoekitError
 
-# How far beyond its end the ladder speaks, and how far up the published laws are asked besides.
+# How far beyond its end the ladder speaks, and up to which power of ten the published laws are asked besides.
 DECADES_BEYOND = 3
-PUBLISHED_AT = 1e21
+PUBLISHED_UP_TO = 22
 _STEPS_A_DECADE = 8
 _NOISE_DRAWS = 2000
 
@@ -63,18 +64,21 @@ def analyse(
     fitted = fit_ladder(runs, generator, draws=draws)
     strayed = held_out(fitted, generator, draws=draws) if len(rungs) > FEWEST_RUNGS else None
     sparsities = {one.name: sparsity_of(one) for one in rungs[0].contestants if one.name in runs.names}
+    kinds = {one.name: kind_of(one.config) for one in rungs[0].contestants}
     end = float(runs.flops_rc[-1, runs.baseline])
     grid_f = _grid(float(runs.flops_rc[0, runs.baseline]), end)
     contestants = [
         ContestantLadder(
             name=name,
+            kind=kinds[name],
             expansion=float(runs.expansion_c[index]),
             losses=_losses(fitted, index, grid_f),
             leverage=_leverage(fitted, strayed, index, grid_f, end, generator) if index != runs.baseline else [],
         )
         for index, name in enumerate(runs.names)
     ]
-    asked = [end * 10**decade for decade in range(DECADES_BEYOND + 1)] + [PUBLISHED_AT]
+    asked = [end * 10.0**decade for decade in range(DECADES_BEYOND + 1)]
+    asked += [10.0**power for power in range(int(np.ceil(np.log10(end))), PUBLISHED_UP_TO + 1)]
     results = LadderResults(
         moekit=rungs[-1].moekit,
         created=rungs[-1].created,
@@ -90,9 +94,10 @@ def analyse(
         held_out=_held_out(strayed, runs) if strayed else None,
         contestants=contestants,
         published_laws=[
-            PublishedRecord(**{field: getattr(law, field) for field in PublishedRecord.model_fields}) for law in PUBLISHED_LAWS
+            PublishedRecord(**{field: getattr(law, field) for field in PublishedRecord.model_fields})
+            for law in PUBLISHED_LAWS
         ],
-        published=published_figures(sparsities, asked),
+        published=published_figures(sparsities, sorted(set(asked))),
         sentences=[],
     )
     results = results.model_copy(update={"sentences": summary_sentences(results)})
@@ -144,7 +149,12 @@ def _losses(fitted: LadderFit, index: int, flops_f: np.ndarray) -> list[LossPoin
 
 
 def _leverage(
-    fitted: LadderFit, strayed: HeldOut | None, index: int, flops_f: np.ndarray, end: float, generator: np.random.Generator
+    fitted: LadderFit,
+    strayed: HeldOut | None,
+    index: int,
+    flops_f: np.ndarray,
+    end: float,
+    generator: np.random.Generator,
 ) -> list[LeveragePoint]:
     by_law = log_leverage(fitted, index, flops_f)
     beyond_f = np.maximum(0, np.log10(flops_f / end))
@@ -159,9 +169,9 @@ def _leverage(
     seeds = np.sqrt(np.mean([np.var(law, axis=0) for law in seed_log_leverage(fitted, index, flops_f)], axis=0))
     return [
         LeveragePoint(
-            flops=float(flops_f[at]), decades_beyond=float(beyond_f[at]), leverage=float(middle[at]), low=float(low[at]),
-            high=float(high[at]), from_seeds=float(seeds[at]), from_fit=float(within[at]), from_law=float(between[at]),
-            from_held_out=float(drift_f[at]),
+            flops=float(flops_f[at]), decades_beyond=float(beyond_f[at]), leverage=float(middle[at]),
+            low=float(low[at]), high=float(high[at]), from_seeds=float(seeds[at]), from_fit=float(within[at]),
+            from_law=float(between[at]), from_held_out=float(drift_f[at]),
         )
         for at in range(len(flops_f))
     ]  # fmt: skip
@@ -191,7 +201,7 @@ def _rungs(
                 epochs=max(domain.epochs for domain in results.corpus.domains),
                 bits_per_byte={name: float(np.exp(ends_c[runs.names.index(name)])) for name in there},
                 curves={name: _curve(runs, index, runs.names.index(name)) for name in there},
-                order=sorted(there, key=lambda name, ends_c=ends_c: ends_c[runs.names.index(name)]),  # type: ignore[misc]
+                order=[name for _, name in sorted((ends_c[runs.names.index(name)], name) for name in there)],
                 pairs_in_order=int(sum(here == last for here, last in signs)),
                 pairs=len(pairs),
                 order_kept=float(kept_r[index]),

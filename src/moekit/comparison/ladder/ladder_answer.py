@@ -2,7 +2,13 @@
 
 from collections.abc import Sequence
 
-from moekit.comparison.ladder.ladder_schema import Answer, LadderResults, LeveragePoint, PublishedFigure
+from moekit.comparison.ladder.ladder_schema import (
+    ContestantLadder,
+    LadderResults,
+    LeveragePoint,
+    PublishedFigure,
+    ScaleAnswer,
+)
 from moekit.comparison.ladder.target_scale import TargetScale
 
 
@@ -16,13 +22,20 @@ def leverage_text(point: LeveragePoint) -> str:
     return f"{point.leverage:.2f}× ({point.low:.2f} to {point.high:.2f})"
 
 
+def at_decade(one: ContestantLadder, decade: float) -> LeveragePoint:
+    """Give a contestant's leverage so many decades beyond the ladder's end (0: at it)."""
+    beyond = [point for point in one.leverage if point.decades_beyond > 0]
+    within = [point for point in one.leverage if point.decades_beyond == 0]
+    return min(beyond, key=lambda point: abs(point.decades_beyond - decade)) if decade else within[-1]
+
+
 def summary_sentences(results: LadderResults) -> list[str]:
     """Say what the ladder found: its span, the held-out rung, the order, leverage at its end and beyond."""
     first, last = results.rungs[0], results.rungs[-1]
     sentences = [
         f"{len(results.rungs)} rungs span a factor of {last.flops / first.flops:.0f} in training FLOPs, from "
-        f"{flops_text(first.flops)} to {flops_text(last.flops)}, each with {results.tokens_per_size:.1f} bytes of text for "
-        "each N."
+        f"{flops_text(first.flops)} to {flops_text(last.flops)}, each with {results.tokens_per_size:.1f} bytes of text "
+        "for each N."
     ]
     if results.held_out is None:
         sentences.append("With two rungs nothing could be held out: how well this ladder extrapolates was not tested.")
@@ -30,18 +43,17 @@ def summary_sentences(results: LadderResults) -> list[str]:
         inside, count = results.held_out.inside, len(results.held_out.predictions)
         verdict = "as it should" if inside >= 0.8 * count else "so it extrapolates worse than it says"
         sentences.append(
-            f"The largest rung, predicted from the smaller ones, came out within its 80 % interval for {inside} of {count} "
-            f"contestants: {verdict}."
+            f"The largest rung, predicted from the smaller ones, came out within its 80 % interval for {inside} of "
+            f"{count} contestants: {verdict}."
         )
     below = [f"{rung.pairs_in_order} of {rung.pairs} at {rung.size}" for rung in results.rungs[:-1]]
     sentences.append(f"Pairs of contestants in the order of the largest rung: {', '.join(below)}.")
     for one in results.contestants:
         if one.leverage:
-            at_end = next(point for point in one.leverage if point.flops >= last.flops * 0.999)
-            furthest = one.leverage[-1]
+            at_end, furthest = at_decade(one, 0), one.leverage[-1]
             sentences.append(
-                f"{one.name} has a leverage of {leverage_text(at_end)} over {results.baseline} at the ladder's end, and "
-                f"{leverage_text(furthest)} at {flops_text(furthest.flops)} FLOPs, three decades beyond it: "
+                f"{one.name} has a leverage of {leverage_text(at_end)} over {results.baseline} at the ladder's end, "
+                f"and {leverage_text(furthest)} at {flops_text(furthest.flops)} FLOPs, three decades beyond it: "
                 f"{_verdict(at_end, furthest)}."
             )
     return sentences
@@ -49,7 +61,7 @@ def summary_sentences(results: LadderResults) -> list[str]:
 
 def answer(
     results: LadderResults, target: TargetScale, points: dict[str, LeveragePoint], published: Sequence[PublishedFigure]
-) -> Answer:
+) -> ScaleAnswer:
     """Answer for the scale that was asked about: by the ladder where it reaches, else by published laws alone."""
     last = results.rungs[-1]
     sentences = []
@@ -59,8 +71,8 @@ def answer(
         sentences.append(f"{at}, {where}, {name} has a leverage of {leverage_text(point)} over {results.baseline}.")
     if not points:
         sentences.append(
-            f"{at} this ladder, which ends at {flops_text(last.flops)}, says nothing: it speaks up to three decades beyond "
-            "its end. Published laws, fitted on other text, architectures and sizes, say:"
+            f"{at} this ladder, which ends at {flops_text(last.flops)}, says nothing: it speaks up to three decades "
+            "beyond its end. Published laws, fitted on other text, architectures and sizes, say:"
         )
     for name in dict.fromkeys(figure.contestant for figure in published):
         said = [figure for figure in published if figure.contestant == name and figure.leverage is not None]
@@ -71,7 +83,7 @@ def answer(
             )
             spread = [figure.leverage for figure in said if figure.leverage is not None]
             sentences.append(f"Published laws for {name}: {min(spread):.2f}× to {max(spread):.2f}× ({figures}).")
-    return Answer(
+    return ScaleAnswer(
         asked=target.asked,
         flops=target.flops,
         rule=target.rule,

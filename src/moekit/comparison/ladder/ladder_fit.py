@@ -49,7 +49,7 @@ def fit_ladder(runs: LadderRuns, generator: np.random.Generator, *, draws: int =
             finite_rcp = finite_rcp & (np.arange(finite_rcp.shape[2]) == finite_rcp.shape[2] - 1)
 
         def drawn(inner: np.random.Generator, chosen: np.ndarray = finite_rcp) -> np.ndarray:
-            return runs.drawn_noise(inner)[chosen]
+            return np.asarray(runs.drawn_noise(inner)[chosen])
 
         fitted.append(fit(law, points, drawn, generator, draws=draws, seed_noise=noise))
     return LadderFit(runs, tuple(fitted))

@@ -25,9 +25,9 @@ ASSUMED_NOISE = 0.004
 class LadderRuns:
     """The runs of a ladder, smallest rung first.
 
-    expansion_c: see `expansion_of`. size_rc: N, training FLOPs of a token over six. tokens_r: of a run. bits_rcp: bits per
-    byte at SHARES of a run, means over its seeds, NaN where none finished. seeds_r: of each run. scatter_scp: what each
-    seed of each rung lay beside the mean in natural logarithms, made as wide as single runs are; the seeds of all
+    expansion_c: see `expansion_of`. size_rc: N, training FLOPs of a token over six. tokens_r: of a run. bits_rcp: bits
+    per byte at SHARES of a run, means over its seeds, NaN where none finished. seeds_r: of each run. scatter_scp: what
+    each seed of each rung lay beside the mean in natural logarithms, made as wide as single runs are; the seeds of all
     contestants saw the same text, so that a row is drawn whole.
     """
 
@@ -88,7 +88,7 @@ class LadderRuns:
 
 
 def expansion_of(contestant: ContestantResults) -> float:
-    """Give total over active feed-forward parameters, a mean over layers: 1 for dense, 4 for 8 experts of which 2 work."""
+    """Give total over active feed-forward parameters, a mean over layers: 1 for dense, 4 for 2 of 8 experts."""
     if not isinstance(contestant.config, ModelConfig):
         return 1.0
     ratios = []
@@ -139,7 +139,7 @@ def _curve(run: Run) -> np.ndarray:
         return np.full(len(SHARES), np.nan)
     at = np.log(SHARES * points[-1].tokens)
     seen = np.log([point.tokens for point in points])
-    return np.exp(np.interp(at, seen, np.log([point.bits_per_byte for point in points])))
+    return np.asarray(np.exp(np.interp(at, seen, np.log([point.bits_per_byte for point in points]))))
 
 
 def _mean(runs: list[np.ndarray]) -> np.ndarray:

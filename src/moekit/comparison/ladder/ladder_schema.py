@@ -28,7 +28,8 @@ class RungRecord(Record):
         dict[str, float], Field(description="at the end of the run, by contestant, on the sample of its curve")
     ]
     curves: Annotated[
-        dict[str, list[tuple[float, float]]], Field(description="FLOPs and bits per byte, means over seeds, by contestant")
+        dict[str, list[tuple[float, float]]],
+        Field(description="FLOPs and bits per byte, means over seeds, by contestant"),
     ]
     order: Annotated[list[str], Field(description="the contestants, the lowest bits per byte first")]
     pairs_in_order: Annotated[int, Field(description="pairs of contestants in the order of the largest rung")]
@@ -46,7 +47,9 @@ class LawRecord(Record):
     used: bool
     problem: Annotated[str | None, Field(description="why it is not used")]
     floor: Annotated[float, Field(description="E, bits per byte")]
-    misfit: Annotated[float, Field(description="standard deviation of runs around it beyond chance, as a share of the loss")]
+    misfit: Annotated[
+        float, Field(description="standard deviation of runs around it beyond chance, as a share of the loss")
+    ]
     size_exponents: Annotated[dict[str, float], Field(description="alpha by contestant (kappa, of FLOPs, for compute)")]
     token_exponents: Annotated[dict[str, float], Field(description="beta by contestant; none for compute")]
 
@@ -55,7 +58,7 @@ class PredictionRecord(Record):
     """The largest rung as the smaller ones predicted it."""
 
     contestant: str
-    predicted: float
+    predicted: Annotated[float, Field(description="bits per byte at the end of its run")]
     low: float
     high: float
     got: float
@@ -103,6 +106,7 @@ class ContestantLadder(Record):
     """One contestant along the ladder and up to three decades beyond."""
 
     name: str
+    kind: Literal["dense", "moe", "hybrid", "lstm", "ngram"]
     expansion: Annotated[float, Field(description="total over active feed-forward parameters; 1 for dense")]
     losses: list[LossPoint]
     leverage: Annotated[list[LeveragePoint], Field(description="over the baseline; none for itself")]
@@ -130,13 +134,15 @@ class PublishedRecord(Record):
     checked: str
 
 
-class Answer(Record):
+class ScaleAnswer(Record):
     """What `--at` asked for."""
 
     asked: str
     flops: float
     rule: Annotated[str | None, Field(description="how parameters became FLOPs")]
-    by: Annotated[Literal["ladder", "published laws"], Field(description="who speaks: beyond three decades, not the ladder")]
+    by: Annotated[
+        Literal["ladder", "published laws"], Field(description="who speaks: beyond three decades, not the ladder")
+    ]
     leverage: dict[str, LeveragePoint]
     published: list[PublishedFigure]
     sentences: list[str]
@@ -162,7 +168,7 @@ class LadderResults(Record):
     published_laws: list[PublishedRecord]
     published: list[PublishedFigure]
     sentences: Annotated[list[str], Field(description="what it comes to, in words")]
-    at: Answer | None = None
+    at: ScaleAnswer | None = None
 
 
 def write_ladder(results: LadderResults, path: Path) -> None:

@@ -1,11 +1,12 @@
 """Fitting a law, and drawing laws that fit as well: what the data leave open, the draws differ in.
 
-As Hoffmann et al. do (arXiv 2203.15556, appendix D.2), a fit minimises the Huber loss of residuals of logarithms from a grid
-of starts. Residuals are in units of their own noise, which is estimated from them, and a weak prior holds what the points
-do not say (two sizes do not tell E from an exponent). A draw is the same fit to points with noise of a run's kind added,
-and to a prior whose centre is drawn from itself (randomised maximum a posteriori): a parameter that the points determine
-stays where it is, one that they do not has the prior's spread. All starts, and all draws, are minimised side by side, by
-Levenberg and Marquardt's method; it ends where L-BFGS does.
+As Hoffmann et al. do (arXiv 2203.15556, appendix D.2), a fit minimises the Huber loss of residuals of logarithms from a
+grid of starts. Residuals are in units of their own noise, which is estimated from them, and a weak prior holds what the
+points do not say (two sizes do not tell E from an exponent). A draw is the same fit to points with noise of a run's
+kind added, and to a prior whose centre is drawn from itself (randomised maximum a posteriori): a parameter that the
+points determine stays where it is, one that they do not has the prior's spread. All starts, and all draws, are
+minimised side by side, by Levenberg and Marquardt's method; it ends where L-BFGS
+does, or lower.
 
 Shapes: b fits at once, m parameters, n points.
 """
@@ -34,8 +35,8 @@ Noise = Callable[[np.random.Generator], np.ndarray]
 class FittedLaw:
     """A law with its best parameters and draws of others that fit.
 
-    seed_draws_bm: fits to points with seeds drawn anew and nothing else. misfit: the standard deviation of runs around the law beyond chance, in natural logarithms. problem: why the law is not
-    used, in words; None where it is.
+    seed_draws_bm: fits to points with seeds drawn anew and nothing else. misfit: the standard deviation of runs around
+    the law beyond chance, in natural logarithms. problem: why the law is not used, in words; None where it is.
     """
 
     law: ScalingLaw
@@ -66,10 +67,12 @@ def fit(
     best_m = _best(law, points, spread, best_m[None])
     misfit = _misfit(law, best_m, points)
     _, run_n = np.unique(points.run_n, return_inverse=True)
-    free = _free_share(law, best_m, points, spread)
-    # What residuals show beyond chance is the law's own; a fit of many parameters hides a part of both.
-    lacking = float(np.sqrt(max(misfit**2 / free - seed_noise**2, SMALLEST_NOISE**2)))
-    lacking_br = generator.normal(0, lacking, (draws, run_n.max() + 1))
+    weight, free = float(points.weight_n.sum()), _free(law, best_m, points, spread)
+    # What residuals show beyond chance is the law's own; a fit of many parameters hides a part of both, and few degrees
+    # of freedom say little of how large it is.
+    lacking = float(np.sqrt(max(misfit**2 * weight / free - seed_noise**2, SMALLEST_NOISE**2)))
+    lacking_b1 = lacking * np.sqrt(free / generator.chisquare(free, (draws, 1)))
+    lacking_br = generator.normal(size=(draws, run_n.max() + 1)) * lacking_b1
     chance_bn = np.array([noise(generator) for _ in range(draws)])
     centre_bm = law.prior_mean_m + generator.normal(size=(draws, len(best_m))) * law.prior_spread_m
     starts_bm = np.tile(best_m, (draws, 1))
@@ -81,7 +84,12 @@ def fit(
 
 
 def minimised(
-    law: ScalingLaw, points: LawPoints, target_bn: np.ndarray, spread: float, centre_bm: np.ndarray, start_bm: np.ndarray
+    law: ScalingLaw,
+    points: LawPoints,
+    target_bn: np.ndarray,
+    spread: float,
+    centre_bm: np.ndarray,
+    start_bm: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the minima next to starts, and the loss there (b).
 
@@ -153,12 +161,12 @@ def _misfit(law: ScalingLaw, parameters_m: np.ndarray, points: LawPoints) -> flo
     return float(np.sqrt(np.mean(np.square(means))))
 
 
-def _free_share(law: ScalingLaw, best_m: np.ndarray, points: LawPoints, spread: float) -> float:
-    """Give the share of the data's degrees of freedom that the parameters leave, each run counting as its weight."""
+def _free(law: ScalingLaw, best_m: np.ndarray, points: LawPoints, spread: float) -> float:
+    """Give the degrees of freedom that the parameters leave, each run counting as its weight; three at least."""
     _, _, curvature_bmm = _loss(law, points, np.log(points.bits_n)[None], spread, law.prior_mean_m[None], best_m[None])
     prior_mm = np.diag(law.prior_spread_m**-2.0)
     used = float(np.trace(np.linalg.solve(curvature_bmm[0], curvature_bmm[0] - prior_mm)))
-    return max(1 - used / float(points.weight_n.sum()), 0.25)
+    return max(float(points.weight_n.sum()) - used, 3.0)
 
 
 def _problem(law: ScalingLaw, best_m: np.ndarray, misfit: float) -> str | None:

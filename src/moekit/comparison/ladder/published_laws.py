@@ -1,8 +1,8 @@
 """What published laws say of a mixture's leverage: constants as printed, their ranges, and what N and FLOPs mean there.
 
 Losses of different laws are nats a token of different texts and are never compared; a leverage is a ratio of FLOPs, and
-is. Expansion is total over active feed-forward parameters, which is the number of experts of a layer that uses one whole
-network's width for each token; activation ratio is one over it.
+is. Expansion is total over active feed-forward parameters, which is the number of experts of a layer that uses one
+whole network's width for each token; activation ratio is one over it.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,9 @@ class Sparsity:
 class PublishedLaw:
     """A law for mixtures, with its source.
 
-    meaning: of N and of FLOPs there. flops: the budgets that it was fitted on. checked: how its constants were. speaks_of:
-    whether it says anything of such a mixture, whose expansion and granularity it may not have; leverage: of the mixture
-    at so many FLOPs.
+    meaning: of N and of FLOPs there. flops: the budgets that it was fitted on. checked: how its constants were.
+    speaks_of: whether it says anything of such a mixture, whose expansion and granularity it may not have; leverage: of
+    the mixture at so many FLOPs.
     """
 
     name: str
@@ -116,7 +116,7 @@ def ludziejewski_loss(flops: float, expansion: float) -> float:
 
 
 def abnar_loss(flops: float, expansion: float) -> float:
-    """Give the loss of the best model of a sparsity (arXiv 2501.12370, equation 6 and table 3), N its total parameters."""
+    """Give the loss of the best model of a sparsity, N its total parameters (arXiv 2501.12370, equation 6, table 3)."""
     active = 1 / expansion  # 1 - S
 
     def loss(size: float) -> float:
@@ -159,7 +159,9 @@ def ling_leverage(activation: float, granularity: float, flops: float) -> float:
 
 def _lowest(loss: Callable[[float], float]) -> float:
     """Give the least loss over sizes from 1e3 to 1e16 parameters."""
-    found = minimize_scalar(lambda log_size: loss(float(np.exp(log_size))), bounds=(np.log(1e3), np.log(1e16)), method="bounded")
+    found = minimize_scalar(
+        lambda log_size: loss(float(np.exp(log_size))), bounds=(np.log(1e3), np.log(1e16)), method="bounded"
+    )
     return float(found.fun)
 
 
@@ -171,14 +173,15 @@ def _ratio(dense: Callable[[float], float], wanted: float, flops: float) -> floa
 PUBLISHED_LAWS = (
     PublishedLaw(
         name="Clark 2022",
-        source="Clark et al., Unified Scaling Laws for Routed Language Models, arXiv 2202.01169, equation 1, table 3, S-BASE",
+        source="Clark et al., Unified Scaling Laws for Routed Language Models, arXiv 2202.01169, equation 1, table 3, "
+        "S-BASE",
         formula="log L = a log N + b log Ê + c log N log Ê + d",
         meaning="N: parameters of the dense model that is given experts; FLOPs: 6 N times 130 B tokens, which all its "
         "models were trained on",
         flops=(6 * 15e6 * CLARK_TOKENS, 6 * 1.3e9 * CLARK_TOKENS),
         fitted_on="15 M to 1.3 B parameters, up to 512 experts, top-1",
-        checked="constants and the dense model of 55 M that 5 M parameters with 128 experts equal, in a transcription; the "
-        "largest size of the fit was not checked",
+        checked="constants and the dense model of 55 M that 5 M parameters with 128 experts equal, in a transcription; "
+        "the largest size of the fit was not checked",
         speaks_of=lambda mixture: 1 < mixture.expansion <= 512,
         leverage=lambda mixture, flops: (
             clark_equivalent(flops / (6 * CLARK_TOKENS), mixture.expansion) / (flops / (6 * CLARK_TOKENS))
@@ -186,10 +189,11 @@ PUBLISHED_LAWS = (
     ),
     PublishedLaw(
         name="Krajewski 2024",
-        source="Krajewski et al., Scaling Laws for Fine-Grained Mixture of Experts, arXiv 2402.07871, equation 9, table 1",
+        source="Krajewski et al., Scaling Laws for Fine-Grained Mixture of Experts, arXiv 2402.07871, equation 9, "
+        "table 1",
         formula="L = c + (g/G^γ + a)/N^α + b/D^β",
-        meaning="N: total parameters without embeddings, in which its table 2 comes out; FLOPs: of active parameters and "
-        "routing, at the best N and D",
+        meaning="N: total parameters without embeddings, in which its table 2 comes out; FLOPs: of active parameters "
+        "and routing, at the best N and D",
         flops=(1e18, 6 * 3.7e9 * 130e9),
         fitted_on="129 M to 3.7 B parameters, 16 to 130 B tokens, expansion 64 alone, granularity 1 to 16",
         checked="constants and what N is, in the text of the paper; its table 2 to 0.03 nats",
@@ -205,8 +209,8 @@ PUBLISHED_LAWS = (
         meaning="N: active parameters with embeddings; FLOPs: 6 N D, at the best N and D",
         flops=(6 * 79e6 * 0.5e9, 6 * 1.1e9 * 80e9),
         fitted_on="79 M to 2.7 B active parameters, 0.5 to 80 B tokens, 1 to 32 experts, top-1",
-        checked="constants, their reduction to each number of experts (table 4) and the best sizes (table 1), in the text "
-        "of the paper",
+        checked="constants, their reduction to each number of experts (table 4) and the best sizes (table 1), in the "
+        "text of the paper",
         speaks_of=lambda mixture: 1 < mixture.expansion <= 32,
         leverage=lambda mixture, flops: _ratio(
             lambda dense: ludziejewski_loss(dense, 1), ludziejewski_loss(flops, mixture.expansion), flops
@@ -229,8 +233,8 @@ PUBLISHED_LAWS = (
         name="Ling 2025",
         source="Tian et al., Towards Greater Leverage, arXiv 2507.17702, equation 13, table 2",
         formula="EL = Â^(a + d log C + γ (log G)² + β log G)",
-        meaning="A: active over total experts; G: twice the width over an expert's; C: training FLOPs without embeddings, "
-        "at the best size and tokens",
+        meaning="A: active over total experts; G: twice the width over an expert's; C: training FLOPs without "
+        "embeddings, at the best size and tokens",
         flops=(3e18, 3e20),
         fitted_on="activation ratios of 0.8 to 100 %, granularity 2 to 16, leverage below 6",
         checked="constants in the text of the paper; bases of logarithms by its own figures",

@@ -1,14 +1,17 @@
 """The rungs of a ladder: which sizes, how many tokens at each, and the frozen plan of them in the ladder's folder.
 
-All rungs have one context and one batch, so that they differ in nothing but the model and the tokens that it reads; tokens
-grow with N, so that FLOPs grow with its square.
+All rungs have one context and one batch, so that they differ in nothing but the model and the tokens that it reads;
+tokens grow with N, so that FLOPs grow with its square.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from moekit.comparison.spec.contestant_selection import ChosenContestants, choose_contestants
 from moekit.comparison.spec.contestants import Contestant, Size, default_contestants
 from moekit.comparison.spec.model_costs import costs_of
 from moekit.config import Config, NGramConfig
@@ -36,8 +39,8 @@ LADDER_SIZES = {
 }
 RUNGS = 4
 DEFAULT_LARGEST = "s"
-# What a ladder may take where nobody says, and the share of it that its largest rung gets: smaller models use the machine
-# less well, so that their seconds fall with N to the power of 1.5 rather than of 2.
+# What a ladder may take where nobody says, and the share of it that its largest rung gets: smaller models use the
+# machine less well, so that their seconds fall with N to the power of 1.5 rather than of 2.
 DEFAULT_LADDER_SECONDS = 3600.0
 _SECONDS_BY_SIZE = 1.5
 # The smallest rung has to leave its warm-up of fifty steps well behind.
@@ -64,8 +67,8 @@ class LadderPlan(Config):
 class LadderFolder:
     """Say where the parts of a ladder lie.
 
-    plan: ladder-plan.json. corpus: the text. results: ladder.json. report: report.html. Each rung's folder is an ordinary
-    comparison's.
+    plan: ladder-plan.json. corpus: the text. results: ladder.json. report: report.html. Each rung's folder is an
+    ordinary comparison's.
     """
 
     def __init__(self, root: Path) -> None:
@@ -118,7 +121,7 @@ def tokens_at(size: str, largest: str, tokens: int) -> int:
 
 def largest_share(sizes: tuple[str, ...]) -> float:
     """Give the share of a budget that the largest rung gets."""
-    return 1 / sum((model_size(size) / model_size(sizes[-1])) ** _SECONDS_BY_SIZE for size in sizes)
+    return 1 / math.fsum((model_size(size) / model_size(sizes[-1])) ** _SECONDS_BY_SIZE for size in sizes)
 
 
 def fewest_tokens(sizes: tuple[str, ...]) -> int:
@@ -127,7 +130,7 @@ def fewest_tokens(sizes: tuple[str, ...]) -> int:
     return round(FEWEST_STEPS * model_size(sizes[-1]) / model_size(sizes[0]) + 1) * step
 
 
-def alike(contestants: list[Contestant], size: Size) -> list[Contestant]:
+def _alike(contestants: list[Contestant], size: Size) -> list[Contestant]:
     """Give those of the default set that a ladder is for: trained models with the FLOPs of the first, within 5 %."""
     first = costs_of(contestants[0].config(size), size.context).flops_per_token
     return [
@@ -137,7 +140,26 @@ def alike(contestants: list[Contestant], size: Size) -> list[Contestant]:
     ]
 
 
-def check_contestants(chosen: dict[str, list[Contestant]]) -> None:
+def choose_for(
+    asked: str | Path | Sequence[str | Contestant] | None, sizes: Sequence[str]
+) -> dict[str, ChosenContestants]:
+    """Find the contestants in each size, by its name; raises UsageError for those that make no sense on a ladder."""
+    if len(sizes) < 2 or any(name not in LADDER_SIZES for name in sizes):
+        raise UsageError(f"A ladder has two sizes at least, of: {', '.join(LADDER_SIZES)}.")
+    if list(sizes) != sorted(set(sizes), key=list(LADDER_SIZES).index):
+        raise UsageError("The sizes of a ladder go from the smallest to the largest, each once.")
+    chosen = {}
+    for name in sizes:
+        found = choose_contestants(asked, LADDER_SIZES[name])
+        if asked is None:
+            required = _alike(found.required, LADDER_SIZES[name])
+            found = ChosenContestants(required=required, optional=[], baseline=found.baseline)
+        chosen[name] = found
+    _check({name: found.required for name, found in chosen.items()})
+    return chosen
+
+
+def _check(chosen: dict[str, list[Contestant]]) -> None:
     """Raise UsageError where a contestant makes no sense on a ladder.
 
     Args:

@@ -5,9 +5,9 @@ active parameters that multiply, attention's products included, so that C = 6 N 
 
     L = E + (T_N^p + T_D^p)^(1/p),    T_N = exp(u - alpha ln(N/N0)),    T_D = exp(v - beta ln(D/D0))
 
-where E, the text's own entropy, is everybody's, and u, v, alpha and beta are a contestant's. With p = 1 it is Chinchilla's
-(Hoffmann et al., arXiv 2203.15556, equation 10) with A = exp(u) N0^alpha; N0 and D0 lie in the middle of what was trained,
-so that no parameter is the product of two that run away together.
+where E, the text's own entropy, is everybody's, and u, v, alpha and beta are a contestant's. With p = 1 it is
+Chinchilla's (Hoffmann et al., arXiv 2203.15556, equation 10) with A = exp(u) N0^alpha; N0 and D0 lie in the middle of
+what was trained, so that no parameter is the product of two that run away together.
 
 Shapes: b sets of parameters at once, m parameters, n points, c contestants.
 """
@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 # Exponents of published laws lie between 0.12 (arXiv 2402.07871) and 0.6 (arXiv 2501.12370): about 0.3, and a factor of
-# 1.6 either way is one standard deviation. Those of a mixture and of a dense model of the same paper differ by 10 to 30 %.
+# 1.6 either way is one standard deviation. Those of a mixture and of a dense model of the same paper differ by 10 to 30
+# %.
 _EXPONENT, _EXPONENT_SPREAD = 0.3, 0.5
 _COMPUTE_EXPONENT = 0.15  # of C = 6 N D along an allocation: half of it
 _OWN_SPREAD = 0.15
@@ -32,9 +33,9 @@ _LEVEL_SPREAD = 3.0
 class LawForm:
     """A form of law.
 
-    formula: as people write it. norm: p. tied: whether the exponents follow the expansion, alpha_c = alpha exp(g ln X_c),
-    instead of being each contestant's own. compute: whether FLOPs stand for both size and tokens: L = E + K / C^kappa at
-    the ends of the rungs, all of one number of tokens a parameter.
+    formula: as people write it. norm: p. tied: whether the exponents follow the expansion, alpha_c = alpha exp(g ln
+    X_c), instead of being each contestant's own. compute: whether FLOPs stand for both size and tokens: L = E + K /
+    C^kappa at the ends of the rungs, all of one number of tokens a parameter.
     """
 
     name: Literal["chinchilla", "joint", "interacting", "compute"]
@@ -109,7 +110,9 @@ class ScalingLaw:
         """Give E (b, 1), in bits per byte."""
         return np.asarray(self.lowest / (1 + np.exp(-parameters_bm[:, :1])))
 
-    def bits(self, parameters_bm: np.ndarray, who_n: np.ndarray, size_n: np.ndarray, tokens_n: np.ndarray) -> np.ndarray:
+    def bits(
+        self, parameters_bm: np.ndarray, who_n: np.ndarray, size_n: np.ndarray, tokens_n: np.ndarray
+    ) -> np.ndarray:
         """Give bits per byte (b, n) of contestants (indices) of a size after so many tokens."""
         terms, _ = self._terms_of(parameters_bm, who_n, size_n, tokens_n)
         return np.asarray(self.floor(parameters_bm) + self._joined(terms))
@@ -133,7 +136,7 @@ class ScalingLaw:
         return np.log(bits_bn), slopes_bnm / bits_bn[:, :, None]
 
     def start(self, points: LawPoints, share: float, exponent: float) -> np.ndarray:
-        """Give parameters (m) to start from: E a share of the lowest loss, exponents alike, levels that fit the middle."""
+        """Give parameters (m) to start from: E a share of the lowest loss, exponents alike, levels of the middle."""
         parameters_m = self.prior_mean_m.copy()
         parameters_m[0] = np.log(share / (1 - share))
         rest_n = np.maximum(points.bits_n - share * self.lowest, 0.05) / self.terms

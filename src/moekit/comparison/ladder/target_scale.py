@@ -26,8 +26,8 @@ class TargetScale:
 def parse_scale(text: str) -> TargetScale:
     """Read `1e21`, `3e20flops`, or parameters: `70b`, `350M`, `1.5T`.
 
-    Parameters become the FLOPs of a compute-optimal dense model of that size, 6 N D with 20 tokens a parameter (Besiroglu
-    et al., arXiv 2404.10102).
+    Parameters become the FLOPs of a compute-optimal dense model of that size, 6 N D with 20 tokens a parameter
+    (Besiroglu et al., arXiv 2404.10102).
 
     Raises:
         UsageError: for anything else, and for `8x7b`, which says neither active parameters nor FLOPs.

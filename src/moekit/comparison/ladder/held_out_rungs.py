@@ -37,8 +37,8 @@ class Prediction:
 class HeldOut:
     """The largest rung's predictions, and what all held-out rungs say of the extrapolation.
 
-    drift: the standard deviation by which the logarithm of leverage strays in each decade of FLOPs beyond the ladder, over
-    what the draws themselves say.
+    drift: the standard deviation by which the logarithm of leverage strays in each decade of FLOPs beyond the ladder,
+    over what the draws themselves say.
     """
 
     predictions: tuple[Prediction, ...]
@@ -62,7 +62,9 @@ def held_out(whole: LadderFit, generator: np.random.Generator, *, draws: int = D
         for one in range(len(runs.names)):
             if one == runs.baseline:
                 continue
-            then, now = (np.concatenate(log_leverage(fitted, one, flops[rung : rung + 1])) for fitted in (before, whole))
+            then, now = (
+                np.concatenate(log_leverage(fitted, one, flops[rung : rung + 1])) for fitted in (before, whole)
+            )
             error = float(np.median(now) - np.median(then))
             strays.append((error**2 / decades**2, float(np.var(then)) / decades**2))
     excess = np.mean([error - own for error, own in strays]) if strays else 0.0
