@@ -97,7 +97,7 @@ def test_beyond_three_decades_only_published_laws_speak(ladder: LadderResults) -
     assert ladder.at is not None
     assert ladder.at.by == "ladder"
     assert set(ladder.at.leverage) == {"moe", "moe-fine", "hybrid", "moe-many"}
-    assert any("decades beyond the ladder" in sentence for sentence in ladder.at.sentences)
+    assert "decades beyond the ladder" in ladder.at.sentences[0]
     far = told(sample_ladder(), at="70b").at
     assert far is not None
     assert far.by == "published laws"

@@ -63,26 +63,23 @@ def answer(
     results: LadderResults, target: TargetScale, points: dict[str, LeveragePoint], published: Sequence[PublishedFigure]
 ) -> ScaleAnswer:
     """Answer for the scale that was asked about: by the ladder where it reaches, else by published laws alone."""
-    last = results.rungs[-1]
-    sentences = []
     at = f"At {flops_text(target.flops)} FLOPs" + (f" ({target.rule})" if target.rule else "")
-    for name, point in points.items():
-        where = f"{point.decades_beyond:.1f} decades beyond the ladder" if point.decades_beyond else "within the ladder"
-        sentences.append(f"{at}, {where}, {name} has a leverage of {leverage_text(point)} over {results.baseline}.")
-    if not points:
-        sentences.append(
-            f"{at} this ladder, which ends at {flops_text(last.flops)}, says nothing: it speaks up to three decades "
-            "beyond its end. Published laws, fitted on other text, architectures and sizes, say:"
-        )
-    for name in dict.fromkeys(figure.contestant for figure in published):
-        said = [figure for figure in published if figure.contestant == name and figure.leverage is not None]
-        if said:
-            figures = ", ".join(
-                f"{figure.leverage:.2f}× {figure.law}" + ("" if figure.within_its_range else " (outside its range)")
-                for figure in said
-            )
-            spread = [figure.leverage for figure in said if figure.leverage is not None]
-            sentences.append(f"Published laws for {name}: {min(spread):.2f}× to {max(spread):.2f}× ({figures}).")
+    if points:
+        beyond = next(iter(points.values())).decades_beyond
+        where = f"{beyond:.1f} decades beyond the ladder" if beyond else "within the ladder"
+        told = ", ".join(f"{name} {leverage_text(point)}" for name, point in points.items())
+        sentences = [f"{at}, {where}, the leverage over {results.baseline} is, by this ladder: {told}."]
+    else:
+        sentences = [
+            f"{at} this ladder, which ends at {flops_text(results.rungs[-1].flops)}, says nothing: it speaks up to "
+            "three decades beyond its end. What follows is of published laws alone, fitted on other text, architectures and "
+            "sizes."
+        ]
+    sentences += [
+        sentence
+        for name in dict.fromkeys(figure.contestant for figure in published)
+        if (sentence := _published_sentence(name, [one for one in published if one.contestant == name]))
+    ]
     return ScaleAnswer(
         asked=target.asked,
         flops=target.flops,
@@ -92,6 +89,16 @@ def answer(
         published=list(published),
         sentences=sentences,
     )
+
+
+def _published_sentence(name: str, figures: Sequence[PublishedFigure]) -> str | None:
+    """Say what published laws say of one mixture, and which of them were fitted there; None where none speaks of it."""
+    said = {figure.law: figure.leverage for figure in figures if figure.leverage is not None}
+    if not said:
+        return None
+    fitted = [f"{figure.law} {figure.leverage:.2f}×" for figure in figures if figure.within_its_range]
+    there = f"fitted there: {', '.join(fitted)}" if fitted else "none of them was fitted there"
+    return f"{len(said)} published laws for {name}: {min(said.values()):.2f}× to {max(said.values()):.2f}×; {there}."
 
 
 def _verdict(at_end: LeveragePoint, furthest: LeveragePoint) -> str:

@@ -75,7 +75,7 @@ def _loss_figure(results: LadderResults, looks: Sequence[Look], *, beyond: bool)
     labels = parts.end_labels(ends, x_axis["range"], y_axis["range"])
     layout = {"height": 440, "xaxis": x_axis, "yaxis": y_axis, "annotations": labels}
     if beyond:
-        layout |= {"shapes": _beyond(end, x_axis), "annotations": [*labels, _beyond_label(end)]}
+        layout |= {"margin": {"t": 30}, "shapes": _beyond(end, x_axis), "annotations": [*labels, _beyond_label(end)]}
     return {"data": data, "layout": layout}
 
 
@@ -157,6 +157,7 @@ def _leverage_figure(
     until = last if not published else end * 10 ** max(point.decades_beyond for point in rivals[0].leverage)
     layout = {
         "height": 440,
+        "margin": {"t": 30},
         "xaxis": x_axis,
         "yaxis": y_axis,
         "shapes": [parts.level(1), *_beyond(end, x_axis, until)],
@@ -185,7 +186,8 @@ def _published(results: LadderResults, look: Look) -> tuple[list[Figure], list[E
                 grey, [at for at, _ in inside], [value for _, value in inside], ": %{y:.2f}×, within its range", width=3
             )
         )
-        ends.append(End(grey, x[-1], y[-1]))
+        seen = [(at, value) for at, value in zip(x, y, strict=True) if value < _HIGHEST] or [(x[-1], y[-1])]
+        ends.append(End(grey, *seen[-1]))
     return traces, ends
 
 
