@@ -70,10 +70,10 @@ def answer(
         told = ", ".join(f"{name} {leverage_text(point)}" for name, point in points.items())
         sentences = [f"{at}, {where}, the leverage over {results.baseline} is, by this ladder: {told}."]
     else:
+        end = flops_text(results.rungs[-1].flops)
         sentences = [
-            f"{at} this ladder, which ends at {flops_text(results.rungs[-1].flops)}, says nothing: it speaks up to "
-            "three decades beyond its end. What follows is of published laws alone, fitted on other text, architectures and "
-            "sizes."
+            f"{at} this ladder, which ends at {end}, says nothing: it speaks up to three decades beyond its end. What "
+            "follows is of published laws alone, fitted on other text, architectures and sizes."
         ]
     sentences += [
         sentence
