@@ -11,6 +11,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from tests.comparison.analysis.test_served_decoding import contestant as served_contestant
 from tests.comparison.page import Page
 from tests.comparison.sample_results import (
     DENSE,
@@ -163,6 +164,24 @@ def test_router_figures_stand_where_they_mean_something() -> None:
     assert row(SwitchConfig())[::2] == ["12.5 %", "1.50"]
     assert row(SoftmaxTopKConfig(top_k=2))[::2] == ["–", "1.50"]
     assert row(HashConfig()) == ["–", "–", "–"]
+
+
+def test_decoding_as_served_stands_at_both_sizes_with_labels() -> None:
+    dense, moe = served_contestant("dense", 2.0), served_contestant("moe", 3.0)
+    odd = served_contestant("odd", 1.0).model_copy(update={"served_size": None, "no_served_size": "it is <tiny>"})
+    runs = [run.model_copy(update={"bits_per_byte_as_served": 1.234}) for run in dense.runs]
+    capped = dense.model_copy(update={"name": "capped", "runs": runs})
+    text = Page(render(results([dense, moe, odd, capped], seeds=[0, 1, 2]))).text
+    for said in (
+        "At the comparison's own size", "the engine that generate serves them with", "At a size that no cache holds",
+        "with random weights", "odd was not measured at a size that no cache holds: it is <tiny>.",
+        "Served without a capacity it has 1.234 bits per byte.",
+    ):  # fmt: skip
+        assert said in text
+    assert text.count("Time over baseline's (95 %)") == 2
+    before = Page(render(sample())).text
+    assert "in calls of torch" in before
+    assert "no cache holds" not in before
 
 
 @pytest.mark.parametrize("text", HOSTILE)

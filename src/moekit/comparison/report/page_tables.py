@@ -1,8 +1,10 @@
 """The tables of the report, as text in cells."""
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 
 from moekit.comparison.analysis.baseline_comparison import SHARES, finished
+from moekit.comparison.analysis.served_decoding import At
+from moekit.comparison.analysis.served_wording import SERVED_HEADINGS, served_table
 from moekit.comparison.analysis.summary_table import SUMMARY_HEADINGS, summary_table
 from moekit.comparison.analysis.verdict_wording import NONE, reached_text, signed
 from moekit.comparison.report.page_frame import Table
@@ -31,6 +33,29 @@ def budget_table(results: Results, against: dict[str, AgainstBaseline]) -> Table
     ]
     headings = ["Contestant", *(f"{100 * share:.0f} %" for share in SHARES)]
     return Table("What it took to reach the baseline's level, over what the baseline took", headings, rows)
+
+
+def served_table_of(results: Results, at: At) -> Table | None:
+    """Say how each contestant decodes as it is served at one of the two sizes; gives None where none was measured."""
+    rows = [astuple(row) for row in served_table(results, at) if row.ms_per_token != NONE]
+    if not rows:
+        return None
+    sizes = {one.name: _served_size_text(one, at) for one in results.contestants}
+    headings = astuple(SERVED_HEADINGS)
+    caption = "One sequence at a time, contestants in turns; ratios with the 95 % interval over the turns"
+    return Table(
+        caption,
+        [headings[0], "Parameters (active)", *headings[1:]],
+        [[name, sizes[name], *figures] for name, *figures in rows],
+        highlight=results.baseline,
+    )
+
+
+def _served_size_text(one: ContestantResults, at: At) -> str:
+    size = one.served_size if at == "grown" else one
+    if size is None or size.params_total is None:
+        return NONE
+    return f"{formatting.count_text(size.params_total)} ({formatting.count_text(size.params_active)})"
 
 
 def domain_table(results: Results, against: dict[str, AgainstBaseline]) -> Table:

@@ -1,6 +1,7 @@
 """The page of one comparison: what stands on it, in which order is for its template."""
 
 from moekit.comparison.analysis.baseline_comparison import kind_of
+from moekit.comparison.analysis.served_wording import served_sentences
 from moekit.comparison.analysis.verdict import judge
 from moekit.comparison.report import detail_charts, page_tables
 from moekit.comparison.report.chart_parts import looks_of
@@ -39,13 +40,24 @@ def render(results: Results) -> str:
         tables={
             "budget": page_tables.budget_table(results, against),
             "domains": page_tables.domain_table(results, against),
+            "served": page_tables.served_table_of(results, "trained"),
+            "grown": page_tables.served_table_of(results, "grown"),
             "routing": page_tables.routing_table(results),
             "left_out": page_tables.left_out_table(results),
         },
+        served=served_sentences(results),
+        not_grown={one.name: one.no_served_size for one in results.contestants if one.no_served_size},
+        as_served={one.name: bits for one in results.contestants if (bits := _bits_as_served(one)) is not None},
         failures=_failures(results),
         measured=_measured(results),
         corpus=page_tables.corpus_table(results),
     )
+
+
+def _bits_as_served(contestant: ContestantResults) -> float | None:
+    """Give bits per byte without a capacity, a mean over the runs; None where there is none anyway."""
+    found = [run.bits_per_byte_as_served for run in contestant.runs if run.bits_per_byte_as_served is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _failures(results: Results) -> list[tuple[str, int, str]]:
