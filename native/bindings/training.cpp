@@ -8,6 +8,10 @@ void bind_training(nanobind::module_& module) {
     nanobind::module_ training = module.def_submodule("training");
     bind_activation(training);
     bind_router(training);
+    bind_adamw(training);
+    bind_attention(training);
+    bind_norm(training);
+    bind_token_loss(training);
 }
 
 }  // namespace moekit

@@ -7,5 +7,9 @@ namespace moekit {
 
 void bind_activation(nanobind::module_& training);
 void bind_router(nanobind::module_& training);
+void bind_adamw(nanobind::module_& training);
+void bind_attention(nanobind::module_& training);
+void bind_norm(nanobind::module_& training);
+void bind_token_loss(nanobind::module_& training);
 
 }  // namespace moekit

@@ -156,7 +156,7 @@ def test_the_average_is_a_window_that_grows(make_config: Callable[..., ModelConf
     for step in range(1, 201):
         with torch.no_grad():
             model.head.weight.fill_(step)
-        average.update_parameters(model)
+        average.move()
         history.append(average.module.head.weight[0, 0].item())
     steps = torch.arange(1, 201, dtype=torch.float64)
     for at in (1, 2, 20, 200):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,7 +16,7 @@ from moekit.config import DenseConfig, LayerConfig, ModelConfig
 from moekit.kernels.backends import Backend
 from moekit.models.language_model import LanguageModel, is_bias
 from moekit.moe import Decision, MoELayer, RouterInput, Routing
-from moekit.nn import FeedForward, KeyValueCache, Rope, RopeAngles, new_attention, new_norm, new_rope
+from moekit.nn import FeedForward, KeyValueCache, Rope, RopeAngles, new_attention, new_norm, new_rope, token_loss
 
 
 class DecoderLayer(nn.Module):
@@ -40,25 +39,38 @@ class DecoderLayer(nn.Module):
             self.feed_forward = MoELayer(width, config.feed_forward, model.vocab_size, backend)
 
     def forward(
-        self, h_BTD: Tensor, angles: RopeAngles | None, cache: KeyValueCache | None, given: RouterInput
-    ) -> tuple[Tensor, Routing | None]:
-        """Compute h_BTD after this layer, and its Routing where it has experts."""
-        normed_BTD = self.attention_norm(h_BTD)
+        self,
+        h_BTD: Tensor,
+        added_BTD: Tensor | None,
+        angles: RopeAngles | None,
+        cache: KeyValueCache | None,
+        given: RouterInput,
+    ) -> tuple[Tensor, Tensor, Routing | None]:
+        """Compute two terms whose sum is the stream after this layer, and its Routing where it has experts.
+
+        What reads the stream next adds them up: a norm does it in the same pass. The stream before this layer comes
+        in two terms likewise, of which the second may be None.
+        """
+        if added_BTD is None:
+            normed_BTD = self.attention_norm(h_BTD)
+        else:
+            h_BTD, normed_BTD = self.attention_norm(h_BTD, added_BTD)
         y_BTD = self.attention(normed_BTD, angles, cache)
         match self.block:
             case "pre":
-                h_BTD = h_BTD + y_BTD
-                z_BTD, routing = self._feed_forward(self.feed_forward_norm(h_BTD), given)
-                return h_BTD + z_BTD, routing
+                h_BTD, normed_BTD = self.feed_forward_norm(h_BTD, y_BTD)
+                z_BTD, routing = self._feed_forward(normed_BTD, given)
             case "sandwich":
-                h_BTD = h_BTD + self.attention_after_norm(y_BTD)
-                z_BTD, routing = self._feed_forward(self.feed_forward_norm(h_BTD), given)
-                return h_BTD + self.feed_forward_after_norm(z_BTD), routing
+                h_BTD, normed_BTD = self.feed_forward_norm(h_BTD, self.attention_after_norm(y_BTD))
+                z_BTD, routing = self._feed_forward(normed_BTD, given)
+                z_BTD = self.feed_forward_after_norm(z_BTD)
             case "parallel":
                 z_BTD, routing = self._feed_forward(self.feed_forward_norm(h_BTD), given)
+                h_BTD = h_BTD + y_BTD
             case "parallel_shared":
                 z_BTD, routing = self._feed_forward(normed_BTD, given)
-        return h_BTD + y_BTD + z_BTD, routing
+                h_BTD = h_BTD + y_BTD
+        return h_BTD, z_BTD, routing
 
     def _feed_forward(self, x_BTD: Tensor, given: RouterInput) -> tuple[Tensor, Routing | None]:
         if isinstance(self.feed_forward, MoELayer):
@@ -134,21 +146,24 @@ class Decoder(LanguageModel):
         )
         to_obey = iter(decisions or [Decision() for _ in self.moe_layers])
         h_BTD = self._embed(tokens_BT, start)
+        added_BTD: Tensor | None = None
         angles = [rope.angles(start, tokens_BT.shape[1], tokens_BT.device) for rope in self.ropes]
         for index, layer in enumerate(self.layers):
             if isinstance(layer.feed_forward, MoELayer) and (decisions or recompute):
                 given = replace(given, decision=next(to_obey))
             rope = self.rope_of_layer[index]
-            arguments = (h_BTD, None if rope is None else angles[rope], caches[index] if caches else None, given)
+            cache = caches[index] if caches else None
+            arguments = (h_BTD, added_BTD, None if rope is None else angles[rope], cache, given)
             if recompute and torch.is_grad_enabled():
-                h_BTD, routing = checkpoint(layer, *arguments, use_reentrant=False)
+                h_BTD, added_BTD, routing = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                h_BTD, routing = layer(*arguments)
+                h_BTD, added_BTD, routing = layer(*arguments)
             if routings is not None and routing is not None:
                 routings.append(routing)
+        assert added_BTD is not None  # there is a layer
         if last_only:
-            h_BTD = h_BTD[:, -1:]
-        logits_BTV: Tensor = self.head(self.norm(h_BTD))
+            h_BTD, added_BTD = h_BTD[:, -1:], added_BTD[:, -1:]
+        logits_BTV: Tensor = self.head(self.norm(h_BTD, added_BTD)[1])
         return logits_BTV if self.config.logit_scale == 1 else logits_BTV * self.config.logit_scale
 
     def new_caches(self, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValueCache]:
@@ -172,8 +187,7 @@ class Decoder(LanguageModel):
         inputs_BT = tokens_BT[:, :-1]
         real_BT = None if real_BT is None else real_BT[:, :-1]
         logits_BTV = self(inputs_BT, routings=routings, real_BT=real_BT, decisions=decisions, recompute=recompute)
-        logits_BTV = logits_BTV.to(torch.promote_types(torch.float32, logits_BTV.dtype))
-        loss_S = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
+        loss_S = token_loss(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
         return -loss_S.view(tokens_BT.shape[0], -1)
 
     def loss(

@@ -166,7 +166,7 @@ class Stack(nn.Module):
             h_BTD, routing = layer.feed(h_BTD, given)
             if routings is not None and routing is not None:
                 routings.append(routing)
-        return self.norm(h_BTD)  # type: ignore[no-any-return]
+        return self.norm(h_BTD)
 
     @property
     def all_layers(self) -> list[Layer]:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from moekit.config.recurrent import LSTMConfig
 from moekit.models.language_model import LanguageModel
 from moekit.moe import Routing
+from moekit.nn import token_loss
 
 
 class LSTM(nn.Module):
@@ -208,9 +209,7 @@ class LSTMLanguageModel(LanguageModel):
 
 
 def _log_prob(logits_BTV: Tensor, target_BT: Tensor) -> Tensor:
-    logits_BTV = logits_BTV.to(torch.promote_types(torch.float32, logits_BTV.dtype))
-    loss_S = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), reduction="none")
-    return -loss_S.view(target_BT.shape)
+    return -token_loss(logits_BTV.flatten(0, 1), target_BT.flatten()).view(target_BT.shape)
 
 
 def _mean(values_BTN: Tensor, real_BT: Tensor | None) -> Tensor:

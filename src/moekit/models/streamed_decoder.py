@@ -125,8 +125,8 @@ class StreamedDecoder:
             given = RouterInput(token_T=batch.tokens_BT.flatten(), real_T=batch.real_BT.flatten())
             rope = self.model.rope_of_layer[index]
             angles = None if rope is None else self.model.ropes[rope].angles(0, h_BTD.shape[1], torch.device("cpu"))
-            output, routing = functional_call(layer, weights, (h_BTD, angles, None, given))
-            run.outputs.append(output)
+            h_BTD, added_BTD, routing = functional_call(layer, weights, (h_BTD, None, angles, None, given))
+            run.outputs.append(h_BTD + added_BTD)
             if routing is not None:
                 run.routings.append(routing)
         hook.remove()

@@ -4,9 +4,10 @@ from moekit.config import AnyAttentionConfig, AttentionConfig, NormConfig
 from moekit.nn.attention import Attention, KeyValueCache
 from moekit.nn.feed_forward import FeedForward
 from moekit.nn.latent_attention import LatentAttention
-from moekit.nn.norm import RMSNorm, new_norm
+from moekit.nn.norm import LayerNorm, Norm, RMSNorm, new_norm
 from moekit.nn.rope import Rope, RopeAngles
 from moekit.nn.scores import Scores, plain_attention, visible
+from moekit.nn.token_loss import token_loss
 
 
 def new_attention(width: int, config: AnyAttentionConfig, norm: NormConfig) -> Attention | LatentAttention:
@@ -28,6 +29,8 @@ __all__ = [
     "FeedForward",
     "KeyValueCache",
     "LatentAttention",
+    "LayerNorm",
+    "Norm",
     "RMSNorm",
     "Rope",
     "RopeAngles",
@@ -36,5 +39,6 @@ __all__ = [
     "new_norm",
     "new_rope",
     "plain_attention",
+    "token_loss",
     "visible",
 ]

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from moekit.config import AttentionConfig, NormConfig
+from moekit.kernels.training.attention_passes import AttentionShape
+from moekit.kernels.training.compiled import takes_floats
+from moekit.nn.fused_attention import fused_attention
 from moekit.nn.norm import RMSNorm
 from moekit.nn.rope import RopeAngles
 from moekit.nn.scores import Scores
@@ -71,6 +74,9 @@ class Attention(nn.Module):
             soft_cap=config.soft_cap,
             alibi_heads=heads if config.positions == "alibi" else 0,
         )
+        self.fused: AttentionShape | None = None
+        if config.soft_cap is None and config.positions != "alibi":
+            self.fused = AttentionShape(heads=heads, kv_heads=kv_heads, scale=self.scores.scale, window=config.window)
 
     def forward(self, x_BTD: Tensor, angles: RopeAngles | None, cache: KeyValueCache | None = None) -> Tensor:
         """Compute y_BTD.
@@ -83,6 +89,9 @@ class Attention(nn.Module):
         heads, kv_heads = self.config.heads, self.config.kv_heads
         batch, tokens, _ = x_BTD.shape
         projected = self._normed(self.query_key_value(x_BTD))
+        if cache is None and self.fused is not None and takes_floats(projected):
+            mixed = fused_attention(projected, angles, self.fused)
+            return self.output(mixed)  # type: ignore[no-any-return]
         projected = projected.view(batch, tokens, heads + 2 * kv_heads, -1).transpose(1, 2)
         queries_keys = projected[:, : heads + kv_heads]
         if angles:

@@ -31,9 +31,17 @@ class Rope:
 
     def __init__(self, head_width: int, config: RotaryConfig) -> None:
         self.frequencies, self.magnitude = rotary_frequencies(head_width, config)
+        self._latest: tuple[tuple[int, int, torch.device], RopeAngles] | None = None
 
     def angles(self, start: int, tokens: int, device: torch.device) -> RopeAngles:
-        """Give the angles of `tokens` positions from `start`."""
+        """Give the angles of `tokens` positions from `start`; the latest are kept: training asks for no others."""
+        asked = (start, tokens, device)
+        latest = self._latest
+        if latest is None or latest[0] != asked:
+            self._latest = latest = (asked, self._computed(*asked))
+        return latest[1]
+
+    def _computed(self, start: int, tokens: int, device: torch.device) -> RopeAngles:
         position_T = torch.arange(start, start + tokens, dtype=torch.float64, device=device)
         frequency_C = torch.tensor(self.frequencies, dtype=torch.float64, device=device)
         angle_TC = torch.outer(position_T, frequency_C)

@@ -162,9 +162,8 @@ class Trainer:
         batch = self.batch(history.step + 1)
         begin = time.perf_counter()
         rate = learning_rate(history.step + 1, peak=self.config.learning_rate, warmup_steps=self.config.warmup_steps)
-        result = training_step(self.model, self.optimizer, batch, self.config, rate)
+        result = training_step(self.model, self.optimizer, batch, self.config, rate, self.average)
         loss = result.loss / math.log(2)
-        self.average.update_parameters(self.model)
         history.seconds += time.perf_counter() - begin
         history.step += 1
         self._record_loss(loss)

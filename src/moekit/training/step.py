@@ -16,7 +16,9 @@ from moekit.models import LanguageModel
 from moekit.models.encoder import NOT_PREDICTED
 from moekit.models.language_model import is_bias
 from moekit.moe import Decision, Routing, Sums, add_sums
+from moekit.training.average import WeightAverage
 from moekit.training.training_config import TrainingConfig
+from moekit.training.update import gradient_norm, update_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,11 @@ def training_step(
     batch: Mapping[str, Tensor],
     config: TrainingConfig,
     rate: float,
+    average: WeightAverage | None = None,
 ) -> StepResult:
     """Take one optimiser step at learning rate `rate` on a batch as `model.loss` takes it, rows first in every tensor.
+
+    The average of the model's weights, where one is given, moves with them.
 
     The gradient is that of the mean over all targets plus the routers' losses of the whole batch, however it is cut:
     those losses are not sums over tokens, so where there are several micro-batches a first pass without gradients
@@ -81,13 +86,12 @@ def training_step(
         loss.backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     _sum_over_ranks([total, *gradients])
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    norm = gradient_norm(model.parameters())
     sums = whole or _over_ranks(parts)
-    if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
+    if not (math.isfinite(total.item()) and math.isfinite(norm)):
         return StepResult(loss=math.nan, sums=sums)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    # As torch.nn.utils.clip_grad_norm_ has it.
+    update_weights(optimizer, rate=rate, scale=min(1.0, config.clip_norm / (norm + 1e-6)), average=average)
     for layer, of_layer in zip(model.moe_layers, sums, strict=True):
         layer.router.after_step(of_layer)
     return StepResult(loss=total.item(), sums=sums)

@@ -131,9 +131,9 @@ def hidden_means(model: Decoder, texts: Sequence[list[int]]) -> list[list[float]
     """Compute for the ids of each text the mean of the last layer's normed hidden states; zeros for none."""
     found: list[Tensor] = []
 
-    def keep(_: nn.Module, __: object, given: tuple[Tensor, object]) -> None:
-        h_1TD = given[0]
-        found.append(model.norm(h_1TD)[0].float().mean(0))
+    def keep(_: nn.Module, __: object, given: tuple[Tensor, Tensor, object]) -> None:
+        h_1TD, added_1TD, _ = given
+        found.append(model.norm(h_1TD, added_1TD)[1][0].float().mean(0))
 
     hook = model.layers[-1].register_forward_hook(keep)
     try:

@@ -39,6 +39,11 @@ def takes_bf16(*tensors: Tensor) -> bool:
     return all(takes(tensor, torch.bfloat16) for tensor in tensors)
 
 
+def takes_floats(*tensors: Tensor) -> bool:
+    """Tell whether the compiled operations compute with those tensors, each in fp32 or bf16."""
+    return all(takes(tensor, torch.float32, torch.bfloat16) for tensor in tensors)
+
+
 def training() -> Any:
     """Give the module of compiled operations, as many threads wide as torch is at the time."""
     module = _module()
