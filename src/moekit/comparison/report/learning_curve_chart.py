@@ -65,7 +65,7 @@ def _variant(results: Results, drawn: Sequence[tuple[Look, ContestantResults]], 
         "shapes": [parts.level(level, look.colour if look else "var(--muted)") for _, level, look in seen],
         "annotations": [
             *(
-                parts.level_label(math.log10(level), text, look.colour if look else "var(--muted)", left=True)
+                parts.level_label(math.log10(level), text, look.colour if look else "var(--muted)", left=look is not None)
                 for text, level, look in seen
             ),
             *parts.end_labels(ends, x_axis["range"], y_axis["range"]),
