@@ -297,8 +297,13 @@ def test_all_eight_are_drawn(browser: webdriver.Chrome, open_report: Callable[..
     caption = browser.find_element(By.CSS_SELECTOR, "[data-chart=curves] figcaption")
     assert "without a line: ngram" in caption.text
     assert len(traces(browser, "curves")) == 14  # a line and a band each
+    bars = "return document.getElementById('chart-curves').layout.shapes.length"
+    assert browser.execute_script(bars) == 1  # where the one without a line ends
     press(browser, "curves", "Tokens")
     assert len(traces(browser, "curves")) == 16
+    press(browser, "curves", "ngram")
+    assert browser.execute_script(bars) == 0
+    press(browser, "curves", "ngram")
     assert "ngram" not in caption.text
     assert len(traces(browser, "decode")) == 8
     assert browser.get_log("browser") == []

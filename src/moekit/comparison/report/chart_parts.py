@@ -1,8 +1,8 @@
 """What charts are made of: how a contestant looks, axes and their ticks, lines, bands, marks, levels and labels.
 
 A chart is a plotly figure in plain dictionaries; the page's script adds what all of them share. A colour is the name of
-a CSS variable, `var(--ink)`, which the script resolves, so that a chart follows light and dark. A trace's and an
-annotation's `meta` is the index of the contestant that it belongs to, so that the legend can hide it. A chart has
+a CSS variable, `var(--ink)`, which the script resolves, so that a chart follows light and dark. The `meta` of a trace,
+shape or annotation is the index of the contestant that it belongs to, so that the legend can hide it. A chart has
 variants, one for each combination of what can be chosen beside it (an axis, a layer).
 """
 
@@ -194,15 +194,15 @@ def short_name(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"
 
 
-def level(value: float, colour: str = "var(--muted)") -> Figure:
+def level(value: float) -> Figure:
     """Draw a dotted line across the chart at `value` of its y axis: a shape."""
-    dots = {"color": colour, "width": 1.2, "dash": "dot"}
+    dots = {"color": "var(--muted)", "width": 1.2, "dash": "dot"}
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": dots}
 
 
-def level_label(value: float, text: str, colour: str = "var(--muted)", *, left: bool = False) -> Figure:
+def level_label(value: float, text: str, *, left: bool = False) -> Figure:
     """Write what a level is, at its right or left end: an annotation (`value` is a logarithm on a logarithmic axis)."""
-    font = {"color": colour, "size": 12}
+    font = {"color": "var(--muted)", "size": 12}
     x, anchor = (0, "left") if left else (1, "right")
     place = {"xref": "paper", "x": x, "xanchor": anchor, "y": value, "yanchor": "bottom", "showarrow": False}
     return {"text": plotly_text(text), "font": font, **place}

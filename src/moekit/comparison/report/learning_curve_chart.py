@@ -62,10 +62,10 @@ def _variant(results: Results, drawn: Sequence[tuple[Look, ContestantResults]], 
         "height": 440,
         "xaxis": x_axis,
         "yaxis": y_axis,
-        "shapes": [parts.level(level, look.colour if look else "var(--muted)") for _, level, look in seen],
+        "shapes": [parts.level(level) | _of(look) for _, level, look in seen],
         "annotations": [
             *(
-                parts.level_label(math.log10(level), text, look.colour if look else "var(--muted)", left=look is not None)
+                parts.level_label(math.log10(level), text, left=look is not None) | _of(look)
                 for text, level, look in seen
             ),
             *parts.end_labels(ends, x_axis["range"], y_axis["range"]),
@@ -121,6 +121,11 @@ def _bars(results: Results, drawn: Sequence[tuple[Look, ContestantResults]]) -> 
         if not one.flops_per_token:
             found.append((f"{parts.short_name(look.name)}, at its end", _points(one)[-1].bits_per_byte, look))
     return found
+
+
+def _of(look: Look | None) -> Figure:
+    """Say whose a bar is, so that it goes where the legend hides its contestant."""
+    return {} if look is None else {"meta": look.index}
 
 
 def _down_to_bars(low: float, high: float, levels: Sequence[float]) -> float:

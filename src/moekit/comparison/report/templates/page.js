@@ -24,6 +24,8 @@
     ticks: "", ...own, title: { standoff: 12, font: { size: 13 }, ...(own && own.title) },
   });
 
+  const shown = (marks) => (marks || []).filter(({ meta }) => !hidden.has(meta));
+
   const layoutOf = (own) => resolved({
     height: 420, width: root.dataset.theme === "paper" ? PRINTED_WIDTH : undefined,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -32,7 +34,7 @@
     hovermode: "closest", dragmode: false, showlegend: false,
     ...own, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
     margin: { l: 8, r: 12, t: 16, b: 8, pad: 6, ...own.margin },
-    annotations: (own.annotations || []).filter(({ meta }) => !hidden.has(meta)),
+    shapes: shown(own.shapes), annotations: shown(own.annotations),
   });
 
   const same = (one, other) => one.every((value, index) => value === other[index]);
