@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from moekit.cli import main
+from moekit.cli.compare import compare
 from moekit.comparison import compare_ladder, ladder_experiment, resume_ladder
 from moekit.comparison.ladder.ladder_schema import LadderResults, read_ladder
 from moekit.comparison.ladder.rungs import LadderFolder, tokens_at
@@ -89,11 +89,11 @@ def test_what_is_done_is_not_done_again(climbed: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_a_finished_ladder_is_asked_again(climbed: Path) -> None:
-    run = CliRunner().invoke(main, ["compare", "--resume", str(climbed), "--at", "1e21", "--json"])
+    run = CliRunner().invoke(compare, ["--resume", str(climbed), "--at", "1e21", "--json"])
     assert run.exit_code == 0, run.output
     answer = json.loads(run.stdout)["at"]
     assert answer["by"] == "published laws"
-    shown = CliRunner().invoke(main, ["compare", "--resume", str(climbed), "--at", "1e12"])
+    shown = CliRunner().invoke(compare, ["--resume", str(climbed), "--at", "1e12"])
     assert "leverage at the end" in shown.stdout
     assert "Report:" in shown.stdout
 
@@ -118,7 +118,7 @@ def test_a_ladder_is_not_overwritten(climbed: Path, text: Path) -> None:
     ],
 )
 def test_mistakes_are_told_before_anything_starts(arguments: list[str], says: str) -> None:
-    run = CliRunner().invoke(main, ["compare", *arguments])
+    run = CliRunner().invoke(compare, arguments)
     assert run.exit_code != 0
     assert says in str(run.exception or "") + run.output
 

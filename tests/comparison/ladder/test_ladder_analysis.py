@@ -154,6 +154,13 @@ def test_noise_is_measured_between_seeds_or_assumed() -> None:
     assert at_decade(one.contestants[1], 0).high > at_decade(one.contestants[1], 0).low
 
 
+def test_the_first_steps_do_not_count() -> None:
+    """Of a run of 400 steps the points before 150 are left out, of one of 12 all but the end."""
+    for steps, points in ((1000, 8), (400, 6), (12, 1)):
+        rungs = [_of_steps(rung, steps) for rung in sample_ladder(rungs=2)]
+        assert np.isfinite(ladder_runs(rungs).bits_rcp[0, 0]).sum() == points
+
+
 def test_seeds_are_drawn_for_all_contestants_together() -> None:
     """What a seed does to all of them does not widen their difference."""
     runs = ladder_runs(sample_ladder(seeds=6))
@@ -178,6 +185,32 @@ def _scaled(results: Results, factor: float, only: str | None = None) -> Results
                 )
                 if only in (None, one.name)
                 else one
+                for one in results.contestants
+            ]
+        }
+    )
+
+
+def _of_steps(results: Results, steps: int) -> Results:
+    """The rung, as if each of its runs had taken so many steps."""
+    return results.model_copy(
+        update={
+            "contestants": [
+                one.model_copy(
+                    update={
+                        "runs": [
+                            run.model_copy(
+                                update={
+                                    "curve": [
+                                        point.model_copy(update={"step": max(1, point.step * steps // 1000)})
+                                        for point in run.curve
+                                    ]
+                                }
+                            )
+                            for run in one.runs
+                        ]
+                    }
+                )
                 for one in results.contestants
             ]
         }

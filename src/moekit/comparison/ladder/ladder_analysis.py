@@ -211,8 +211,8 @@ def _rungs(
 
 
 def _curve(runs: LadderRuns, rung: int, one: int) -> list[tuple[float, float]]:
-    flops_p = runs.flops_rc[rung, one] * SHARES
-    return [(float(at), float(bits)) for at, bits in zip(flops_p, runs.bits_rcp[rung, one], strict=True)]
+    flops_p, bits_p = runs.flops_rc[rung, one] * SHARES, runs.bits_rcp[rung, one]
+    return [(float(at), float(bits)) for at, bits in zip(flops_p, bits_p, strict=True) if np.isfinite(bits)]
 
 
 def _laws(fitted: LadderFit) -> list[LawRecord]:

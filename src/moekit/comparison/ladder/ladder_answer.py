@@ -48,13 +48,19 @@ def summary_sentences(results: LadderResults) -> list[str]:
         )
     below = [f"{rung.pairs_in_order} of {rung.pairs} at {rung.size}" for rung in results.rungs[:-1]]
     sentences.append(f"Pairs of contestants in the order of the largest rung: {', '.join(below)}.")
+    if last.epochs > 1:
+        sentences.append(
+            f"The largest rung read the text of one domain {last.epochs:.1f} times: what is read again teaches less "
+            "than new text, and the laws take that for scale."
+        )
     for one in results.contestants:
         if one.leverage:
             at_end, furthest = at_decade(one, 0), one.leverage[-1]
+            sides = dict.fromkeys((_side(at_end), _side(furthest)))
             sentences.append(
                 f"{one.name} has a leverage of {leverage_text(at_end)} over {results.baseline} at the ladder's end, "
-                f"and {leverage_text(furthest)} at {flops_text(furthest.flops)} FLOPs, three decades beyond it: "
-                f"{_verdict(at_end, furthest)}."
+                f"and of {leverage_text(furthest)} at {flops_text(furthest.flops)} FLOPs, three decades beyond it: "
+                f"its 80 % intervals lie {' and '.join(sides)}."
             )
     return sentences
 
@@ -101,10 +107,6 @@ def _published_sentence(name: str, figures: Sequence[PublishedFigure]) -> str | 
     return f"{len(said)} published laws for {name}: {min(said.values()):.2f}× to {max(said.values()):.2f}×; {there}."
 
 
-def _verdict(at_end: LeveragePoint, furthest: LeveragePoint) -> str:
-    """Say what the intervals leave open."""
-    if at_end.low > 1:
-        return "cheaper at the ladder's end" + ("" if furthest.low > 1 else ", open beyond")
-    if at_end.high < 1:
-        return "dearer at the ladder's end" + ("" if furthest.high < 1 else ", open beyond")
-    return "neither cheaper nor dearer for certain"
+def _side(point: LeveragePoint) -> str:
+    """Say on which side of 1 an interval lies."""
+    return "above 1" if point.low > 1 else "below 1" if point.high < 1 else "on both sides of 1"

@@ -13,8 +13,10 @@ from moekit.comparison.ladder.scaling_laws import LawPoints
 from moekit.comparison.results_schema import ContestantResults, Results, Run
 from moekit.config import ModelConfig, MoEConfig
 
-# Where on a run its curve is taken: before a fifth of it, the warm-up and the first averages are still to be seen.
+# Where on a run its curve is taken, where it has taken so many steps by then (its end counts in any case): before, the
+# warm-up of fifty steps and the first averages are still to be seen.
 SHARES = np.array([0.1875, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0])
+FIRST_STEP = 150
 # Points of one run are one curve: together they say its level and its slope, and count as two.
 _POINTS_IN_A_RUN = 2.0
 # Where no contestant has two seeds at any rung, chance is taken to be this, in natural logarithms of bits per byte.
@@ -133,13 +135,14 @@ def _need(results: Results, name: str) -> ContestantResults:
 
 
 def _curve(run: Run) -> np.ndarray:
-    """Give a run's bits per byte at SHARES, linear in logarithms between its points; NaN where it did not finish."""
+    """Give a run's bits per byte at SHARES, linear in logarithms between its points; NaN where it does not count."""
     points = [point for point in run.curve if math.isfinite(point.bits_per_byte) and point.tokens > 0]
     if run.status != "done" or not points:
         return np.full(len(SHARES), np.nan)
     at = np.log(SHARES * points[-1].tokens)
     seen = np.log([point.tokens for point in points])
-    return np.asarray(np.exp(np.interp(at, seen, np.log([point.bits_per_byte for point in points]))))
+    bits = np.exp(np.interp(at, seen, np.log([point.bits_per_byte for point in points])))
+    return np.where((SHARES * points[-1].step >= FIRST_STEP) | (SHARES == 1), bits, np.nan)
 
 
 def _mean(runs: list[np.ndarray]) -> np.ndarray:
