@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,15 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from moekit.comparison import compare, experiment
 from moekit.comparison.results_schema import Results, Run, read_results
-from moekit.comparison.run import worker_process
+from moekit.comparison.run import side_by_side
 from moekit.comparison.run.run_task import failure_text
-from moekit.comparison.run.step_budget import JOINING_STEPS, MINIMUM_STEPS
 from moekit.comparison.run.training_task import TrainingTask
-from moekit.comparison.run.worker_messages import Calibrated
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.comparison_plan import new_plan
 from moekit.comparison.spec.comparison_request import ComparisonRequest
@@ -189,27 +185,6 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_comparison_goes_on_to_the_same_figures(corpus: Corpus, tmp_path: Path, how: signal.Signals) -> None:
-    whole, parts = ComparisonFolder(tmp_path / "whole"), ComparisonFolder(tmp_path / "parts")
-    for folder in (whole, parts):
-        prepare(corpus, folder, steps=120)
-    expected = experiment.resume(whole.root)
-    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(parts.root)])
-    wait_for(parts.state("dense", 0), process)
-    time.sleep(0.1)
-    process.send_signal(how)
-    assert process.wait(timeout=30) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
-    assert not parts.result("moe", 0).exists()
-    time.sleep(0.5)  # a worker whose parent was killed ends at its next report
-    state = parts.state("dense", 0)
-    with safe_open(state, framework="pt") as stored:
-        assert 1 <= json.loads(stored.metadata()["progress"])["step"] <= 120
-    got = experiment.resume(parts.root)
-    for a, b in zip(expected.contestants, got.contestants, strict=True):
-        assert [figures(run) for run in a.runs] == [figures(run) for run in b.runs]
-
-
 def test_lstm_and_ngram_go_on_to_the_same_figures(corpus: Corpus, tmp_path: Path) -> None:
     """The LSTM from its saved state, the n-gram model from the start."""
     contestants = [own_contestants(TINY)[name] for name in ("lstm", "ngram")]
@@ -315,7 +290,7 @@ def test_a_budget_whose_planning_was_cut_off_is_planned_again(corpus: Corpus, tm
 
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=25.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_process, "calibrate", stopped)
+        patch.setattr(side_by_side, "calibrate", stopped)
         with pytest.raises(KeyboardInterrupt):
             experiment.start(asked, corpus, folder)
     assert folder.read_plan().training.steps == 1
@@ -359,32 +334,6 @@ def test_those_that_nobody_asked_for_are_left_out_where_there_is_no_room(
     assert [one.name for one in experiment.resume(folder.root).contestants] == ["dense"]
 
 
-def test_the_first_of_them_has_the_first_claim(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is too dear is left out, one that is cheaper is taken, and who has no chance is not measured."""
-    seconds = {"dense": 1.0, "dear": 5.0, "cheap": 1.0, "late": 0.1}
-    measured: list[str] = []
-
-    def calibrate(folder: ComparisonFolder, contestant: str, seed: int) -> Calibrated:
-        measured.append(contestant)
-        return Calibrated(step_seconds=seconds[contestant], curve_seconds=0, fixed_seconds=0)
-
-    monkeypatch.setattr(worker_process, "calibrate", calibrate)
-    monkeypatch.setattr(experiment, "_finish", lambda plan, *_, **__: plan)
-
-    def settled(budget: float, name: str) -> list[str]:
-        measured.clear()
-        optional = [Contestant(name=one, layers=DENSE.layers) for one in seconds if one != "dense"]
-        asked = request((DENSE,), optional=optional, tokens=None, budget_seconds=budget)
-        plan = experiment.start(asked, corpus, ComparisonFolder(tmp_path / name))
-        return [planned.name for planned in plan.contestants]  # type: ignore[attr-defined]
-
-    assert settled(2.15 * JOINING_STEPS / 0.92, "some") == ["dense", "cheap", "late"]
-    assert measured == ["dense", "dear", "cheap", "late"]
-    assert settled(1.5 * MINIMUM_STEPS, "none") == ["dense"]
-    assert measured == ["dense"]
-    assert settled(8 * JOINING_STEPS, "all") == ["dense", "dear", "cheap", "late"]
-
-
 def test_those_that_nobody_asked_for_take_part_where_there_is_room(corpus: Corpus, tmp_path: Path) -> None:
     """Without a budget there is always room; with one, the plan says who may be left out until that is settled."""
     optional = [own_contestants(TINY)["gpt3"]]
@@ -423,7 +372,8 @@ def test_one_call_does_it_all(tmp_path: Path) -> None:
     assert read_results(tmp_path / "out" / "results.json") == found
     assert (tmp_path / "out" / "report.html").exists()
     ended = [event.task for event in events if isinstance(event, Finished)]
-    assert ended == ["ngram, seed 0", "own, seed 0", "all runs"]
+    assert sorted(ended[:2]) == ["ngram, seed 0", "own, seed 0"]
+    assert ended[2:] == ["all runs"]
     steps = [event for event in events if isinstance(event, Advanced) and event.task == "own, seed 0"]
     assert [event.done for event in steps] == [1, 2, 3]
     assert all(event.note.startswith("loss ") for event in steps)

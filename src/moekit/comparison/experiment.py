@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -10,13 +11,14 @@ from pydantic import ValidationError
 from moekit.comparison.analysis.decision import decide
 from moekit.comparison.report import write_markdown, write_report
 from moekit.comparison.results_schema import Results, Run, read_results, write_results
-from moekit.comparison.run import worker_process
+from moekit.comparison.run import side_by_side
 from moekit.comparison.run.collected_results import collect_results
+from moekit.comparison.run.lanes import has_room_for, lanes_here
 from moekit.comparison.run.run_progress import RunProgress
 from moekit.comparison.run.serving.serving_process import serve, serving_seconds
-from moekit.comparison.run.step_budget import MINIMUM_STEPS, within_budget
+from moekit.comparison.run.step_budget import MINIMUM_STEPS, unmeasured_lanes, within_budget
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
-from moekit.comparison.spec.comparison_plan import ComparisonPlan, new_plan
+from moekit.comparison.spec.comparison_plan import ComparisonPlan, new_plan, planned_runs
 from moekit.comparison.spec.comparison_request import (
     DEFAULT_BUDGET_SECONDS,
     ComparisonRequest,
@@ -24,10 +26,12 @@ from moekit.comparison.spec.comparison_request import (
 )
 from moekit.comparison.spec.contestant_selection import choose_contestants, size_named
 from moekit.comparison.spec.contestants import Contestant
+from moekit.comparison.spec.run_order import PlannedRun
 from moekit.core.errors import UsageError
 from moekit.core.formatting import count_text, duration_text
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Corpus, large_enough, load_corpus
+from moekit.training import StepReport
 
 _logger = logging.getLogger(__name__)
 
@@ -174,6 +178,8 @@ def prepare(request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder
     """
     began = time.monotonic()
     plan = new_plan(request)
+    if plan.budget_seconds is None:
+        plan = plan.model_copy(update={"lanes": unmeasured_lanes(plan)})
     training = plan.training
     corpus = large_enough(corpus, sequences=training.sequences, context=training.context, say=_logger.warning)
     corpus.save(folder.corpus)
@@ -202,23 +208,8 @@ def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> Co
 
 def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, began: float) -> Results:
     """Do what of the plan is not done yet, then write results and report."""
-    runs: dict[str, list[Run]] = {planned.name: [] for planned in plan.contestants}
-    count = len(plan.seeds) * len(plan.contestants)
-    _logger.info(
-        "Training %d contestants with %d seed(s): %d runs of %s tokens (%d steps) in %s",
-        len(plan.contestants),
-        len(plan.seeds),
-        count,
-        count_text(plan.training.steps * plan.training.step_tokens),
-        plan.training.steps,
-        plan.training.precision,
-    )
-    with Task(progress, "all runs", total=count, unit="runs") as all_runs:
-        # Seed by seed, so that a machine that slows down over the hours slows all contestants alike.
-        for seed in plan.seeds:
-            for planned in plan.contestants:
-                runs[planned.name].append(_run(plan, folder, planned.name, seed, progress))
-                all_runs.advance(1)
+    done = _trained(plan, folder, progress)
+    runs = {planned.name: [done[PlannedRun(planned.name, seed)] for seed in plan.seeds] for planned in plan.contestants}
     corpus = Corpus.open(folder.corpus)
     served = serve(folder, _serving_seconds(plan, runs))
     results = collect_results(plan, corpus, runs, served, wall_seconds=time.monotonic() - began)
@@ -234,19 +225,58 @@ def _serving_seconds(plan: ComparisonPlan, runs: dict[str, list[Run]]) -> float:
     return serving_seconds(trained if plan.budget_seconds is None else plan.budget_seconds)
 
 
-def _run(plan: ComparisonPlan, folder: ComparisonFolder, contestant: str, seed: int, progress: Progress) -> Run:
-    """Do one run, or read what it left when it was done before, and say how it ended."""
-    name, result = f"{contestant}, seed {seed}", folder.result(contestant, seed)
-    if result.exists():
-        run = Run.model_validate_json(result.read_text(encoding="utf-8"))
-    else:
-        with Task(progress, name, total=plan.steps_of(contestant), unit="steps") as task:
-            shown = RunProgress(task, name, plan.training.step_tokens)
-            run = worker_process.train(folder, contestant, seed, shown.step)
-    if run.status == "failed":
-        _logger.warning("  %s: failed: %s", name, run.failure)
-    elif run.bits_per_byte is not None and run.seconds is not None:
-        _logger.info(
-            "  %s: %.3f bits per byte after %s of training", name, run.bits_per_byte, duration_text(run.seconds)
+def _trained(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress) -> dict[PlannedRun, Run]:
+    """Train, side by side, what has no result yet, and give what came of every run."""
+    order, lanes = planned_runs(plan), lanes_here(plan.lanes)
+    _logger.info(
+        "Training %d contestants with %d seed(s): %d runs of %s tokens (%d steps) in %s, %d at a time",
+        len(plan.contestants),
+        len(plan.seeds),
+        len(order),
+        count_text(plan.training.steps * plan.training.step_tokens),
+        plan.training.steps,
+        plan.training.precision,
+        len(lanes),
+    )
+    if not has_room_for(plan.lanes):
+        _logger.warning(
+            "It was planned for %d runs at a time with %d thread(s) each, and this machine has fewer cores. Each run "
+            "keeps its threads, and so its bits; seconds from before and from now are not comparable.",
+            plan.lanes.count,
+            plan.lanes.threads,
         )
-    return run
+    done = {run: found for run in order if (found := _read_result(folder, run))}
+    for run, found in done.items():
+        _tell_end(run, found)
+    with Task(progress, "all runs", total=len(order), unit="runs") as all_runs, ExitStack() as tasks:
+        all_runs.advance(len(done))
+        shown: dict[PlannedRun, Task] = {}
+
+        def on_start(run: PlannedRun) -> Callable[[StepReport], None]:
+            task = Task(progress, str(run), total=plan.steps_of(run.contestant), unit="steps")
+            shown[run] = tasks.enter_context(task)
+            return RunProgress(task, str(run), plan.training.step_tokens).step
+
+        def on_end(run: PlannedRun, found: Run) -> None:
+            shown[run].finish()
+            _tell_end(run, found)
+            done[run] = found
+            all_runs.advance(1)
+
+        side_by_side.train(folder, [run for run in order if run not in done], lanes, on_start=on_start, on_end=on_end)
+    return done
+
+
+def _read_result(folder: ComparisonFolder, run: PlannedRun) -> Run | None:
+    """Read what a run left that has ended; None where it has not."""
+    result = folder.result(*run)
+    return Run.model_validate_json(result.read_text(encoding="utf-8")) if result.exists() else None
+
+
+def _tell_end(run: PlannedRun, found: Run) -> None:
+    if found.status == "failed":
+        _logger.warning("  %s: failed: %s", run, found.failure)
+    elif found.bits_per_byte is not None and found.seconds is not None:
+        _logger.info(
+            "  %s: %.3f bits per byte after %s of training", run, found.bits_per_byte, duration_text(found.seconds)
+        )

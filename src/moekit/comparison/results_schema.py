@@ -77,6 +77,9 @@ class Settings(Record):
     optimizer: str
     measured_weights: Annotated[str, Field(description="which weights the held-out text is measured with")]
     held_out_tokens: Annotated[int, Field(description="held-out tokens that the final figure is measured on")]
+    company: Annotated[
+        str, Field(description="one sentence: what ran beside a run while its seconds were taken, and in what order")
+    ] = "one run at a time, seed by seed, the contestants of each seed in the order of the plan"
 
 
 class CurvePoint(Record):

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from moekit.cli.quantities import parse_count, parse_duration
-from moekit.comparison.run.step_budget import JOINING_STEPS, MINIMUM_STEPS, affordable_steps, leaves_room
-from moekit.comparison.run.worker_messages import Calibrated
-from moekit.comparison.spec.comparison_plan import MEASURED_SHARES, measured_steps
+from moekit.comparison.spec.comparison_plan import measured_steps
 from moekit.comparison.spec.contestant_selection import check_set, pick_contestant, read_contestants
 from moekit.comparison.spec.contestants import (
     SIZES,
@@ -225,25 +223,3 @@ def test_the_last_step_is_measured() -> None:
     for steps in (1, 7, 60, 12345):
         assert max(measured_steps(steps)) == steps
         assert min(measured_steps(steps)) >= 1
-
-
-def test_a_budget_is_spent_and_not_overspent() -> None:
-    calibrations = [Calibrated(step_seconds=0.1, curve_seconds=0.5, fixed_seconds=3)] * 2
-    steps = affordable_steps(calibrations, seeds=3, seconds=300)
-    cost = 6 * (steps * 0.1 + len(MEASURED_SHARES) * 0.5 + 3)
-    assert 0.9 * 300 < cost <= 0.92 * 300
-
-
-def test_an_impossible_budget_names_one_that_would_do() -> None:
-    calibrations = [Calibrated(step_seconds=1, curve_seconds=0, fixed_seconds=0)]
-    with pytest.raises(UsageError, match=r"need at least 1 min 49 s; raise --budget"):
-        affordable_steps(calibrations, seeds=1, seconds=30)
-    assert affordable_steps(calibrations, seeds=1, seconds=108.8) == MINIMUM_STEPS
-
-
-def test_there_is_room_where_every_run_gets_its_steps() -> None:
-    calibrations = [Calibrated(step_seconds=0.1, curve_seconds=0, fixed_seconds=5)] * 2
-    needed = 2 * 3 * (5 + 0.1 * JOINING_STEPS) / 0.92
-    assert leaves_room(calibrations, seeds=3, seconds=needed + 0.01)
-    assert not leaves_room(calibrations, seeds=3, seconds=needed - 1)
-    assert affordable_steps(calibrations, seeds=3, seconds=needed + 0.01) == JOINING_STEPS

@@ -90,6 +90,7 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ("Schedule", settings.schedule),
         ("Measured weights", settings.measured_weights),
         ("Held-out text", f"{settings.held_out_tokens:,} tokens for the final figures"),
+        ("Side by side", settings.company),
         ("Machine", f"{machine.cpu}, {machine.cores} cores, {formatting.bytes_text(machine.memory_bytes)}"),
         ("Software", f"moekit {results.moekit}, torch {machine.torch}, Python {machine.python}, {machine.system}"),
         ("Precision", f"{machine.precision} matrix products in training"),

@@ -21,6 +21,7 @@ from moekit.comparison.run.serving.served_figures import ServedFigures
 from moekit.comparison.spec.comparison_plan import LEARNING_RATE_RULE, ComparisonPlan, PlannedContestant
 from moekit.comparison.spec.contestants import caveat_of
 from moekit.comparison.spec.model_costs import costs_of
+from moekit.comparison.spec.run_order import ORDER_TEXT
 from moekit.data import Corpus, held_out_windows
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, TrainingConfig
 
@@ -60,10 +61,20 @@ def collect_results(
             f"gradients clipped to norm {training.clip_norm}",
             measured_weights=AVERAGE_TEXT,
             held_out_tokens=plan.final_tokens * len(corpus.domains),
+            company=_company(plan),
         ),
         baseline=plan.baseline,
         contestants=[contestant_results(planned, runs[planned.name], training, served) for planned in plan.contestants],
     )
+
+
+def _company(plan: ComparisonPlan) -> str:
+    """Say under what conditions seconds were taken."""
+    lanes = plan.lanes
+    threads = "" if lanes.threads is None else f" with {lanes.threads} thread{'s' * (lanes.threads > 1)}"
+    if lanes.count == 1:
+        return f"one run at a time{threads}, {ORDER_TEXT}"
+    return f"{lanes.count} runs at a time, each on cores of its own{threads}, {ORDER_TEXT}"
 
 
 def _corpus_record(corpus: Corpus, tokens: int, plan: ComparisonPlan) -> CorpusRecord:

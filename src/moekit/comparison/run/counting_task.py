@@ -5,6 +5,7 @@ the model of the windows up to there, counted anew; the seconds of the point are
 B windows, T tokens, V byte values.
 """
 
+import itertools
 import math
 import sys
 import time
@@ -88,7 +89,15 @@ class CountingTask(RunTask):
             - hardware.process_started()
             + (decoded - measured)
             + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
+            memory_bytes=hardware.peak_resident_bytes(),
         )
+
+    def keep_company(self) -> None:
+        """Count the same windows again and again."""
+        windows_BT = self._drawn(_CALIBRATION_STEPS)
+        for step in itertools.count(1):
+            self._model(windows_BT)
+            self.tell(StepReport(step=step, loss=0.0, seconds=0.0))
 
     def _count(self, history: TrainingHistory) -> NGram:
         """Count the model of all windows, with every point of its curve in `history`."""

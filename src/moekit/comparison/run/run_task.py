@@ -3,8 +3,11 @@
 B windows of a batch, N windows, T tokens of a context.
 """
 
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -50,6 +53,17 @@ class RunTask(ABC):
     @abstractmethod
     def calibrate(self) -> Calibrated:
         """Time a little training and one measurement; what was trained is thrown away."""
+
+    @abstractmethod
+    def keep_company(self) -> None:
+        """Compute as in training, each step told, until this process is stopped: company for those being measured."""
+
+    @contextmanager
+    def thrown_away(self) -> Iterator[Path]:
+        """Give a folder for what calibration writes, which is gone after the block."""
+        self.folder.scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder.scratch) as temporary:
+            yield Path(temporary)
 
     def tokens(self, step: int) -> torch.Tensor:
         """Draw the windows of one step, (B, T + 1): the same for every contestant."""

@@ -1,9 +1,10 @@
 """The run of a model that is trained by gradient descent, the same for every kind of model."""
 
-import statistics
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from moekit.comparison.results_schema import Run
@@ -17,7 +18,7 @@ from moekit.core import hardware
 from moekit.models import LanguageModel, build
 from moekit.moe import without_capacity
 from moekit.moe.routers import HashRouter
-from moekit.training import StepLog, Trainer, TrainingConfig, TrainingHistory, new_optimizer, training_step
+from moekit.training import StepLog, Trainer, TrainingConfig, TrainingHistory
 
 # The first steps, which compile and fill caches, are not counted.
 _CALIBRATION_WARMUP, _CALIBRATION_STEPS = 5, 12
@@ -99,18 +100,24 @@ class TrainingTask(RunTask):
             step_seconds=step_seconds,
             curve_seconds=curve_seconds,
             fixed_seconds=self.start_seconds + curve_seconds * self.plan.final_tokens / self.plan.curve_tokens,
+            memory_bytes=hardware.peak_resident_bytes(),
         )
 
+    def keep_company(self) -> None:
+        """Take training steps until this process is told to stop."""
+        self._take_steps(build(self.config), sys.maxsize, self.tell)
+
     def step_seconds(self, model: LanguageModel) -> float:
-        """Time a few training steps; gives their median."""
-        optimizer = new_optimizer(model, self.training)
-        seconds = []
-        for step in range(1, _CALIBRATION_STEPS + 1):
-            batch = {"tokens": self.tokens(step)}
-            begin = time.perf_counter()
-            training_step(model, optimizer, batch, self.training, rate=1e-4)
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds[_CALIBRATION_WARMUP:])
+        """Time a few training steps with all that a run does for each; gives their median."""
+        ends: list[float] = []
+        self._take_steps(model, _CALIBRATION_STEPS, lambda report: ends.append(time.perf_counter()))
+        return float(np.median(np.diff(ends)[_CALIBRATION_WARMUP - 1 :]))
+
+    def _take_steps(self, model: LanguageModel, steps: int, tell: Tell) -> None:
+        """Train, measuring nothing on the way, in a folder that is thrown away."""
+        training = self.training.model_copy(update={"steps": steps, "evaluate_at": frozenset()})
+        with self.thrown_away() as place:
+            self.trainer(model, training, place / "state.safetensors", StepLog(place)).run(tell)
 
     def _balance_hash_routers(self) -> None:
         """Even out their loads by how often the training meets each byte."""

@@ -5,7 +5,6 @@ after the conversion; and `state.safetensors`, the state of the second phase, as
 are counted through both, also in `steps.jsonl`, and so is the text.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,8 +74,8 @@ class UpcyclingTask(TrainingTask):
         """Time both phases and the conversion; a step is the mean of those that the run will take."""
         dense_seconds = self.step_seconds(self.model)
         begin = time.perf_counter()
-        with tempfile.TemporaryDirectory() as temporary:
-            self.model = self._converted(self.model, Path(temporary))
+        with self.thrown_away() as place:
+            self.model = self._converted(self.model, place)
         conversion = time.perf_counter() - begin
         found = super().calibrate()
         after, (dense, upcycled) = self.phases.options.after, self.phases.flops_per_token

@@ -4,10 +4,15 @@ A process each, so that its peak of memory is its own, and running out of memory
 Everything it needs lies in the comparison's folder, everything it finds out goes there. Its standard output holds
 `moekit.comparison.run.worker_messages` and nothing else; what else is printed goes to standard error, the run's log.
 A training that fails is a result too; what concerns all runs (a full disk, a stop) is told by a `Stopped`.
+
+A worker whose parent was killed ends at once, so that nobody writes to the folder when it is resumed.
 """
 
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -30,6 +35,18 @@ def new_task(folder: ComparisonFolder, contestant: str, seed: int, tell: Tell) -
     return (UpcyclingTask if planned.upcycled else TrainingTask)(folder, contestant, seed, tell)
 
 
+def end_with_parent(poll_seconds: float = 0.1) -> None:
+    """Let this process be killed as soon as the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(arguments: list[str], output: TextIO) -> int:
     """Do what the command line says, write messages to `output`, and give the exit status."""
 
@@ -43,6 +60,7 @@ def main(arguments: list[str], output: TextIO) -> int:
         task = new_task(folder, contestant, int(seed), lambda report: write(StepTaken(report=report)))
         if rest == ["--calibrate"]:
             write(task.calibrate())
+            task.keep_company()
         else:
             result = task.run()
             files.write_text(folder.result(contestant, int(seed)), result.model_dump_json(indent=1))
@@ -56,4 +74,5 @@ if __name__ == "__main__":
     # Messages keep standard output to themselves: what else writes there, libraries in C included, gets standard error.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as messages:
         os.dup2(2, 1)
+        end_with_parent()
         sys.exit(main(sys.argv[1:], messages))

@@ -21,15 +21,17 @@ class StepTaken(_Message):
 
 
 class Calibrated(_Message):
-    """What a contestant costs on this machine, in seconds: the last message of a worker that measures it.
+    """What a contestant costs in its lane, in seconds. A worker that measures it goes on computing, as company.
 
     fixed_seconds: start, final measurement and decoding of one run. curve_seconds: one point of its curve.
+    memory_bytes: the most that the worker held.
     """
 
     type: Literal["calibrated"] = "calibrated"
     step_seconds: float
     curve_seconds: float
     fixed_seconds: float
+    memory_bytes: int
 
 
 class Stopped(_Message):

@@ -4,12 +4,13 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from moekit.comparison.spec.comparison_request import ComparisonRequest
 from moekit.comparison.spec.contestants import Contestant, Size
 from moekit.comparison.spec.machine import Machine, this_machine
-from moekit.comparison.spec.model_costs import ContestantConfig
+from moekit.comparison.spec.model_costs import ContestantConfig, costs_of
+from moekit.comparison.spec.run_order import PlannedRun, ordered_runs
 from moekit.comparison.spec.upcycling_phases import UpcyclingPhases
 from moekit.config import Config
 from moekit.core import hardware
@@ -31,16 +32,28 @@ _FINAL_TOKENS = 16384
 _WARMUP_STEPS = 50
 
 
+class PlannedLanes(Config):
+    """How many runs are trained side by side, and with how many threads each; the bits of a run depend on its threads.
+
+    threads: None for as many as torch takes by itself, as all runs did before there were lanes.
+    """
+
+    count: PositiveInt = 1
+    threads: PositiveInt | None = None
+
+
 class PlannedContestant(Config):
     """A contestant in the size of one comparison, as plan.json holds it.
 
     config: of the model that comes out. upcycled: the phases of a run that starts as another model; else None.
+    run_seconds: what one run is expected to take here; None where that was not measured.
     """
 
     name: str
     description: str
     config: ContestantConfig
     upcycled: UpcyclingPhases | None = None
+    run_seconds: PositiveFloat | None = None
 
 
 class ComparisonPlan(Config):
@@ -48,7 +61,7 @@ class ComparisonPlan(Config):
 
     optional: those of the contestants that take part only where the budget allows; none once that is settled.
     curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see
-    ComparisonRequest.
+    ComparisonRequest. lanes: under a budget, settled with the number of steps.
     """
 
     moekit: str
@@ -67,6 +80,7 @@ class ComparisonPlan(Config):
     final_tokens: int
     decode_tokens: int = 128
     tensorboard: bool = False
+    lanes: PlannedLanes = PlannedLanes()
 
     def contestant(self, name: str) -> PlannedContestant:
         """Find the contestant of that name."""
@@ -88,6 +102,17 @@ class ComparisonPlan(Config):
         """Count the steps that a run of that contestant takes."""
         phases = self.contestant(name).upcycled
         return sum(phases.steps) if phases else self.training.steps
+
+
+def planned_runs(plan: ComparisonPlan) -> list[PlannedRun]:
+    """Give all runs in the order in which they are trained; where no time was measured, FLOPs tell which are long."""
+    measured = all(planned.run_seconds is not None for planned in plan.contestants)
+    context = plan.training.context
+    lengths = {
+        planned.name: (planned.run_seconds or 0.0) if measured else costs_of(planned.config, context).flops_per_token
+        for planned in plan.contestants
+    }
+    return ordered_runs(list(lengths), plan.seeds, lengths)
 
 
 def learning_rate_for(width: int) -> float:
