@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from moekit.core.freed_memory import keep_freed_memory
 from moekit.models import LanguageModel
 from moekit.models.encoder import NOT_PREDICTED
 from moekit.models.language_model import is_bias
@@ -61,6 +62,7 @@ def training_step(
     counts what the routers choose, and the second chooses the same. Where the loss or a gradient is not finite, the
     weights stay as they were and the loss given is NaN.
     """
+    keep_freed_memory()  # what a step frees, the next takes
     device = next(model.parameters()).device
     micro_batches = _cut({name: tensor.to(device) for name, tensor in batch.items()}, config.micro_sequences)
     targets = torch.tensor(float(count_targets(batch)), device=device)
