@@ -74,7 +74,7 @@ class ThreeMatrices(nn.Module):
         return self.down(F.silu(self.gate(x_TD)) * self.up(x_TD))
 
 
-def moekit_layer(shape: Shape, backend: Backend = "torch") -> MoELayer:
+def moekit_layer(shape: Shape, backend: Backend = "fastest") -> MoELayer:
     """Build a layer with Mixtral's router, without auxiliary losses: transformers' block has none."""
     config = MoEConfig(
         experts=shape.experts,

@@ -1,5 +1,7 @@
 #include "bindings/tensors.h"
 
+#include <algorithm>
+
 namespace moekit {
 namespace {
 
@@ -32,11 +34,11 @@ const ExchangeTable* table_of(PyTypeObject* type) noexcept {
 }
 
 bool dense(const nb::dlpack::dltensor& tensor) {
+    if (std::find(tensor.shape, tensor.shape + tensor.ndim, 0) != tensor.shape + tensor.ndim) {
+        return true;
+    }
     int64_t stride = 1;
     for (int i = tensor.ndim - 1; i >= 0; --i) {
-        if (tensor.shape[i] == 0) {
-            return true;
-        }
         if (tensor.strides && tensor.shape[i] != 1 && tensor.strides[i] != stride) {
             return false;
         }

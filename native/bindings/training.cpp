@@ -7,6 +7,7 @@ namespace moekit {
 void bind_training(nanobind::module_& module) {
     nanobind::module_ training = module.def_submodule("training");
     bind_activation(training);
+    bind_experts(training);
     bind_router(training);
     bind_adamw(training);
     bind_attention(training);

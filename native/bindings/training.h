@@ -6,6 +6,7 @@
 namespace moekit {
 
 void bind_activation(nanobind::module_& training);
+void bind_experts(nanobind::module_& training);
 void bind_router(nanobind::module_& training);
 void bind_adamw(nanobind::module_& training);
 void bind_attention(nanobind::module_& training);

@@ -44,21 +44,6 @@ static MOEKIT_INLINE void differentiate_rows(const uint16_t* grad_hidden, const 
     }
 }
 
-// use(Function{}) with the function that is meant.
-template <typename Use>
-static MOEKIT_INLINE void with_function(ActivationFunction function, Use use) {
-    switch (function) {
-        case ActivationFunction::Silu:
-            return use(Silu{});
-        case ActivationFunction::Gelu:
-            return use(Gelu{});
-        case ActivationFunction::GeluTanh:
-            return use(GeluTanh{});
-        case ActivationFunction::Relu:
-            return use(Relu{});
-    }
-}
-
 static void activate(ActivationFunction function, bool gated, const uint16_t* x, int64_t rows, int64_t width,
                      uint16_t* hidden) {
     with_function(function, [=](auto chosen) MOEKIT_INLINED {

@@ -1,6 +1,7 @@
 // Activation functions and their slopes on Lanes, in fp32: relative errors of some 1e-6.
 #pragma once
 
+#include "kernels/vector_ops.h"
 #include "simd/isa.h"
 #include "simd/lanes.h"
 
@@ -44,5 +45,20 @@ struct Relu {
         return {x > zero ? x : (x == x ? zero : x), x > zero ? one : zero};
     }
 };
+
+// use(Function{}) with the function that is meant.
+template <typename Use>
+static MOEKIT_INLINE void with_function(ActivationFunction function, Use use) {
+    switch (function) {
+        case ActivationFunction::Silu:
+            return use(Silu{});
+        case ActivationFunction::Gelu:
+            return use(Gelu{});
+        case ActivationFunction::GeluTanh:
+            return use(GeluTanh{});
+        case ActivationFunction::Relu:
+            return use(Relu{});
+    }
+}
 
 }  // namespace moekit::MOEKIT_ISA::lanes

@@ -88,7 +88,7 @@ class Decoder(LanguageModel):
 
     config: ModelConfig
 
-    def __init__(self, config: ModelConfig, backend: Backend = "torch") -> None:
+    def __init__(self, config: ModelConfig, backend: Backend = "fastest") -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width) if config.learned_positions else None

@@ -113,7 +113,7 @@ class Encoder(LanguageModel):
 
     config: EncoderConfig
 
-    def __init__(self, config: EncoderConfig, backend: Backend = "torch") -> None:
+    def __init__(self, config: EncoderConfig, backend: Backend = "fastest") -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)

@@ -35,7 +35,7 @@ class EncoderDecoder(LanguageModel):
 
     config: EncoderDecoderConfig
 
-    def __init__(self, config: EncoderDecoderConfig, backend: Backend = "torch") -> None:
+    def __init__(self, config: EncoderDecoderConfig, backend: Backend = "fastest") -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.target_embedding = self.embedding

@@ -127,7 +127,7 @@ class XLNet(LanguageModel):
 
     config: XLNetConfig
 
-    def __init__(self, config: XLNetConfig, backend: Backend = "torch") -> None:
+    def __init__(self, config: XLNetConfig, backend: Backend = "fastest") -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.mask_embedding = nn.Parameter(torch.empty(config.width))

@@ -22,7 +22,7 @@ class Experts(nn.Module):
         kernel: the function of the chosen backend; all backends agree to rounding.
     """
 
-    def __init__(self, width: int, config: MoEConfig, backend: Backend = "torch") -> None:
+    def __init__(self, width: int, config: MoEConfig, backend: Backend = "fastest") -> None:
         super().__init__()
         experts, hidden = config.experts, config.expert_width
         self.activation = Activation(config.activation, config.gated)

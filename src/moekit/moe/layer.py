@@ -24,7 +24,7 @@ class MoELayer(nn.Module):
         backend: the kernels that compute the experts.
     """
 
-    def __init__(self, width: int, config: MoEConfig, vocab_size: int, backend: Backend = "torch") -> None:
+    def __init__(self, width: int, config: MoEConfig, vocab_size: int, backend: Backend = "fastest") -> None:
         super().__init__()
         self.config = config
         self.router = new_router(width, config.experts, config.router, vocab_size)

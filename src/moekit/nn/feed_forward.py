@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 from moekit.config import DenseConfig
 from moekit.kernels.activation import Activation
+from moekit.kernels.backends import dense_network
+from moekit.kernels.experts_kernel import ExpertWeights
 
 
 class FeedForward(nn.Module):
@@ -20,4 +22,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Compute y_TD for any leading shape."""
+        weights = ExpertWeights(
+            self.gate_up.weight[None],
+            self.down.weight[None],
+            None if self.gate_up.bias is None else self.gate_up.bias[None],
+            None if self.down.bias is None else self.down.bias[None],
+        )
+        y_TD = dense_network(x_TD.flatten(0, -2), weights, self.activation)
+        if y_TD is not None:
+            return y_TD.view(x_TD.shape)
         return self.down(self.activation(self.gate_up(x_TD)))  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from moekit.kernels.native.module import native
 @lru_cache(maxsize=1)
 def trains() -> bool:
     """Tell whether the compiled operations are there and this torch hands them its tensors (since 2.10)."""
-    return available() and hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    return available() and hasattr(native(), "training") and hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
 
 
 def multiplies_bf16() -> bool:
