@@ -76,8 +76,8 @@ def accuracy(model: Decoder, windows: dict[str, Tensor]) -> list[float]:
 
 def measured(model: Decoder, windows: dict[str, Tensor]) -> dict[str, Any]:
     """Measure bits per byte, by domain, and routing accuracy where there are routers."""
-    mean, by_domain, _, _ = measure_domains(model.eval(), windows, "float32")
-    found: dict[str, Any] = {"bits_per_byte": mean, "by_domain": by_domain}
+    figures = measure_domains(model, windows, "float32")
+    found: dict[str, Any] = {"bits_per_byte": figures.bits_per_byte, "by_domain": figures.bits_per_byte_by_domain}
     return found | ({"accuracy": accuracy(model, windows)} if model.moe_layers else {})
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit.core.errors import UsageError
-from moekit.data import Corpus, DomainText, held_out_windows, is_scored, large_enough, training_batch
+from moekit.data import Corpus, DomainText, held_out_parts, held_out_windows, is_scored, large_enough, training_batch
 
 
 def corpus_of(*sizes: tuple[int, int]) -> Corpus:
@@ -124,3 +124,20 @@ def test_when_all_are_too_small_all_are_named() -> None:
         large_enough(corpus_of((65, 64), (64, 65)), context=64, sequences=1)
     with pytest.raises(UsageError, match=r"130 bytes of training text, and one batch of 3 sequences needs 195: give"):
         large_enough(corpus_of((65, 65), (65, 65)), context=64, sequences=3)
+
+
+def test_held_out_parts_are_documents_and_stretches_of_long_ones() -> None:
+    """Every target has the part of its document; of the one that is half of the text there are several."""
+    short = [bytes([0]) + bytes([index + 1]) * 99 for index in range(30)]
+    text = np.frombuffer(b"".join([*short[:15], bytes([0]) + bytes([200]) * 2999, *short[15:]]), dtype=np.uint8)
+    corpus = Corpus.of("c", [DomainText("d", text, text, 31, 31)])
+    windows = held_out_windows(corpus, context=10, tokens_per_domain=10**6)["d"]
+    parts = held_out_parts(corpus, context=10, tokens_per_domain=10**6)["d"]
+    assert parts.shape == windows[:, 1:].shape
+    byte, part = windows[:, 1:].flatten(), parts.flatten()
+    assert sorted(set(part.tolist())) == list(range(int(part.max()) + 1))
+    for value in set(byte.tolist()) - {0}:
+        found = set(part[byte == value].tolist())
+        assert len(found) == (10 if value == 200 else 1)
+    assert all(len(set(byte[(part == each) & (byte != 0)].tolist())) <= 1 for each in range(int(part.max()) + 1))
+    assert int(torch.bincount(part).max()) <= part.numel() / 20 + 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from moekit.comparison.analysis.decision import decide
+from moekit.comparison.analysis.power import prior_text
 from moekit.comparison.report import write_markdown, write_report
 from moekit.comparison.results_schema import Results, Run, read_results, write_results
 from moekit.comparison.run import side_by_side
@@ -208,9 +209,11 @@ def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> Co
 
 def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, began: float) -> Results:
     """Do what of the plan is not done yet, then write results and report."""
+    corpus = Corpus.open(folder.corpus)
+    if told := prior_text(plan.size, plan.training.steps * plan.training.step_tokens, len(plan.seeds), corpus.name):
+        _logger.info("%s", told)
     done = _trained(plan, folder, progress)
     runs = {planned.name: [done[PlannedRun(planned.name, seed)] for seed in plan.seeds] for planned in plan.contestants}
-    corpus = Corpus.open(folder.corpus)
     served = serve(folder, _serving_seconds(plan, runs))
     results = collect_results(plan, corpus, runs, served, wall_seconds=time.monotonic() - began)
     results = results.model_copy(update={"verdict": decide(results)})

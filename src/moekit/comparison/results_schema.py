@@ -33,6 +33,13 @@ class CorpusDomain(Record):
     train_files: int
     held_out_files: int
     unigram_bits_per_byte: float
+    measured_bytes: Annotated[
+        list[int],
+        Field(
+            description="held-out bytes that the final figures are measured on, by part: a document, or a stretch of a "
+            "long one"
+        ),
+    ] = []
     epochs: Annotated[float, Field(description="how often the training read this domain's text, on average")]
 
 
@@ -174,6 +181,10 @@ class Run(Record):
             description="the same where no capacity turns a token away, as when it is served; None: it has no capacity"
         ),
     ] = None
+    bits_by_part: Annotated[
+        dict[str, list[float]],
+        Field(description="by domain, bits of each part of the held-out text, as `measured_bytes` counts them"),
+    ] = {}
     loss_spikes: Annotated[
         int, Field(description="steps whose loss jumped 5 standard deviations above the 50 steps before")
     ] = 0

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moekit.data.batches import held_out_windows, is_scored, large_enough, training_batch
+    from moekit.data.batches import held_out_parts, held_out_windows, is_scored, large_enough, training_batch
     from moekit.data.corpus import Corpus, DomainText, build_corpus, load_corpus
     from moekit.data.documents import MAX_FILE_BYTES, Document, SourceText, read_sources, read_text
     from moekit.data.embedded import embedded_documents
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "build_corpus",
     "embedded_documents",
+    "held_out_parts",
     "held_out_windows",
     "is_scored",
     "large_enough",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "batches": ("large_enough", "held_out_windows", "is_scored", "training_batch"),
+    "batches": ("held_out_parts", "large_enough", "held_out_windows", "is_scored", "training_batch"),
     "corpus": ("Corpus", "DomainText", "build_corpus", "load_corpus"),
     "documents": ("MAX_FILE_BYTES", "Document", "SourceText", "read_sources", "read_text"),
     "embedded": ("embedded_documents",),

@@ -13,6 +13,7 @@ from moekit.data.corpus import Corpus, Tokens
 from moekit.data.left_out import Reason, Say, Tally, ignore
 from moekit.data.tokenizers import SEPARATOR
 
+_STRETCHES = 20  # so many of them at least are the parts of a domain
 _NAMED = 8  # so many domains that are too small are named one by one
 
 
@@ -43,6 +44,17 @@ def held_out_windows(corpus: Corpus, *, context: int, tokens_per_domain: int) ->
     return {
         domain.name: _spread_windows(domain.held_out, context, max(1, tokens_per_domain // context))
         for domain in corpus.domains
+    }
+
+
+def held_out_parts(corpus: Corpus, *, context: int, tokens_per_domain: int) -> dict[str, Tensor]:
+    """Say of each target of `held_out_windows` to which part of its domain's text it belongs: int64 (N, T), from 0.
+
+    A part is a document; one that holds more than a twentieth of a domain's targets is cut into stretches of as many,
+    so that there are enough parts to tell how much figures depend on which text was held out.
+    """
+    return {
+        domain.name: _parts(domain.held_out, context, max(1, tokens_per_domain // context)) for domain in corpus.domains
     }
 
 
@@ -91,9 +103,24 @@ def large_enough(corpus: Corpus, *, context: int, sequences: int, say: Say = ign
 
 
 def _spread_windows(text: Tokens, context: int, wanted: int) -> Tensor:
+    starts = _spread_starts(text, context, wanted)
+    windows_NT = np.stack([text[start : start + context + 1] for start in starts]).astype(np.int64)
+    return torch.from_numpy(windows_NT)
+
+
+def _spread_starts(text: Tokens, context: int, wanted: int) -> list[int]:
     count = min(wanted, (len(text) - 1) // context)
     last_start = len(text) - 1 - context
     # count * context <= len(text) - 1, so starts are at least `context` apart
-    starts = [index * last_start // max(1, count - 1) for index in range(count)]
-    windows_NT = np.stack([text[start : start + context + 1] for start in starts]).astype(np.int64)
-    return torch.from_numpy(windows_NT)
+    return [index * last_start // max(1, count - 1) for index in range(count)]
+
+
+def _parts(text: Tokens, context: int, wanted: int) -> Tensor:
+    starts = np.array(_spread_starts(text, context, wanted))
+    target_NT = starts[:, None] + np.arange(1, context + 1)
+    # A separator stands before each document; targets are in the order of the text.
+    document = np.searchsorted(np.flatnonzero(text == SEPARATOR), target_NT.ravel(), side="right")
+    place = np.arange(document.size) - np.searchsorted(document, document)
+    stretch = place // -(-document.size // _STRETCHES)
+    _, part = np.unique(document * document.size + stretch, return_inverse=True)
+    return torch.from_numpy(part.reshape(target_NT.shape).astype(np.int64))

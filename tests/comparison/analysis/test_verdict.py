@@ -1,6 +1,7 @@
 """The verdict against figures worked out by hand, and its words where runs fail, disagree or are too few."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -393,7 +394,7 @@ def test_an_ngram_model_that_never_finished_has_no_size() -> None:
     assert rows["ngram"].params_total == rows["ngram"].reached_flops == "–"
 
 
-def several(**levels: list[float | None]) -> Results:
+def several(**levels: Sequence[float | None]) -> Results:
     """`dense` and mixtures with these final bits per byte, one a seed; None for a run that failed."""
     made = []
     for name, finals in levels.items():

@@ -60,8 +60,13 @@ def test_the_control_tells_specialists_from_chance() -> None:
 def test_domains_and_layers_add_up(any_config: ModelConfig) -> None:
     model = Decoder(any_config)
     windows = {"a": torch.randint(1, 256, (20, 13)), "b": torch.randint(1, 256, (3, 13))}
-    total, by_domain, routing, tables = measure_domains(model, windows, "float32")
-    assert total == pytest.approx((20 * by_domain["a"] + 3 * by_domain["b"]) / 23)
+    parts = {name: torch.arange(len(each))[:, None].expand(-1, 12) // 2 for name, each in windows.items()}
+    found = measure_domains(model, windows, "float32", parts)
+    by_domain, routing, tables = found.bits_per_byte_by_domain, found.routing, found.experts_by_domain
+    assert found.bits_per_byte == pytest.approx((20 * by_domain["a"] + 3 * by_domain["b"]) / 23)
+    assert {name: len(bits) for name, bits in found.bits_by_part.items()} == {"a": 10, "b": 2}
+    for name, each in windows.items():
+        assert sum(found.bits_by_part[name]) == pytest.approx(12 * len(each) * by_domain[name], abs=0.01)
     moe_layers = [index for index, layer in enumerate(any_config.feed_forwards) if layer.kind == "moe"]
     assert [stats.layer for stats in routing] == [table.layer for table in tables] == moe_layers
     for table in tables:

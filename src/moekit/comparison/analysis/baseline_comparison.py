@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from moekit.comparison.analysis.learning_curves import AXES, reach_ratios
 from moekit.comparison.analysis.simultaneous import differences
+from moekit.comparison.analysis.text_noise import text_spread
 from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults, Results, Run
 from moekit.comparison.spec.model_costs import ContestantConfig
@@ -40,8 +41,7 @@ def find(results: Results, name: str) -> ContestantResults | None:
 
 def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> AgainstBaseline:
     """Hold `contestant` against `baseline`."""
-    other = {run.seed: run for run in finished(baseline)}
-    pairs = [(run, other[run.seed]) for run in finished(contestant) if run.seed in other]
+    pairs = _pairs(contestant, baseline)
     mine, theirs = contestant.decode_ms_per_token_median, baseline.decode_ms_per_token_median
     return AgainstBaseline(
         name=contestant.name,
@@ -61,6 +61,11 @@ def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> 
     )
 
 
+def _pairs(contestant: ContestantResults, baseline: ContestantResults) -> Pairs:
+    other = {run.seed: run for run in finished(baseline)}
+    return [(run, other[run.seed]) for run in finished(contestant) if run.seed in other]
+
+
 def hold_all_against(results: Results) -> dict[str, AgainstBaseline]:
     """Hold every contestant against the baseline, those without a caveat, where the baseline has none itself.
 
@@ -74,8 +79,15 @@ def hold_all_against(results: Results) -> dict[str, AgainstBaseline]:
     against = {one.name: hold_against(one, baseline) for one in others}
     rivals = {one.name: final_by_seed(one) for one in others if against[one.name].kind not in REFERENCES}
     together = differences(final_by_seed(baseline), rivals)
+    measured = {domain.name: domain.measured_bytes for domain in results.corpus.domains}
     return {
-        name: one.model_copy(update={"difference": together.get(name, one.difference)}) for name, one in against.items()
+        one.name: against[one.name].model_copy(
+            update={
+                "difference": together.get(one.name, against[one.name].difference),
+                "text": text_spread(_pairs(one, baseline), measured),
+            }
+        )
+        for one in others
     }
 
 

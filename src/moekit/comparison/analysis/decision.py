@@ -9,12 +9,14 @@ from moekit.comparison.analysis.baseline_comparison import (
     kind_of,
 )
 from moekit.comparison.analysis.best_rival import BestRival, best_rival
-from moekit.comparison.analysis.evidence_checks import evidence_checks
+from moekit.comparison.analysis.evidence_checks import evidence_checks, text_checks
+from moekit.comparison.analysis.power import power_checks
 from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults, Results
 from moekit.comparison.verdict_schema import (
     AgainstBaseline,
     Axis,
+    Check,
     Reach,
     Reason,
     Standing,
@@ -85,8 +87,20 @@ def _undecided(
         difference=best.difference if best else None,
         standings=None,
         against=list(against.values()),
-        checks=evidence_checks(results),
+        checks=[
+            *evidence_checks(results),
+            *text_checks(results.corpus, against.get(best.name) if best else None),
+            *_power_checks(results, against, best),
+        ],
     )
+
+
+def _power_checks(results: Results, against: dict[str, AgainstBaseline], best: BestRival | None) -> list[Check]:
+    baseline = find(results, results.baseline)
+    if best is None or baseline is None:
+        return []
+    figures = {one.name: final_by_seed(one) for one in results.contestants if one.name in _rivals(baseline, against)}
+    return power_checks(final_by_seed(baseline), figures, best.difference.mean)
 
 
 def _no_answer(results: Results, baseline: ContestantResults | None) -> Reason | None:

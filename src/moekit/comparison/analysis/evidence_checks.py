@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from moekit.comparison.analysis.baseline_comparison import finished, order_by_seed
 from moekit.comparison.analysis.verdict_wording import listed, runs_text
 from moekit.comparison.results_schema import ContestantResults, CorpusRecord, Results
-from moekit.comparison.verdict_schema import Check
+from moekit.comparison.verdict_schema import AgainstBaseline, Check
 from moekit.core.formatting import bytes_text
 
 # So many collapsed layers of a contestant are named one by one.
@@ -53,6 +53,24 @@ def good(code: str, text: str) -> Check:
 def weak(code: str, text: str) -> Check:
     """Say what weakens the evidence."""
     return Check(code=code, good=False, text=text)
+
+
+def text_checks(corpus: CorpusRecord, leader: AgainstBaseline | None) -> list[Check]:
+    """Say on how much of the held-out text the final figures are, and what other text might make of the difference."""
+    measured = sum(sum(domain.measured_bytes) for domain in corpus.domains)
+    if not measured:  # results of older versions do not tell
+        return []
+    share = 100 * measured / sum(domain.held_out_bytes for domain in corpus.domains)
+    text = f"The final figures are on {measured:,} bytes, {share:.2g} % of the held-out text"
+    spread, difference = (leader.text, leader.difference) if leader else (None, None)
+    if spread is None or difference is None or difference.spread == "none":
+        return [good("held_out_share", f"{text}.")]
+    by_text, by_seed = (spread.high - spread.low) / 2, (difference.high - difference.low) / 2
+    text += (
+        f"; drawn anew from its {spread.parts} documents and stretches of long ones, the difference moves by "
+        f"{by_text:.4f} bits per byte either way, and with the seeds by {by_seed:.4f}."
+    )
+    return [good("text_noise", text) if by_text <= by_seed else weak("text_noise", text)]
 
 
 def _seed_check(results: Results) -> Check:

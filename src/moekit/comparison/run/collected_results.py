@@ -17,12 +17,13 @@ from moekit.comparison.results_schema import (
     Run,
     Settings,
 )
+from moekit.comparison.run.measurements import sums_by_part
 from moekit.comparison.run.serving.served_figures import ServedFigures
 from moekit.comparison.spec.comparison_plan import LEARNING_RATE_RULE, ComparisonPlan, PlannedContestant
 from moekit.comparison.spec.contestants import caveat_of
 from moekit.comparison.spec.model_costs import costs_of
 from moekit.comparison.spec.run_order import ORDER_TEXT
-from moekit.data import Corpus, held_out_windows
+from moekit.data import Corpus, held_out_parts, held_out_windows, is_scored
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, TrainingConfig
 
 
@@ -60,7 +61,7 @@ def collect_results(
             optimizer=f"AdamW, betas {training.beta1} and {training.beta2}, weight decay {training.weight_decay}, "
             f"gradients clipped to norm {training.clip_norm}",
             measured_weights=AVERAGE_TEXT,
-            held_out_tokens=plan.final_tokens * len(corpus.domains),
+            held_out_tokens=sum(map(sum, _measured_bytes(corpus, plan).values())),
             company=_company(plan),
         ),
         baseline=plan.baseline,
@@ -78,11 +79,7 @@ def _company(plan: ComparisonPlan) -> str:
 
 
 def _corpus_record(corpus: Corpus, tokens: int, plan: ComparisonPlan) -> CorpusRecord:
-    context, wanted = plan.training.context, plan.final_tokens
-    scored = [
-        len(targets) * context
-        for targets in held_out_windows(corpus, context=context, tokens_per_domain=wanted).values()
-    ]
+    measured = _measured_bytes(corpus, plan)
     domains = [
         CorpusDomain(
             name=domain.name,
@@ -91,6 +88,7 @@ def _corpus_record(corpus: Corpus, tokens: int, plan: ComparisonPlan) -> CorpusR
             train_files=domain.train_files,
             held_out_files=domain.held_out_files,
             unigram_bits_per_byte=corpus.unigram_bits_per_byte(domain.name),
+            measured_bytes=measured[domain.name],
             epochs=tokens / len(corpus.domains) / domain.train_bytes,
         )
         for domain in corpus.domains
@@ -99,9 +97,24 @@ def _corpus_record(corpus: Corpus, tokens: int, plan: ComparisonPlan) -> CorpusR
         name=corpus.name,
         sha256=corpus.sha256,
         domains=domains,
-        unigram_bits_per_byte=float(np.average([domain.unigram_bits_per_byte for domain in domains], weights=scored)),
+        unigram_bits_per_byte=float(
+            np.average(
+                [domain.unigram_bits_per_byte for domain in domains],
+                weights=[sum(domain.measured_bytes) for domain in domains],
+            )
+        ),
         left_out=[LeftOutText(**asdict(one)) for one in corpus.left_out],
     )
+
+
+def _measured_bytes(corpus: Corpus, plan: ComparisonPlan) -> dict[str, list[int]]:
+    """Count the bytes of the final figures, by domain and part."""
+    wanted = {"context": plan.training.context, "tokens_per_domain": plan.final_tokens}
+    parts = held_out_parts(corpus, **wanted)
+    return {
+        domain: [round(count) for count in sums_by_part(is_scored(windows_NT[:, 1:]), parts[domain])]
+        for domain, windows_NT in held_out_windows(corpus, **wanted).items()
+    }
 
 
 def contestant_results(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from moekit.comparison.results_schema import Decode, Run
-from moekit.comparison.run.measurements import held_out_bits, mean_bits_per_byte
+from moekit.comparison.run.measurements import mean_bits_per_byte
 from moekit.comparison.run.run_task import FAILURES, RunTask, failure_text
 from moekit.comparison.run.worker_messages import Calibrated
 from moekit.comparison.spec.comparison_plan import MEASURED_SHARES
@@ -41,17 +41,13 @@ class CountingTask(RunTask):
         except FAILURES as error:
             return self.record(history, failure=failure_text(error))
         peak = self.peak_memory_bytes()
-        found = {
-            domain: held_out_bits(model, windows_NT, self.training.precision)
-            for domain, windows_NT in self.windows(self.plan.final_tokens).items()
-        }
+        found = self.final_figures(model)
         return self.record(history, failure=None).model_copy(
             update={
                 "peak_memory_bytes": peak,
                 "params_by_part": params_by_part(model),
                 "weight_bytes": table_bytes(model),
-                "bits_per_byte": sum(bits for bits, _ in found.values()) / sum(count for _, count in found.values()),
-                "bits_per_byte_by_domain": {domain: bits / count for domain, (bits, count) in found.items()},
+                **vars(found),
                 "decode": Decode(
                     engine="tables",
                     engine_reason="it multiplies nothing: probabilities are looked up, timed at the end of its run, "

@@ -5,6 +5,7 @@ N windows, T tokens, E experts, M domains.
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,17 +34,32 @@ def held_out_bits(
     windows_NT: int64, T tokens of which all but the first are targets. Separators (0) are context, not targets.
     routings: a list that gets one list per batch, with the Routing of each MoE layer.
     """
-    bits, count = 0.0, 0
+    bits_NT = target_bits(model, windows_NT, precision, routings)
+    return float(bits_NT.sum()), int(is_scored(windows_NT[:, 1:]).sum())
+
+
+def target_bits(
+    model: LanguageModel | NGram,
+    windows_NT: Tensor,
+    precision: Precision,
+    routings: list[list[Routing]] | None = None,
+) -> Tensor:
+    """Give the code length of each target in bits, fp64 (N, T), 0 for those that do not count; see `held_out_bits`."""
+    found = []
     for batch_NT in torch.split(windows_NT, _BATCH):
         of_batch: list[Routing] = []
         with torch.no_grad(), matrix_precision(precision):
             log_prob_NT = _log_prob(model, batch_NT, of_batch)
-        scored_NT = is_scored(batch_NT[:, 1:])
-        bits -= float(log_prob_NT[scored_NT].double().sum()) / math.log(2)
-        count += int(scored_NT.sum())
+        found.append((log_prob_NT.double() / -math.log(2)).masked_fill(~is_scored(batch_NT[:, 1:]), 0.0))
         if routings is not None:
             routings.append(of_batch)
-    return bits, count
+    return torch.cat(found)
+
+
+def sums_by_part(value_NT: Tensor, part_NT: Tensor) -> list[float]:
+    """Add up the values of targets by the part of the text that they belong to, rounded to a thousandth."""
+    sums = np.bincount(part_NT.flatten().numpy(), weights=value_NT.flatten().double().numpy())
+    return [round(each, 3) for each in sums.tolist()]
 
 
 def _log_prob(model: LanguageModel | NGram, tokens_NT: Tensor, routings: list[Routing]) -> Tensor:
@@ -57,27 +73,53 @@ def mean_bits_per_byte(model: LanguageModel | NGram, windows: dict[str, Tensor],
     return sum(bits for bits, _ in totals) / sum(count for _, count in totals)
 
 
+@dataclass(frozen=True)
+class DomainFigures:
+    """What the final measurement found.
+
+    bits_by_part: by domain, bits of each part of its text (`moekit.data.held_out_parts`). routing, experts_by_domain:
+    an entry a MoE layer.
+    """
+
+    bits_per_byte: float
+    bits_per_byte_by_domain: dict[str, float]
+    bits_by_part: dict[str, list[float]]
+    routing: list[LayerRouting]
+    experts_by_domain: list[ExpertsByDomain]
+
+
 def measure_domains(
-    model: LanguageModel, windows: dict[str, Tensor], precision: Precision
-) -> tuple[float, dict[str, float], list[LayerRouting], list[ExpertsByDomain]]:
-    """Measure bits per byte in all and by domain, and per MoE layer the router's figures and its experts by domain."""
-    model.eval()
+    model: LanguageModel | NGram,
+    windows: dict[str, Tensor],
+    precision: Precision,
+    parts: dict[str, Tensor] | None = None,
+) -> DomainFigures:
+    """Measure bits per byte in all, by domain and by part, and per MoE layer the router's figures and its experts.
+
+    windows: by domain, (N, T + 1). parts: of their targets, (N, T), where bits of each part are wanted.
+    """
+    if not isinstance(model, NGram):
+        model.eval()
     total_bits, total_count = 0.0, 0
     by_domain: dict[str, float] = {}
+    by_part: dict[str, list[float]] = {}
     routings: list[list[Routing]] = []
     window_counts: dict[int, list[Tensor]] = defaultdict(list)
     labels: list[int] = []
     for index, (domain, windows_NT) in enumerate(windows.items()):
         of_domain: list[list[Routing]] = []
-        bits, count = held_out_bits(model, windows_NT, precision, of_domain)
+        bits_NT = target_bits(model, windows_NT, precision, of_domain)
+        bits, count = float(bits_NT.sum()), int(is_scored(windows_NT[:, 1:]).sum())
         by_domain[domain] = bits / count
+        if parts is not None:
+            by_part[domain] = sums_by_part(bits_NT, parts[domain])
         total_bits, total_count = total_bits + bits, total_count + count
         labels += [index] * len(windows_NT)
         routings += of_domain
         for batch in of_domain:
             for layer, routing in enumerate(batch):
                 window_counts[layer].append(count_by_window(routing, windows_NT.shape[1] - 1))
-    moe_layers = model.moe_places
+    moe_layers = [] if isinstance(model, NGram) else model.moe_places
     stats = [
         LayerRouting(layer=layer, **vars(routing_stats(add_sums(batch[position].sums for batch in routings))))
         for position, layer in enumerate(moe_layers)
@@ -86,7 +128,7 @@ def measure_domains(
         experts_by_domain(layer, torch.cat(window_counts[position]).numpy(), np.array(labels), list(windows))
         for position, layer in enumerate(moe_layers)
     ]
-    return total_bits / total_count, by_domain, stats, tables
+    return DomainFigures(total_bits / total_count, by_domain, by_part, stats, tables)
 
 
 def count_by_window(routing: Routing, tokens: int) -> Tensor:

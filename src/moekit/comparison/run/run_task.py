@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 
 from moekit.comparison.results_schema import CurvePoint, Run
+from moekit.comparison.run.measurements import DomainFigures, measure_domains
 from moekit.comparison.run.worker_messages import Calibrated
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.comparison_plan import ComparisonPlan
 from moekit.comparison.spec.model_costs import costs_of
 from moekit.core import hardware
 from moekit.core.errors import TrainingFailed
-from moekit.data import Corpus, held_out_windows, training_batch
+from moekit.data import Corpus, held_out_parts, held_out_windows, training_batch
+from moekit.models import LanguageModel, NGram
 from moekit.training import StepReport, TrainingHistory
 
 Tell = Callable[[StepReport], None]
@@ -78,6 +80,12 @@ class RunTask(ABC):
     def windows(self, tokens_per_domain: int) -> dict[str, torch.Tensor]:
         """Give held-out windows by domain, (N, T + 1): the same for every contestant, seed and point of the curve."""
         return held_out_windows(self.corpus, context=self.training.context, tokens_per_domain=tokens_per_domain)
+
+    def final_figures(self, model: LanguageModel | NGram) -> DomainFigures:
+        """Measure a model on the text of the final figures."""
+        wanted = self.plan.final_tokens
+        parts = held_out_parts(self.corpus, context=self.training.context, tokens_per_domain=wanted)
+        return measure_domains(model, self.windows(wanted), self.training.precision, parts)
 
     @property
     def prompt_T(self) -> torch.Tensor:

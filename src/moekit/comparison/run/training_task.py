@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from moekit.comparison.results_schema import Run
-from moekit.comparison.run.measurements import mean_bits_per_byte, measure_domains
+from moekit.comparison.run.measurements import mean_bits_per_byte
 from moekit.comparison.run.run_task import FAILURES, RunTask, Tell, failure_text
 from moekit.comparison.run.serving.trained_models import save_served
 from moekit.comparison.run.worker_messages import Calibrated
@@ -67,19 +67,14 @@ class TrainingTask(RunTask):
     def measured(self, trainer: Trainer, history: TrainingHistory) -> Run:
         """Say what a training that came to its end tells, the final measurements included."""
         peak = self.peak_memory_bytes()
-        bits_per_byte, by_domain, routing, tables = measure_domains(
-            trainer.averaged, self.windows(self.plan.final_tokens), self.training.precision
-        )
+        found = self.final_figures(trainer.averaged)
         as_served = self._bits_as_served(trainer.averaged)
         save_served(trainer.averaged, self.folder.model(self.contestant, self.seed))
         return self.record(history, failure=None).model_copy(
             update={
                 "peak_memory_bytes": peak,
-                "bits_per_byte": bits_per_byte,
-                "bits_per_byte_by_domain": by_domain,
+                **vars(found),
                 "bits_per_byte_as_served": as_served,
-                "routing": routing,
-                "experts_by_domain": tables,
             }
         )
 
