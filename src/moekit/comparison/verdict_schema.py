@@ -83,7 +83,13 @@ class AgainstBaseline(Config):
             "alone does not"
         ),
     ]
-    decode: Annotated[float | None, Field(description="median time per token")]
+    decode: Annotated[float | None, Field(description="time per decoded token, trained models as served")]
+    decode_interval: Annotated[
+        tuple[float, float] | None,
+        Field(description="its 95 % interval over rounds in which models take turns; null where they did not"),
+    ] = None
+    decode_grown: Annotated[float | None, Field(description="the same at a size that no cache holds")] = None
+    decode_grown_interval: tuple[float, float] | None = None
     domains: Annotated[dict[str, Estimate], Field(description="final bits per byte by domain")]
 
     @property

@@ -8,6 +8,8 @@ import pytest
 from tests.comparison import sample_results
 from tests.conftest import DENSE, MOE, model_config
 
+from moekit.comparison.analysis.baseline_comparison import hold_against
+from moekit.comparison.analysis.contestant_sentences import contestant_sentences
 from moekit.comparison.analysis.served_decoding import (
     decode_ratio,
     median_ms,
@@ -104,7 +106,9 @@ def test_the_dense_model_of_a_mixtures_total_size_is_found_and_told() -> None:
     found = results(dense, mixture, large)
     for at in ("trained", "grown"):
         assert [(a.name, b.name) for a, b in same_total(found, at)] == [("moe", "dense-large")]  # type: ignore[arg-type]
-    grown, trained = served_sentences(found)
+    grown, grown_spread, trained, trained_spread = served_sentences(found)
+    for spread in (grown_spread, trained_spread):
+        assert re.search(r"in `dense`, 1\.\d\d times the median in `moe` and 1\.\d\d times", spread)
     assert grown.startswith("At a size that no cache holds, a token of `dense-large`, which has the total parameters")
     assert re.search(r"takes 2\.(39|4)", grown)
     assert trained.startswith("At the comparison's own size")
@@ -114,6 +118,19 @@ def test_the_dense_model_of_a_mixtures_total_size_is_found_and_told() -> None:
     assert rows[1].ratio.startswith("1.2")
     assert (rows[1].engine, rows[1].weights) == ("native, bf16", "2.00 MB")
     assert SERVED_HEADINGS.name == "Contestant"
+
+
+def test_the_verdict_states_both_with_their_intervals() -> None:
+    dense, mixture = contestant("dense", 2.0), contestant("moe", 2.5, config=model_config((MOE,) * 2))
+    against = hold_against(mixture, dense)
+    assert against.decode == pytest.approx(1.25, rel=0.02)
+    assert against.decode_grown == pytest.approx(1.25, rel=0.02)
+    for interval in (against.decode_interval, against.decode_grown_interval):
+        assert interval is not None
+        assert interval[0] < 1.25 < interval[1]
+    sentences = contestant_sentences("dense", against)
+    assert re.search(r"1\.2\d times the time for a decoded token \(1\.2\d–1\.2\d\)", sentences)
+    assert re.search(r"times that time \(1\.2\d–1\.2\d\) at a size that no cache holds", sentences)
 
 
 def test_results_from_before_have_rows_without_figures() -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from moekit.comparison.analysis.learning_curves import AXES, reach_ratios
+from moekit.comparison.analysis.served_decoding import AT, decode_ratio
 from moekit.comparison.analysis.simultaneous import differences
 from moekit.comparison.analysis.text_noise import text_spread
 from moekit.comparison.estimates import Estimate
@@ -43,6 +44,7 @@ def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> 
     """Hold `contestant` against `baseline`."""
     pairs = _pairs(contestant, baseline)
     mine, theirs = contestant.decode_ms_per_token_median, baseline.decode_ms_per_token_median
+    trained, grown = (decode_ratio(contestant, baseline, at) for at in AT)
     return AgainstBaseline(
         name=contestant.name,
         kind=kind_of(contestant.config),
@@ -56,7 +58,10 @@ def hold_against(contestant: ContestantResults, baseline: ContestantResults) -> 
         speed=_ratio(pairs, lambda run: run.train_tokens_per_second),
         weights=_over(contestant.weight_bytes, baseline.weight_bytes),
         flops=_over(_flops_per_token(contestant), _flops_per_token(baseline)) if contestant.flops_per_token else 0.0,
-        decode=_over(mine, theirs),
+        decode=trained.ratio if trained else _over(mine, theirs),
+        decode_interval=trained.interval if trained else None,
+        decode_grown=grown.ratio if grown else None,
+        decode_grown_interval=grown.interval if grown else None,
         domains=_by_domain(pairs),
     )
 

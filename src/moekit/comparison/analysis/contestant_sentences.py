@@ -33,7 +33,10 @@ def contestant_sentences(baseline: str, one: AgainstBaseline) -> str:
     if one.memory:
         costs.append(times_text(one.memory.mean, "the memory in training"))
     if one.decode is not None:
-        costs.append(times_text(one.decode, "the time for a decoded token"))
+        costs.append(times_text(one.decode, "the time for a decoded token") + _bracket(one.decode_interval))
+    if one.decode_grown is not None:
+        where = f"that time{_bracket(one.decode_grown_interval)} at a size that no cache holds"
+        costs.append(times_text(one.decode_grown, where))
     if one.weights is not None:
         costs.append(times_text(one.weights, "the bytes as served"))
     if costs:
@@ -41,6 +44,11 @@ def contestant_sentences(baseline: str, one: AgainstBaseline) -> str:
     if one.kind in REFERENCES:
         parts.append("It stands there for reference: neither dense nor a mixture of experts.")
     return " ".join(parts)
+
+
+def _bracket(interval: tuple[float, float] | None) -> str:
+    """Write ` (1.02–1.11)`; nothing where there is no interval."""
+    return "" if interval is None else f" ({interval[0]:.2f}–{interval[1]:.2f})"
 
 
 def _reach_sentence(baseline: str, one: AgainstBaseline) -> str:

@@ -17,6 +17,7 @@ from moekit.comparison.results_schema import ContestantResults, Decode, Results
 from moekit.config import ModelConfig
 
 At = Literal["trained", "grown"]
+AT: tuple[At, At] = ("trained", "grown")
 """The two sizes: that of the comparison, whose models are trained, and the one that no cache holds, of random weights.
 """
 
@@ -36,6 +37,11 @@ class DecodeRatio:
     low: float
     high: float
     rounds: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The lower and the upper end."""
+        return self.low, self.high
 
 
 def decodes(contestant: ContestantResults, at: At) -> dict[int, Decode]:

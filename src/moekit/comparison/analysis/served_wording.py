@@ -10,7 +10,7 @@ from moekit.comparison.analysis.served_decoding import (
     same_total,
     token_spread,
 )
-from moekit.comparison.analysis.verdict_wording import NONE
+from moekit.comparison.analysis.verdict_wording import NONE, listed
 from moekit.comparison.results_schema import ContestantResults, Results
 from moekit.core import formatting
 
@@ -48,7 +48,7 @@ def served_table(results: Results, at: At) -> list[ServedRow]:
 
 
 def served_sentences(results: Results) -> list[str]:
-    """Say how a mixture's decoding compares with that of the dense model of its total size, and how much it varies."""
+    """Say how a mixture decodes beside the dense model of its total size, and how evenly each model's tokens come."""
     sentences = []
     for at, where in _WHERE.items():
         for mixture, dense in same_total(results, at):
@@ -58,7 +58,17 @@ def served_sentences(results: Results) -> list[str]:
                     f"{where}, a token of `{dense.name}`, which has the total parameters of `{mixture.name}`, takes "
                     f"{ratio.ratio:.2f} times as long ({ratio.low:.2f} to {ratio.high:.2f} over {ratio.rounds} rounds)."
                 )
+        spreads = [(one.name, spread) for one in results.contestants if (spread := _native_spread(one, at))]
+        if spreads:
+            told = listed([f"{spread:.2f} times the median in `{name}`" for name, spread in spreads])
+            sentences.append(f"{where}, the slowest twentieth of the tokens takes at least {told}.")
     return sentences
+
+
+def _native_spread(contestant: ContestantResults, at: At) -> float | None:
+    """Give the spread of a contestant that the native engine computes: others' calls vary for reasons of their own."""
+    native = any(decode.engine == "native" for decode in decodes(contestant, at).values())
+    return token_spread(contestant, at) if native else None
 
 
 def _row(contestant: ContestantResults, baseline: ContestantResults | None, at: At) -> ServedRow:

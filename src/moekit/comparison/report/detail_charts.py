@@ -72,7 +72,7 @@ def decode(results: Results, looks: Sequence[Look]) -> Chart | None:
         "hovermode": "closest",
     }
     ends = ", ".join(
-        f"{one.name} {one.decode_ms_per_token_median:.2f} ms"
+        f"{one.name} {one.decode_ms_per_token_median:.3g} ms"
         for one in results.contestants
         if one.decode_ms_per_token_median is not None
     )

@@ -113,7 +113,7 @@ def _response(results: Results, one: ContestantResults, against: AgainstBaseline
     median, p95 = one.decode_ms_per_token_median, one.decode_ms_per_token_p95
     if median is None or p95 is None:
         return _unmeasured(one)
-    return Cell(f"{median:.2f} ms", (f"95 % point {p95:.2f} ms", f"{p95 / max(median, 1e-9):.2f}× the median"))
+    return Cell(f"{median:.3g} ms", (f"95 % point {p95:.3g} ms", f"{p95 / max(median, 1e-9):.2f}× the median"))
 
 
 def _unmeasured(one: ContestantResults) -> Cell:
