@@ -59,6 +59,13 @@ class TextSpread(Config):
     parts: Annotated[int, Field(description="documents, or stretches of long ones, that were drawn anew")]
 
 
+class Interval(Config):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
 class AgainstBaseline(Config):
     """One contestant against the baseline, paired by seed. Ratios are null where one side has no figure."""
 
@@ -85,11 +92,11 @@ class AgainstBaseline(Config):
     ]
     decode: Annotated[float | None, Field(description="time per decoded token, trained models as served")]
     decode_interval: Annotated[
-        tuple[float, float] | None,
+        Interval | None,
         Field(description="its 95 % interval over rounds in which models take turns; null where they did not"),
     ] = None
     decode_grown: Annotated[float | None, Field(description="the same at a size that no cache holds")] = None
-    decode_grown_interval: tuple[float, float] | None = None
+    decode_grown_interval: Interval | None = None
     domains: Annotated[dict[str, Estimate], Field(description="final bits per byte by domain")]
 
     @property

@@ -127,7 +127,7 @@ def test_the_verdict_states_both_with_their_intervals() -> None:
     assert against.decode_grown == pytest.approx(1.25, rel=0.02)
     for interval in (against.decode_interval, against.decode_grown_interval):
         assert interval is not None
-        assert interval[0] < 1.25 < interval[1]
+        assert interval.low < 1.25 < interval.high
     sentences = contestant_sentences("dense", against)
     assert re.search(r"1\.2\d times the time for a decoded token \(1\.2\d–1\.2\d\)", sentences)
     assert re.search(r"times that time \(1\.2\d–1\.2\d\) at a size that no cache holds", sentences)

@@ -11,7 +11,7 @@ from moekit.comparison.analysis.verdict_wording import (
 )
 from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults
-from moekit.comparison.verdict_schema import AgainstBaseline, Axis
+from moekit.comparison.verdict_schema import AgainstBaseline, Axis, Interval
 
 REACH_NOUNS: tuple[tuple[Axis, str], ...] = (("flops", "the FLOPs"), ("seconds", "the seconds"))
 
@@ -46,9 +46,9 @@ def contestant_sentences(baseline: str, one: AgainstBaseline) -> str:
     return " ".join(parts)
 
 
-def _bracket(interval: tuple[float, float] | None) -> str:
+def _bracket(interval: Interval | None) -> str:
     """Write ` (1.02–1.11)`; nothing where there is no interval."""
-    return "" if interval is None else f" ({interval[0]:.2f}–{interval[1]:.2f})"
+    return "" if interval is None else f" ({interval.low:.2f}–{interval.high:.2f})"
 
 
 def _reach_sentence(baseline: str, one: AgainstBaseline) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from moekit.comparison.results_schema import ContestantResults, Decode, Results
+from moekit.comparison.verdict_schema import Interval
 from moekit.config import ModelConfig
 
 At = Literal["trained", "grown"]
@@ -39,9 +40,9 @@ class DecodeRatio:
     rounds: int
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The lower and the upper end."""
-        return self.low, self.high
+    def interval(self) -> Interval:
+        """The ends alone."""
+        return Interval(low=self.low, high=self.high)
 
 
 def decodes(contestant: ContestantResults, at: At) -> dict[int, Decode]:
