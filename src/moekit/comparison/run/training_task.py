@@ -68,7 +68,7 @@ class TrainingTask(RunTask):
         """Say what a training that came to its end tells, the final measurements included."""
         peak = self.peak_memory_bytes()
         found = self.final_figures(trainer.averaged)
-        as_served = self._bits_as_served(trainer.averaged)
+        as_served = bits_as_served(trainer.averaged, self.windows(self.plan.final_tokens), self.training.precision)
         save_served(trainer.averaged, self.folder.model(self.contestant, self.seed))
         return self.record(history, failure=None).model_copy(
             update={
@@ -77,13 +77,6 @@ class TrainingTask(RunTask):
                 "bits_per_byte_as_served": as_served,
             }
         )
-
-    def _bits_as_served(self, model: LanguageModel) -> float | None:
-        """Measure the final figure again where no expert is ever full; gives None where none can be."""
-        if all(layer.router.capacity_factor is None for layer in model.moe_layers):
-            return None
-        with without_capacity(model):
-            return mean_bits_per_byte(model, self.windows(self.plan.final_tokens), self.training.precision)
 
     def calibrate(self) -> Calibrated:
         """Time a few training steps and one measurement; the model is thrown away."""
@@ -121,3 +114,13 @@ class TrainingTask(RunTask):
             frequency_V = torch.from_numpy(self.corpus.byte_frequencies())
             for router in routers:
                 router.balance(frequency_V)
+
+
+def bits_as_served(
+    model: LanguageModel, windows: dict[str, torch.Tensor], precision: hardware.Precision
+) -> float | None:
+    """Give bits per byte over all windows where no expert is ever full; None where none can be anyway."""
+    if all(layer.router.capacity_factor is None for layer in model.moe_layers):
+        return None
+    with without_capacity(model):
+        return mean_bits_per_byte(model, windows, precision)
