@@ -72,6 +72,7 @@ def test_every_verb_has_help_with_an_example() -> None:
         (["--resume", "x", "--data", "y"], "give it alone"),
         (["--resume", "x", "--routers"], "give it alone"),
         (["--resume", "x", "--tensorboard"], "give it alone"),
+        (["--resume", "x", "--tune"], "give it alone"),
         (["--routers", "--contestants", "moe"], "--contestants and --routers exclude each other"),
         (["--contestants", "sinkhorm"], "did you mean 'sinkhorn'?"),
         (["--data", "missing.txt"], "missing.txt"),

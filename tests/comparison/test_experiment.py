@@ -28,6 +28,7 @@ from moekit.core.progress import Advanced, Finished, ProgressEvent
 from moekit.data import Corpus, Document, build_corpus
 from moekit.inference import load_runner
 from moekit.moe.routers import HashRouter
+from moekit.training import Interrupted
 
 TINY = Size(width=16, depth=2, heads=2, kv_heads=1, hidden=32, context=16, sequences=4)
 DENSE = Contestant(name="dense", layers=(DenseConfig(width=32),))
@@ -399,3 +400,44 @@ def test_wrong_arguments_are_found_before_anything_is_written(
     with pytest.raises(UsageError, match=words):
         compare(tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_rates_are_searched_first_and_a_stopped_search_goes_on(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tokens=8 * STEP, tune=True)
+    whole = ComparisonFolder(tmp_path / "whole")
+    results = experiment.start(asked, corpus, whole)
+
+    stopped = ComparisonFolder(tmp_path / "stopped")
+    begun: list[object] = []
+
+    def train_and_stop(*arguments: object, **others: object) -> None:
+        begun.append(arguments)
+        raise Interrupted("Stopped.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(side_by_side, "train", train_and_stop)
+        with pytest.raises(Interrupted):
+            experiment.start(asked, corpus, stopped)
+    assert begun
+    assert experiment.resume(stopped.root).settings.trials == [
+        trial.model_copy(update={"seconds": again.seconds})
+        for trial, again in zip(results.settings.trials, read_results(stopped.results).settings.trials, strict=True)
+    ]
+
+    for contestant in results.contestants:
+        trials = {
+            trial.rate_factor: trial.bits_per_byte
+            for trial in results.settings.trials
+            if trial.contestant == contestant.name and trial.bits_per_byte is not None
+        }
+        assert len(trials) == 4
+        best = min(trials, key=lambda factor: trials[factor])
+        assert contestant.learning_rate == pytest.approx(best * results.settings.learning_rate)
+        run = results.settings.seeds[0]
+        steps = (whole.run(contestant.name, run) / "steps.jsonl").read_text().splitlines()
+        warmed_up = new_plan(asked).training.warmup_steps
+        assert json.loads(steps[-1])["learning_rate"] == pytest.approx(contestant.learning_rate * 8 / warmed_up)
+    assert results.settings.tuning_seconds > 0
+    assert results.settings.learning_rate_rule.startswith("searched for each contestant")

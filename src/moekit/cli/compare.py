@@ -85,6 +85,11 @@ Examples:
 @click.option(
     "--resume", "resume_from", type=click.Path(path_type=Path), help="Go on with a comparison that was stopped."
 )
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="First search each contestant's learning rate, as many trials for each; a budget pays for them too.",
+)
 @click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard into the folder of each run.")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json on standard output.")
 @click.option("--markdown", is_flag=True, help="Print the short form of the report, report.md, on standard output.")
@@ -103,6 +108,7 @@ def compare(
     at: str | None,
     out: Path | None,
     resume_from: Path | None,
+    tune: bool,
     tensorboard: bool,
     as_json: bool,
     markdown: bool,
@@ -120,9 +126,10 @@ def compare(
         raise UsageError("--json and --markdown exclude each other; give one of them. Both files are in the folder.")
     if at and not (ladder or resume_from):
         raise UsageError("--at asks a ladder; give --ladder, or --resume with the folder of one.")
-    if ladder and (tensorboard or markdown):
-        raise UsageError("--tensorboard and --markdown are for one comparison, not for a ladder of them.")
-    if resume_from and (data or contestants or routers or tokens or budget or out or tensorboard or ladder or size):
+    if ladder and (tune or tensorboard or markdown):
+        raise UsageError("--tune, --tensorboard and --markdown are for one comparison, not for a ladder of them.")
+    planned = (data, contestants, routers, tokens, budget, out, tune, tensorboard, ladder, size)
+    if resume_from and any(planned):
         raise UsageError("--resume goes on with what was planned; give it alone, or with --at.")
     if resume_from:
         _resume(resume_from, at, as_json=as_json, markdown=markdown)
@@ -173,6 +180,7 @@ def compare(
             seeds=seeds,
             budget_seconds=budget_seconds,
             tokens=training_tokens,
+            tune=tune,
             tensorboard=tensorboard,
             command=shlex.join(["moekit", *sys.argv[1:]]),
             progress=progress,

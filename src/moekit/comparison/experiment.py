@@ -18,6 +18,7 @@ from moekit.comparison.run.lanes import has_room_for, lanes_here
 from moekit.comparison.run.run_progress import RunProgress
 from moekit.comparison.run.serving.serving_process import serve, serving_seconds
 from moekit.comparison.run.step_budget import MINIMUM_STEPS, unmeasured_lanes, within_budget
+from moekit.comparison.run.tuning_trials import read_trials
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
 from moekit.comparison.spec.comparison_plan import ComparisonPlan, new_plan, planned_runs
 from moekit.comparison.spec.comparison_request import (
@@ -28,6 +29,7 @@ from moekit.comparison.spec.comparison_request import (
 from moekit.comparison.spec.contestant_selection import choose_contestants, size_named
 from moekit.comparison.spec.contestants import Contestant
 from moekit.comparison.spec.run_order import PlannedRun
+from moekit.comparison.spec.tuning_plan import FACTORS, learns, trials_plan, with_rates
 from moekit.core.errors import UsageError
 from moekit.core.formatting import count_text, duration_text
 from moekit.core.progress import Progress, Task, no_progress
@@ -50,6 +52,7 @@ def compare(
     budget_seconds: float | None = None,
     tokens: int | None = None,
     tensorboard: bool = False,
+    tune: bool = False,
     command: str = "",
     progress: Progress = no_progress,
 ) -> Results:
@@ -72,6 +75,8 @@ def compare(
             little.
         tokens: training tokens of each run, instead of a budget.
         tensorboard: whether each run also writes events for TensorBoard.
+        tune: whether each contestant's learning rate is searched first, as many trials for each; under a budget, the
+            trials take the share of it that they are of all runs.
         command: what repeats the comparison, for the report.
         progress: gets how far the runs are.
 
@@ -107,6 +112,7 @@ def compare(
         budget_asked=budget_seconds is not None,
         tokens=tokens,
         tensorboard=tensorboard,
+        tune=tune,
     )
     folder = ComparisonFolder(Path(out))
     if folder.plan.exists():
@@ -141,7 +147,7 @@ def resume(out: str | Path, *, progress: Progress = no_progress) -> Results:
     began = time.monotonic()
     folder = ComparisonFolder(Path(out))
     plan = folder.read_plan()
-    return _ended(plan, folder) or _finish(_settled(plan, folder, began), folder, progress, began)
+    return _ended(plan, folder) or _finish(_ready(plan, folder, progress, began), folder, progress, began)
 
 
 def _ended(plan: ComparisonPlan, folder: ComparisonFolder) -> Results | None:
@@ -169,10 +175,12 @@ def start(
     Raises UsageError before any training where the corpus or the budget is too small.
     """
     began = time.monotonic()
-    return _finish(prepare(request, corpus, folder), folder, progress, began)
+    return _finish(prepare(request, corpus, folder, progress), folder, progress, began)
 
 
-def prepare(request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder) -> ComparisonPlan:
+def prepare(
+    request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder, progress: Progress = no_progress
+) -> ComparisonPlan:
     """Plan a new comparison in an empty `folder`, for `resume` to train; under a budget speed is measured.
 
     Raises UsageError where the corpus or the budget is too small.
@@ -185,7 +193,39 @@ def prepare(request: ComparisonRequest, corpus: Corpus, folder: ComparisonFolder
     corpus = large_enough(corpus, sequences=training.sequences, context=training.context, say=_logger.warning)
     corpus.save(folder.corpus)
     folder.write_plan(plan)
+    return _ready(plan, folder, progress, began)
+
+
+def _ready(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, began: float) -> ComparisonPlan:
+    """Give the plan with all that is found out before its runs, once, and kept in the folder: rates, then steps.
+
+    Raises UsageError where the budget is too small, or the plan wants TensorBoard and it is missing.
+    """
+    if plan.tune:
+        plan = _tuned(plan, folder, progress)
+        began = time.monotonic()
     return _settled(plan, folder, began)
+
+
+def _tuned(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress) -> ComparisonPlan:
+    """Give the plan with the learning rates of the best trials."""
+    began = time.monotonic()
+    trials = ComparisonFolder(folder.tuning)
+    if not trials.plan.exists():
+        _logger.info("Searching the learning rate of each contestant: %d trials for each", len(FACTORS))
+        Corpus.open(folder.corpus).save(trials.corpus)
+        trials.write_plan(trials_plan(plan))
+    try:
+        found = _trained(_settled(trials.read_plan(), trials, began), trials, progress)
+    except UsageError:
+        folder.plan.unlink()  # the budget was too small: there is nothing to resume
+        raise
+    plan = with_rates(plan, {trial.contestant: run.bits_per_byte for trial, run in found.items()})
+    for entry in filter(learns, plan.contestants):
+        _logger.info("  %s: %g times the rule's learning rate", entry.name, entry.rate_factor)
+    plan = plan.model_copy(update={"tune": False, "tuning_seconds": time.monotonic() - began})
+    folder.write_plan(plan)
+    return plan
 
 
 def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> ComparisonPlan:
@@ -198,7 +238,7 @@ def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> Co
     if plan.budget_seconds is None or plan.training.steps >= MINIMUM_STEPS:
         return plan
     try:
-        kept = serving_seconds(plan.budget_seconds)
+        kept = serving_seconds(plan.budget_seconds) + plan.tuning_seconds
         plan = within_budget(plan, folder, plan.budget_seconds - kept - (time.monotonic() - began))
     except UsageError:
         folder.plan.unlink()  # nothing was trained: there is nothing to resume
@@ -215,7 +255,9 @@ def _finish(plan: ComparisonPlan, folder: ComparisonFolder, progress: Progress, 
     done = _trained(plan, folder, progress)
     runs = {planned.name: [done[PlannedRun(planned.name, seed)] for seed in plan.seeds] for planned in plan.contestants}
     served = serve(folder, _serving_seconds(plan, runs))
-    results = collect_results(plan, corpus, runs, served, wall_seconds=time.monotonic() - began)
+    results = collect_results(
+        plan, corpus, runs, served, wall_seconds=time.monotonic() - began, trials=read_trials(plan, folder)
+    )
     results = results.model_copy(update={"verdict": decide(results)})
     write_results(results, folder.results)
     _write_reports(results, folder)

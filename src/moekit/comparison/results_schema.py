@@ -69,6 +69,16 @@ class CorpusRecord(Record):
     left_out: Annotated[list[LeftOutText], Field(description="what was given and is in none of the domains")] = []
 
 
+class Trial(Record):
+    """One training run in the search for a contestant's learning rate."""
+
+    contestant: str
+    rate_factor: Annotated[float, Field(description="of the rule's learning rate")]
+    tokens: int
+    seconds: float | None
+    bits_per_byte: Annotated[float | None, Field(description="null where it failed")]
+
+
 class Settings(Record):
     """What all contestants had in common."""
 
@@ -80,6 +90,8 @@ class Settings(Record):
     context: int
     learning_rate: float
     learning_rate_rule: Annotated[str, Field(description="one sentence: how the learning rate was chosen")]
+    trials: Annotated[list[Trial], Field(description="of the search for each contestant's own; none without one")] = []
+    tuning_seconds: Annotated[float, Field(description="that the search took")] = 0.0
     schedule: str
     optimizer: str
     measured_weights: Annotated[str, Field(description="which weights the held-out text is measured with")]
@@ -223,6 +235,7 @@ class ContestantResults(Record):
         str | None, Field(description="why its bits per byte do not count: it is then held against nobody")
     ] = None
     config: ContestantConfig
+    learning_rate: Annotated[float | None, Field(description="peak; null where nothing is learned by gradients")] = None
     params_total: Annotated[
         int | None, Field(description="an n-gram model's are its probabilities and backoff weights, a mean over seeds")
     ]

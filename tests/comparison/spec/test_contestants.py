@@ -30,7 +30,7 @@ def test_the_default_set_keeps_its_promises(size_name: str) -> None:
     models = {name: contestant.config(size) for name, contestant in default_contestants(size).items()}
     flops = {name: training_flops_per_token(model, size.context) for name, model in models.items()}
     counts = {name: count_parameters(model) for name, model in models.items()}
-    for name in ("moe", "moe-fine", "hybrid"):
+    for name in ("moe", "moe-fine", "moe-many", "hybrid"):
         assert flops[name] == pytest.approx(flops["dense"], rel=0.02)
         assert counts[name].active == pytest.approx(counts["dense"].active, rel=0.02)
     for name in ("moe-fine", "dense-large"):
@@ -74,9 +74,17 @@ def test_those_of_their_own_shape_compute_as_much(size_name: str) -> None:
     assert ngram == NGramConfig(order=7)
 
 
-def test_the_default_set_is_all_eight() -> None:
+def test_the_default_set_is_all_nine() -> None:
     always, optional = default_set(SIZES["xs"])
-    assert [one.name for one in always] == ["dense", "moe", "moe-fine", "hybrid", "dense-large", "ngram"]
+    assert [one.name for one in always] == [
+        "dense",
+        "moe",
+        "moe-fine",
+        "moe-many",
+        "hybrid",
+        "dense-large",
+        "ngram",
+    ]
     assert [one.name for one in optional] == ["gpt3", "lstm"]
     assert [pick_contestant(one.name, SIZES["xs"]) for one in (*always, *optional)] == [*always, *optional]
 

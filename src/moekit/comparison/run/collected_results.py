@@ -16,6 +16,7 @@ from moekit.comparison.results_schema import (
     Results,
     Run,
     Settings,
+    Trial,
 )
 from moekit.comparison.run.measurements import sums_by_part
 from moekit.comparison.run.serving.served_figures import ServedFigures
@@ -23,12 +24,18 @@ from moekit.comparison.spec.comparison_plan import LEARNING_RATE_RULE, Compariso
 from moekit.comparison.spec.contestants import caveat_of
 from moekit.comparison.spec.model_costs import costs_of
 from moekit.comparison.spec.run_order import ORDER_TEXT
+from moekit.comparison.spec.tuning_plan import TUNED_TEXT, learns
 from moekit.data import Corpus, held_out_parts, held_out_windows, is_scored
 from moekit.training import AVERAGE_TEXT, SCHEDULE_TEXT, TrainingConfig
 
 
 def collect_results(
-    plan: ComparisonPlan, corpus: Corpus, runs: dict[str, list[Run]], served: ServedFigures, wall_seconds: float
+    plan: ComparisonPlan,
+    corpus: Corpus,
+    runs: dict[str, list[Run]],
+    served: ServedFigures,
+    wall_seconds: float,
+    trials: list[Trial],
 ) -> Results:
     """Put together what a comparison planned and what its runs found.
 
@@ -38,6 +45,7 @@ def collect_results(
         runs: by the contestant's name, one a seed.
         served: what was measured of the models as they are served.
         wall_seconds: of the sitting that finished the comparison.
+        trials: of the search for learning rates; none where there was no search.
     """
     training = plan.training
     tokens = training.steps * training.step_tokens
@@ -56,7 +64,9 @@ def collect_results(
             batch_tokens=training.step_tokens,
             context=training.context,
             learning_rate=training.learning_rate,
-            learning_rate_rule=LEARNING_RATE_RULE,
+            learning_rate_rule=TUNED_TEXT if trials else LEARNING_RATE_RULE,
+            trials=trials,
+            tuning_seconds=plan.tuning_seconds,
             schedule=SCHEDULE_TEXT,
             optimizer=f"AdamW, betas {training.beta1} and {training.beta2}, weight decay {training.weight_decay}, "
             f"gradients clipped to norm {training.clip_norm}",
@@ -134,6 +144,7 @@ def contestant_results(
         description=planned.description,
         caveat=caveat_of(planned.config),
         config=planned.config,
+        learning_rate=training.learning_rate * planned.rate_factor if learns(planned) else None,
         params_total=sum(by_part.values()) if by_part else None,
         params_active=costs.params_active,
         params_by_part=by_part,

@@ -43,7 +43,7 @@ class RunTask(ABC):
         self.folder, self.contestant, self.seed, self.tell = folder, contestant, seed, tell
         self.plan: ComparisonPlan = folder.read_plan()
         self.config = self.plan.contestant(contestant).config
-        self.training = self.plan.training_of(seed)
+        self.training = self.plan.training_of(contestant, seed)
         self.corpus = Corpus.open(folder.corpus)
         self.resident_before = hardware.resident_bytes()
         hardware.reset_peak_resident()

@@ -10,10 +10,11 @@ from moekit.core.errors import MoekitError
 class ComparisonFolder:
     """Say where the parts of one comparison lie.
 
-    plan: plan.json. corpus: the folder of the text as it was when the comparison started. served: served.json, what was
-    measured of the models as they are served. results: results.json. report: report.html. short_report: report.md.
-    scratch: a folder that is there only while the speed of this machine is measured. Each run has a folder of its own,
-    and its state, result, log and model in it.
+    plan: plan.json. corpus: the folder of the text as it was when the comparison started. tuning: where the learning
+    rates were searched, a comparison's folder itself. served: served.json, what was measured of the models as they are
+    served. results: results.json. report: report.html. short_report: report.md. scratch: a folder that is there only
+    while the speed of this machine is measured. Each run has a folder of its own, and its state, result, log and model
+    in it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -24,6 +25,7 @@ class ComparisonFolder:
         self.results = root / "results.json"
         self.report = root / "report.html"
         self.short_report = root / "report.md"
+        self.tuning = root / "tuning"
         self.scratch = root / "scratch"
 
     def run(self, contestant: str, seed: int) -> Path:

@@ -46,13 +46,15 @@ class PlannedContestant(Config):
     """A contestant in the size of one comparison, as plan.json holds it.
 
     config: of the model that comes out. upcycled: the phases of a run that starts as another model; else None.
-    run_seconds: what one run is expected to take here; None where that was not measured.
+    rate_factor: of the learning rate that the rule gives. run_seconds: what one run is expected to take here; None
+    where that was not measured.
     """
 
     name: str
     description: str
     config: ContestantConfig
     upcycled: UpcyclingPhases | None = None
+    rate_factor: PositiveFloat = 1.0
     run_seconds: PositiveFloat | None = None
 
 
@@ -61,7 +63,8 @@ class ComparisonPlan(Config):
 
     optional: those of the contestants that take part only where the budget allows; none once that is settled.
     curve_tokens, final_tokens: held-out tokens per domain measured on the way and at the end. tensorboard: see
-    ComparisonRequest. lanes: under a budget, settled with the number of steps.
+    ComparisonRequest. lanes: under a budget, settled with the number of steps. tune: whether the learning rates are
+    still to be searched. tuning_seconds: what the search took.
     """
 
     moekit: str
@@ -80,15 +83,18 @@ class ComparisonPlan(Config):
     final_tokens: int
     decode_tokens: int = 128
     tensorboard: bool = False
+    tune: bool = False
+    tuning_seconds: Annotated[float, Field(ge=0)] = 0.0
     lanes: PlannedLanes = PlannedLanes()
 
     def contestant(self, name: str) -> PlannedContestant:
         """Find the contestant of that name."""
         return next(planned for planned in self.contestants if planned.name == name)
 
-    def training_of(self, seed: int) -> TrainingConfig:
-        """Give the training of one run."""
-        return self.training.model_copy(update={"seed": seed})
+    def training_of(self, name: str, seed: int) -> TrainingConfig:
+        """Give the training of one run of that contestant."""
+        rate = self.training.learning_rate * self.contestant(name).rate_factor
+        return self.training.model_copy(update={"seed": seed, "learning_rate": rate})
 
     def with_training(self, training: TrainingConfig) -> Self:
         """Give the plan with that training, and the phases of each contestant that has some cut to it."""
@@ -145,6 +151,7 @@ def new_plan(request: ComparisonRequest) -> ComparisonPlan:
         curve_tokens=_CURVE_TOKENS,
         final_tokens=_FINAL_TOKENS,
         tensorboard=request.tensorboard,
+        tune=request.tune,
     ).with_training(training)
 
 

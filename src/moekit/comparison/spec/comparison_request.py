@@ -18,7 +18,8 @@ class ComparisonRequest:
     budget_seconds, tokens: either a budget for everything, or training tokens a run. command: what repeats it.
     optional: contestants that take part too, under a budget where it allows (see moekit.comparison.run.step_budget).
     budget_asked: whether the budget is the user's; the default one is exceeded where the machine is too slow for it.
-    tensorboard: whether each run also writes events for TensorBoard.
+    tensorboard: whether each run also writes events for TensorBoard. tune: whether each contestant's learning rate is
+    searched first.
     """
 
     contestants: Sequence[Contestant]
@@ -32,6 +33,7 @@ class ComparisonRequest:
     budget_asked: bool = True
     tokens: int | None = None
     tensorboard: bool = False
+    tune: bool = False
 
 
 def check_tensorboard() -> None:

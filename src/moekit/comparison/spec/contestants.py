@@ -163,7 +163,8 @@ def _init_std(width: int) -> float:
 def default_contestants(size: Size) -> dict[str, Contestant]:
     """Describe the default set, by name.
 
-    `moe`, `moe-fine` and `hybrid` have the active FLOPs of `dense`, within 2 %.
+    `moe`, `moe-fine`, `moe-many` and `hybrid` have the active FLOPs of `dense`, within 2 %; a router that chooses among
+    more experts multiplies more.
     """
     hidden = size.hidden
     fine = hidden // 4
@@ -180,6 +181,11 @@ def default_contestants(size: Size) -> dict[str, Contestant]:
             name="moe-fine",
             description=f"every layer 16 experts of width {fine}, top-4",
             layers=(MoEConfig(experts=16, expert_width=fine, router=SoftmaxTopK(top_k=4)),),
+        ),
+        Contestant(
+            name="moe-many",
+            description=f"every layer 32 experts of width {fine}, top-4: moe-fine with twice as many to choose from",
+            layers=(MoEConfig(experts=32, expert_width=fine, router=SoftmaxTopK(top_k=4)),),
         ),
         Contestant(
             name="hybrid",
