@@ -37,11 +37,11 @@ def test_labels_keep_apart() -> None:
     looks = parts.looks_of([(f"contestant-{index}", "moe") for index in range(9)], "contestant-0")
     ends = [End(look, 1e12, 2 + 0.001 * look.index) for look in looks]
     labels = parts.end_labels(ends, (11.0, 12.5), (0.2, 0.5))
-    heights = [(label["y"] - 0.2) / 0.3 * 350 + label["yshift"] for label in labels]
+    heights = [(label["y"] - 0.2) / 0.3 * 320 + label["yshift"] for label in labels]
     assert [label["meta"] for label in labels] == list(range(8, -1, -1))
     assert all(above - below >= 15 - 0.2 for above, below in itertools.pairwise(heights))
     low = parts.end_labels([End(look, 1e12, 1.6 + 0.001 * look.index) for look in looks], (11.0, 12.5), (0.2, 0.5))
-    assert min((label["y"] - 0.2) / 0.3 * 350 + label["yshift"] for label in low) >= 7  # not below the axis
+    assert min((label["y"] - 0.2) / 0.3 * 320 + label["yshift"] for label in low) >= 7  # not below the axis
     far = parts.end_labels([End(look, 10 ** (11 + look.index / 2), 2) for look in looks[:3]], (11.0, 12.5), (0.2, 0.5))
     assert [label["yshift"] for label in far] == [0, 0, 0]  # side by side there is room
     assert parts.end_labels([End(looks[0], 1e12, 9.0)], (11.0, 12.5), (0.2, 0.5)) == []

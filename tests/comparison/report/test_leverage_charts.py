@@ -69,7 +69,7 @@ def test_no_mark_lies_outside_of_the_axis() -> None:
     low, high = (10**end for end in figure["layout"]["xaxis"]["range"])
     assert all(low <= trace["x"][0] <= high for trace in figure["data"])
     [ngram] = [trace for trace in figure["data"] if trace["name"] == "ngram"]
-    assert ngram["marker"]["symbol"] == "arrow-left-open"
+    assert ngram["marker"]["symbol"] == "triangle-left-open"
     assert ngram["text"] == ["0.013×"]
 
 

@@ -179,6 +179,7 @@ def test_decoding_as_served_stands_at_both_sizes_with_labels() -> None:
     ):  # fmt: skip
         assert said in text
     assert text.count("Time over baseline's (95 %)") == 2
+    assert "Hollow: the same plans at a size that no cache holds" in text
     before = Page(render(sample())).text
     assert "in calls of torch" in before
     assert "no cache holds" not in before

@@ -21,7 +21,7 @@ _COLOURS = 8
 _SYMBOLS = ("diamond", "square", "triangle-up", "cross", "star", "pentagon", "x", "hourglass")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Of a chart's drawing area, in pixels: only to keep labels apart, so that it need not be exact.
-_WIDTH, _HEIGHT, _LINE, _LETTER = 540, 350, 15, 7
+_WIDTH, _HEIGHT, _LINE, _LETTER = 540, 320, 15, 7
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,78 @@ def unit_text(value: float) -> str:
         return f"{value:g}"
     digits, _, unit = count_text(value).partition(" ")
     return f"{float(digits):g} {unit}".rstrip()
+
+
+def forest_mark(
+    look: Look,
+    y: float,
+    values: tuple[float, float, float],
+    ends: tuple[float, float],
+    *,
+    hollow: bool,
+    symbol: str | None = None,
+    interval: bool = True,
+) -> Figure:
+    """Draw a ratio with its interval in a row of a forest plot; an arrow and a figure stand for one beyond the axis.
+
+    Args:
+        look: of the contestant.
+        y: of the row.
+        values: the mean, and the ends of its interval.
+        ends: of the logarithmic axis.
+        hollow: whether the mark is an outline.
+        symbol: another one than the contestant's.
+        interval: whether it is drawn.
+    """
+    mean, low, high = values
+    x = min(max(mean, ends[0] * 1.03), ends[1] / 1.03)
+    beyond = x != mean
+    shape = symbol or look.symbol
+    if beyond:
+        shape = "triangle-left" if x > mean else "triangle-right"
+    figure: Figure = {
+        "type": "scatter",
+        "mode": "markers+text" if beyond else "markers",
+        "meta": look.index,
+        "name": plotly_text(look.name),
+        "x": numbers([x]),
+        "y": [y],
+        "text": [f"{mean:.2g}×"],
+        "textposition": "middle right" if x > mean else "middle left",
+        "textfont": {"color": "var(--muted)", "size": 12},
+        "marker": {
+            "color": look.colour,
+            "size": 10,
+            "symbol": shape + ("-open" if hollow else ""),
+            "line": {"width": 2 if hollow else 0},
+        },
+        "cliponaxis": False,
+    }
+    if interval and not beyond:
+        figure["error_x"] = intervals([x], [max(low, ends[0])], [min(high, ends[1])], look.colour)
+    return figure
+
+
+def rows_axis(names: Sequence[str]) -> Figure:
+    """Make the y axis of a forest plot: a name a row, the first on top."""
+    return {
+        "tickvals": list(range(len(names))),
+        "ticktext": [plotly_text(short_name(name)) for name in names],
+        "range": [len(names) - 0.5, -0.5],
+        "showgrid": False,
+    }
+
+
+def sides(left: str, right: str) -> tuple[list[Figure], list[Figure]]:
+    """Draw the line at 1 of a forest plot, and say above it what lies left and right of it: shapes and annotations."""
+    ink = {"color": "var(--ink)", "width": 1}
+    at_one = {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": ink}
+    shared = {"font": {"color": "var(--muted)", "size": 12}, "showarrow": False}
+    place = shared | {"x": 0, "yref": "paper", "y": 1, "yanchor": "bottom"}
+    return [at_one], [
+        place | {"text": f"◂ {left}", "xanchor": "right", "xshift": -6},
+        place | {"text": f"{right} ▸", "xanchor": "left", "xshift": 6},
+    ]
 
 
 def log_axis(low: float, high: float, title: str, text: Callable[[float], str] = unit_text) -> Figure:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from moekit.comparison.analysis.baseline_comparison import finished
+from moekit.comparison.analysis.baseline_comparison import REFERENCES, finished
 from moekit.comparison.report import chart_parts as parts
 from moekit.comparison.report.chart_parts import Chart, Figure, Look, Variant
 from moekit.comparison.report.escaping import plotly_text
 from moekit.comparison.results_schema import ExpertsByDomain, Results
+from moekit.comparison.verdict_schema import AgainstBaseline
 
 
 def domains(results: Results, looks: Sequence[Look]) -> Chart | None:
@@ -78,6 +79,45 @@ def decode(results: Results, looks: Sequence[Look]) -> Chart | None:
     )
     alt = f"Box chart: time per decoded token of each contestant. The medians: {ends}."
     return Chart("decode", alt, (), (Variant((), {"data": data, "layout": layout}),), legend=False)
+
+
+def served_ratios(against: dict[str, AgainstBaseline], looks: Sequence[Look], baseline: str) -> Chart | None:
+    """Draw, a row a contestant, the time of a decoded token over the baseline's: at the comparison's size and grown."""
+    rows = [(look, against[look.name]) for look in looks if look.name in against and against[look.name].decode_interval]
+    if not rows:
+        return None
+    found = [
+        (look, row, ratio, interval, grown)
+        for row, (look, one) in enumerate(rows)
+        for grown, ratio, interval in (
+            (False, one.decode, one.decode_interval),
+            (True, one.decode_grown, one.decode_grown_interval),
+        )
+        if ratio is not None and interval is not None
+    ]
+    answering = [interval for look, *_, interval, _ in found if against[look.name].kind not in REFERENCES]
+    bounds = [0.8, 1.25, *(end for interval in answering for end in (interval.low, interval.high))]
+    ends = max(min(bounds), 1 / 8) / 1.12, min(max(bounds), 8.0) * 1.12
+    data = []
+    for look, row, ratio, interval, grown in found:
+        mark = parts.forest_mark(
+            look, row + (0.16 if grown else -0.16), (ratio, interval.low, interval.high), ends, hollow=grown
+        )
+        where = "at a size that no cache holds" if grown else "at the comparison's size"
+        span = f"{ratio:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+        data.append(mark | {"hovertemplate": f"%{{fullData.name}}, {where}: {span}<extra></extra>"})
+    shapes, annotations = parts.sides("faster", "slower")
+    title = f"Time per token over that of {plotly_text(parts.short_name(baseline))}"
+    layout = {
+        "height": max(220, 96 + 40 * len(rows)),
+        "xaxis": parts.log_axis(*ends, title, "{:g}".format),
+        "yaxis": parts.rows_axis([look.name for look, _ in rows]),
+        "margin": {"t": 30},
+        "shapes": shapes,
+        "annotations": annotations,
+    }
+    alt = "Forest plot: the time of a decoded token over the baseline's, at two sizes; the tables have the figures."
+    return Chart("served", alt, (), (Variant((), {"data": data, "layout": layout}),), legend=False)
 
 
 def routing(results: Results, looks: Sequence[Look]) -> Chart | None:

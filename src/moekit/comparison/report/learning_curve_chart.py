@@ -59,7 +59,7 @@ def _variant(results: Results, drawn: Sequence[tuple[Look, ContestantResults]], 
     y_axis = parts.log_axis(low_y, high_y, "Held-out bits per byte", "{:g}".format)
     seen = [bar for bar in bars if low_y <= bar[1] <= high_y]
     layout = {
-        "height": 440,
+        "height": 410,
         "xaxis": x_axis,
         "yaxis": y_axis,
         "shapes": [parts.level(level) | _of(look) for _, level, look in seen],

@@ -23,37 +23,33 @@ _WORDS: dict[Told, str] = {
     "more": ", or more: not every seed reached the level",
     "own level": ", at its own final level: it did not reach the baseline's",
 }
-# The axis, how far above its row a mark stands, and what its symbol's name ends in.
-_MARKS: tuple[tuple[Axis, float, str], ...] = (("flops", -0.16, ""), ("seconds", 0.16, "-open"))
+_SYMBOLS: dict[Told, str | None] = {"reached": None, "more": "triangle-right", "own level": "triangle-down"}
+# The axis, and how far below its row a mark stands.
+_MARKS: tuple[tuple[Axis, float], ...] = (("flops", -0.16), ("seconds", 0.16))
 
 
 def leverage(results: Results, against: dict[str, AgainstBaseline], looks: Sequence[Look]) -> Chart | None:
     """Draw, a row a contestant, the FLOPs and seconds to the baseline's final level over what the baseline took."""
     rows = [(look, against[look.name]) for look in looks if look.name in against and against[look.name].final.seeds]
-    if not any(_told(one, axis) for _, one in rows for axis, _, _ in _MARKS):
+    if not any(_told(one, axis) for _, one in rows for axis, _ in _MARKS):
         return None
     low, high = _range([one for _, one in rows])
     data = [
-        _mark(look, row, aside, ending, told, axis, (low, high))
+        _mark(look, row, aside, told, axis, (low, high))
         for row, (look, one) in enumerate(rows)
-        for axis, aside, ending in _MARKS
+        for axis, aside in _MARKS
         if (told := _told(one, axis))
     ]
-    names = [parts.short_name(look.name) for look, _ in rows]
+    shapes, annotations = parts.sides("cheaper", "dearer")
     layout: Figure = {
         "height": max(220, 96 + 43 * len(rows)),
         "xaxis": parts.log_axis(
             low, high, f"Over what {plotly_text(parts.short_name(results.baseline))} needed", "{:g}".format
         ),
-        "yaxis": {
-            "tickvals": list(range(len(rows))),
-            "ticktext": [plotly_text(name) for name in names],
-            "range": [len(rows) - 0.5, -0.5],
-            "showgrid": False,
-        },
+        "yaxis": parts.rows_axis([look.name for look, _ in rows]),
         "margin": {"t": 30},
-        "shapes": [_baseline_line()],
-        "annotations": [_side("◂ cheaper", "right", -6), _side("dearer ▸", "left", 6)],
+        "shapes": shapes,
+        "annotations": annotations,
     }
     said = "; ".join(
         f"{look.name}: {reached_text(one, one.final, 'flops')} of the FLOPs, "
@@ -86,61 +82,31 @@ def _told(one: AgainstBaseline, axis: Axis) -> tuple[Estimate, Told] | None:
 def _range(rows: Sequence[AgainstBaseline]) -> tuple[float, float]:
     """Choose the ends of the axis from those that answer the question, references aside, and no farther than that."""
     answering = [one for one in rows if one.kind not in REFERENCES] or rows
-    ratios = [told[0] for one in answering for axis, _, _ in _MARKS if (told := _told(one, axis))]
+    ratios = [told[0] for one in answering for axis, _ in _MARKS if (told := _told(one, axis))]
     ends = [0.8, 1.25, *(ratio.low for ratio in ratios), *(ratio.high for ratio in ratios)]
     inside = [min(max(end, 1 / _FARTHEST), _FARTHEST) for end in ends]
     return min(inside) / 1.12, max(inside) * 1.12
 
 
 def _mark(
-    look: Look,
-    row: int,
-    aside: float,
-    ending: str,
-    told: tuple[Estimate, Told],
-    axis: Axis,
-    ends: tuple[float, float],
+    look: Look, row: int, aside: float, told: tuple[Estimate, Told], axis: Axis, ends: tuple[float, float]
 ) -> Figure:
-    """Draw one figure with its interval; one beyond the axis as an arrow at its edge, with its figure."""
+    """Draw one figure with its interval."""
     estimate, what = told
-    x = min(max(estimate.mean, ends[0] * 1.03), ends[1] / 1.03)
-    beyond = x != estimate.mean
-    symbol = {"reached": look.symbol, "more": "triangle-right", "own level": "triangle-down"}[what]
-    if beyond:
-        symbol = "arrow-left" if x > estimate.mean else "arrow-right"
     said = f"{estimate.mean:.3g}"
     if estimate.spread != "none":
         said += f" ({estimate.low:.2f} to {estimate.high:.2f})"
-    figure: Figure = {
-        "type": "scatter",
-        "mode": "markers+text" if beyond else "markers",
-        "meta": look.index,
-        "name": plotly_text(look.name),
-        "x": parts.numbers([x]),
-        "y": [row + aside],
-        "text": [f"{estimate.mean:.2g}×"],
-        "textposition": "middle right" if x > estimate.mean else "middle left",
-        "textfont": {"color": "var(--muted)", "size": 12},
-        "marker": {"color": look.colour, "size": 10, "symbol": symbol + ending, "line": {"width": 2}},
-        "hovertemplate": f"%{{fullData.name}}, {AXIS_NAMES[axis]}{_WORDS[what]}: {said}<extra></extra>",
-        "cliponaxis": False,
-    }
-    if not ending:
-        figure["marker"]["line"] = {"width": 0}
-    if estimate.spread != "none" and not beyond and what != "more":
-        low, high = max(estimate.low, ends[0]), min(estimate.high, ends[1])
-        figure["error_x"] = parts.intervals([x], [low], [high], look.colour)
-    return figure
-
-
-def _baseline_line() -> Figure:
-    ink = {"color": "var(--ink)", "width": 1}
-    return {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": ink}
-
-
-def _side(text: str, anchor: str, shift: int) -> Figure:
-    place = {"x": 0, "xanchor": anchor, "xshift": shift, "yref": "paper", "y": 1, "yanchor": "bottom"}
-    return {"text": text, "font": {"color": "var(--muted)", "size": 12}, "showarrow": False, **place}
+    mark = parts.forest_mark(
+        look,
+        row + aside,
+        (estimate.mean, estimate.low, estimate.high),
+        ends,
+        hollow=axis == "seconds",
+        symbol=_SYMBOLS[what],
+        interval=estimate.spread != "none" and what != "more",
+    )
+    mark["hovertemplate"] = f"%{{fullData.name}}, {AXIS_NAMES[axis]}{_WORDS[what]}: {said}<extra></extra>"
+    return mark
 
 
 def _caption(baseline: str, rows: Sequence[AgainstBaseline]) -> str:

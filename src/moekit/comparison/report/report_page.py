@@ -27,6 +27,7 @@ def render(results: Results) -> str:
             budget(results, against, looks),
             detail_charts.domains(results, looks),
             detail_charts.decode(results, looks),
+            detail_charts.served_ratios(against, looks, results.baseline),
             detail_charts.routing(results, looks),
             detail_charts.experts(results),
         ],
