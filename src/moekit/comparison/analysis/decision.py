@@ -10,6 +10,7 @@ from moekit.comparison.analysis.baseline_comparison import (
 )
 from moekit.comparison.analysis.best_rival import BestRival, best_rival
 from moekit.comparison.analysis.evidence_checks import evidence_checks, text_checks
+from moekit.comparison.analysis.ngram_crossing import crossing_checks
 from moekit.comparison.analysis.power import power_checks
 from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults, Results
@@ -91,6 +92,7 @@ def _undecided(
             *evidence_checks(results),
             *text_checks(results.corpus, against.get(best.name) if best else None),
             *_power_checks(results, against, best),
+            *crossing_checks(results),
         ],
     )
 

@@ -90,7 +90,10 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ("Learning rate", f"{settings.learning_rate:g}: {settings.learning_rate_rule}"),
         ("Schedule", settings.schedule),
         ("Measured weights", settings.measured_weights),
-        ("Held-out text", f"{settings.held_out_tokens:,} tokens for the final figures"),
+        (
+            "Held-out text",
+            f"{settings.held_out_tokens:,} tokens for the final figures, {_share_held_out(results):.2g} % of it",
+        ),
         ("Side by side", settings.company),
         ("Machine", f"{machine.cpu}, {machine.cores} cores, {formatting.bytes_text(machine.memory_bytes)}"),
         ("Software", f"moekit {results.moekit}, torch {machine.torch}, Python {machine.python}, {machine.system}"),
@@ -101,6 +104,11 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         ),
         ("Made", results.created),
     ]
+
+
+def _share_held_out(results: Results) -> float:
+    """Give the share, in percent, of the held-out text that the final figures are measured on."""
+    return 100 * results.settings.held_out_tokens / sum(domain.held_out_bytes for domain in results.corpus.domains)
 
 
 def _phases_text(contestant: ContestantResults) -> str:
