@@ -25,8 +25,9 @@ def load_balancing_loss(
             (transformers, flaxformer).
     """
     tokens = torch.as_tensor(tokens).clamp(min=1)
-    share_E = chosen_E.to(probs_E.dtype) / (chosen_E.sum().clamp(min=1) if balanced == "1" else tokens)
-    return probs_E.numel() * (share_E * probs_E / tokens).sum()
+    chosen_E = chosen_E.to(probs_E.dtype)
+    shared = chosen_E.sum().clamp(min=1) if balanced == "1" else tokens
+    return torch.dot(chosen_E, probs_E) * (probs_E.numel() / (shared * tokens))
 
 
 def squared_variation(sum_E: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from moekit.moe.routing import Sums
@@ -44,17 +43,18 @@ def add_sums(parts: Iterable[Sums]) -> dict[str, Tensor]:
 
 def routing_stats(sums: Sums) -> RoutingStats:
     """Compute the figures of one layer from its sums, which need at least one token."""
-    chosen_E, computed_E = sums["chosen"].double(), sums["computed"]
-    chosen = max(1.0, float(chosen_E.sum()))
-    share_E = chosen_E / chosen
-    experts = share_E.numel()
+    # Python's numbers: for so few of them, a call of torch each would take longer than all the arithmetic.
+    chosen_E, computed_E = sums["chosen"].tolist(), sums["computed"].tolist()
+    chosen = max(1.0, float(sum(chosen_E)))
+    share_E = [count / chosen for count in chosen_E]
+    experts = len(share_E)
     tokens = max(1.0, float(sums["tokens"]))
     return RoutingStats(
-        load_max_over_mean=float(share_E.max()) * experts,
+        load_max_over_mean=max(share_E) * experts,
         # A single expert is even by definition, and log 1 would divide by zero.
-        load_entropy=float(torch.special.entr(share_E).sum()) / math.log(experts) if experts > 1 else 1.0,
-        dead_experts=int((computed_E == 0).sum()),
-        dropped_share=1 - float(computed_E.sum()) / chosen,
+        load_entropy=-sum(p * math.log(p) for p in share_E if p) / math.log(experts) if experts > 1 else 1.0,
+        dead_experts=computed_E.count(0),
+        dropped_share=1 - sum(computed_E) / chosen,
         mean_top_score=float(sums["top_score"]) / tokens,
         logit_norm=math.sqrt(float(sums["logit_squares"]) / tokens),
     )

@@ -169,7 +169,10 @@ def _auxiliary_loss(model: LanguageModel, own: Sequence[Sums], whole: Sequence[S
     """Compute the routers' losses of the whole batch, with the gradient of this micro-batch's part in it."""
     loss = torch.zeros(())
     for layer, own_sums, whole_sums in zip(model.moe_layers, own, whole, strict=True):
-        joined = {name: whole_sums[name] - value.detach() + value for name, value in own_sums.items()}
+        joined = dict(whole_sums)
+        for name, value in own_sums.items():
+            if value.requires_grad:
+                joined[name] = whole_sums[name] - value.detach() + value
         for value in layer.router.losses(joined).values():
             loss = loss + value
     return loss

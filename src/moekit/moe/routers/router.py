@@ -111,7 +111,7 @@ class Router(nn.Module):
         if decision is not None:
             decision.keep(lambda: found.expert_TK)
         assignments = self.assignments(found.expert_TK, found.weight_TK, given)
-        counts_E = counts_of(assignments, found.chosen_E.device)
+        counts_E = found.chosen_E if self.capacity_factor is None else counts_of(assignments, found.chosen_E.device)
         tokens, top_score, logit_squares = found.figures.unbind()
         sums = {"tokens": tokens, "top_score": top_score, "logit_squares": logit_squares}
         sums |= {"chosen": found.chosen_E, "computed": counts_E}
