@@ -37,16 +37,12 @@ void logits(const Tensor<const Number>& x, const Tensor<const float>& weight, co
     logits.check("logits", rows, experts);
     const nb::gil_scoped_release released;
     const auto& products = training_table<RouterTable>().of(x.data());
+    std::vector<float> packed(products.packed(experts, width));
+    products.pack_logits(weight.data(), experts, width, packed.data());
     const int64_t padded = (experts + 15) / 16 * 16;
-    std::vector<float> turned(padded * width);
-    for (int64_t e = 0; e < experts; ++e) {
-        for (int64_t d = 0; d < width; ++d) {
-            turned[d * padded + e] = weight.data()[e * width + d];
-        }
-    }
     share_rows(rows, MULTIPLICATION * static_cast<double>(width * padded), [&](int64_t begin, int64_t end) {
-        std::vector<float> space(products.PRODUCT_SPACE * width);
-        products.logits(x.data() + begin * width, end - begin, width, turned.data(), experts, space.data(),
+        std::vector<float> space(products.space(experts, width));
+        products.logits(x.data() + begin * width, end - begin, width, packed.data(), experts, space.data(),
                         logits.data() + begin * experts);
     });
 }
@@ -58,8 +54,11 @@ void grad_x(const Tensor<const float>& grad_logits, const Tensor<const float>& w
     grad_logits.check("grad_logits", rows, experts);
     const nb::gil_scoped_release released;
     const auto& products = training_table<RouterTable>().of(grad_x.data());
+    std::vector<float> packed(products.packed(experts, width));
+    products.pack_grad_x(weight.data(), experts, width, packed.data());
     share_rows(rows, MULTIPLICATION * static_cast<double>(width * experts), [&](int64_t begin, int64_t end) {
-        products.grad_x(grad_logits.data() + begin * experts, end - begin, experts, weight.data(), width,
+        std::vector<float> space(products.space(experts, width));
+        products.grad_x(grad_logits.data() + begin * experts, end - begin, experts, packed.data(), width, space.data(),
                         grad_x.data() + begin * width);
     });
 }
@@ -72,12 +71,14 @@ void grad_weight(const Tensor<const float>& grad_logits, const Tensor<const Numb
     grad_weight.check("grad_weight", experts, width);
     const nb::gil_scoped_release released;
     const auto& products = training_table<RouterTable>().of(x.data());
-    // Threads share the columns, 32 of them at a time, so that each number is one thread's sum over all rows.
-    constexpr int64_t TOGETHER = 32;
+    // Threads share the columns, some at a time, so that each number is one thread's sum over all rows.
+    constexpr int64_t TOGETHER = RouterProducts<uint16_t>::TOGETHER;
     const double cost = MULTIPLICATION * static_cast<double>(rows * experts * TOGETHER);
     share_rows((width + TOGETHER - 1) / TOGETHER, cost, [&](int64_t begin, int64_t end) {
-        products.grad_weight(grad_logits.data(), x.data(), rows, experts, width, begin * TOGETHER,
-                             std::min(width, end * TOGETHER), grad_weight.data());
+        for (int64_t part = begin; part < end; ++part) {
+            products.grad_weight(grad_logits.data(), x.data(), rows, experts, width, part * TOGETHER,
+                                 std::min(width, (part + 1) * TOGETHER), grad_weight.data());
+        }
     });
 }
 

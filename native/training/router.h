@@ -13,18 +13,22 @@ namespace moekit {
 // The products of x (rows, width) and the router's weights (experts, width).
 template <typename Number>
 struct RouterProducts {
-    // logits (rows, experts). `weight`: transposed, with rows of a multiple of 16 experts. `space`: see PRODUCT_SPACE.
-    void (*logits)(const Number* x, int64_t rows, int64_t width, const float* weight, int64_t experts, float* space,
+    // Lays the weights out for `logits`, and for `grad_x`: `packed` has space for packed(experts, width) numbers.
+    void (*pack_logits)(const float* weight, int64_t experts, int64_t width, float* packed);
+    void (*pack_grad_x)(const float* weight, int64_t experts, int64_t width, float* packed);
+    // logits (rows, experts). Here and below, `space` is of space(experts, width) numbers.
+    void (*logits)(const Number* x, int64_t rows, int64_t width, const float* packed, int64_t experts, float* space,
                    float* logits);
     // grad_x (rows, width) from the gradient of the logits.
-    void (*grad_x)(const float* grad_logits, int64_t rows, int64_t experts, const float* weight, int64_t width,
-                   Number* grad_x);
-    // The columns begin … end - 1 of grad_weight (experts, width), over all rows.
+    void (*grad_x)(const float* grad_logits, int64_t rows, int64_t experts, const float* packed, int64_t width,
+                   float* space, Number* grad_x);
+    // The columns begin … end - 1 of grad_weight (experts, width), over all rows; fastest TOGETHER at a time.
     void (*grad_weight)(const float* grad_logits, const Number* x, int64_t rows, int64_t experts, int64_t width,
                         int64_t begin, int64_t end, float* grad_weight);
 
-    // Rows of x, as fp32, that `logits` needs space for.
-    static constexpr int64_t PRODUCT_SPACE = 8;
+    static constexpr int64_t TOGETHER = 32, BLOCK = 32;
+    static int64_t packed(int64_t experts, int64_t width) { return (experts + 15) * width; }
+    static int64_t space(int64_t experts, int64_t width) { return BLOCK * (width > experts ? width : experts + 1); }
 };
 
 // How experts are chosen and weighed.

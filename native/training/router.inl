@@ -12,6 +12,7 @@
 #include "simd/isa.h"
 #include "simd/lanes.h"
 #include "training/numbers.h"
+#include "training/router_pairs.h"
 
 namespace moekit::MOEKIT_ISA {
 namespace lanes {
@@ -19,12 +20,13 @@ namespace lanes {
 // Rows of x whose logits are computed at a time, and the most lanes of experts.
 constexpr int64_t ROWS = 8, GROUPS = 2;
 // Rows that the gradient of the weights adds up before it adds that to the rest.
-constexpr int64_t SUMMED = 512;
+constexpr int64_t SUMMED = 128;
 
-// logits (ROWS, up to VECTORS lanes) of rows that lie in fp32, `padded` numbers of weights a row.
+// logits (COUNT, up to VECTORS lanes) of rows that lie in fp32; weights have `padded` numbers a row, of which `left`
+// are those of experts from here on.
 template <int64_t VECTORS, int64_t COUNT>
-static MOEKIT_INLINE void logit_tile(const float* x, int64_t width, const float* weight, int64_t padded,
-                                     int64_t experts, int64_t stride, float* logits) {
+static MOEKIT_INLINE void logit_tile(const float* x, int64_t width, const float* weight, int64_t padded, int64_t left,
+                                     int64_t experts, float* logits) {
     Lanes total[COUNT][VECTORS] = {};
     for (int64_t d = 0; d < width; ++d) {
         Lanes w[VECTORS];
@@ -40,41 +42,58 @@ static MOEKIT_INLINE void logit_tile(const float* x, int64_t width, const float*
     }
     for (int64_t r = 0; r < COUNT; ++r) {
         for (int64_t v = 0; v < VECTORS; ++v) {
-            const int64_t left = experts - v * LANES;
-            write_up_to(total[r][v], logits + r * stride + v * LANES, left < LANES ? left : LANES);
+            const int64_t count = left - v * LANES;
+            write_up_to(total[r][v], logits + r * experts + v * LANES, count < LANES ? count : LANES);
         }
     }
 }
 
-template <int64_t COUNT>
-static void logit_rows(const float* x, int64_t width, const float* weight, int64_t experts, float* logits) {
-    const int64_t padded = (experts + LANES - 1) / LANES * LANES;
-    int64_t e = 0;
-    for (; e + LANES < experts; e += GROUPS * LANES) {
-        logit_tile<GROUPS, COUNT>(x, width, weight + e, padded, experts - e, experts, logits + e);
+// logits of up to VECTORS lanes of experts, for `rows` rows that lie in fp32.
+template <int64_t VECTORS>
+static void logit_columns(const float* x, int64_t rows, int64_t width, const float* weight, int64_t padded,
+                          int64_t left, int64_t experts, float* logits) {
+    int64_t row = 0;
+    for (; row + ROWS <= rows; row += ROWS) {
+        logit_tile<VECTORS, ROWS>(x + row * width, width, weight, padded, left, experts, logits + row * experts);
     }
-    if (e < experts) {
-        logit_tile<1, COUNT>(x, width, weight + e, padded, experts - e, experts, logits + e);
+    for (; row < rows; ++row) {
+        logit_tile<VECTORS, 1>(x + row * width, width, weight, padded, left, experts, logits + row * experts);
     }
 }
 
+// The rows of a block go through a group of experts before the next group comes: its weights stay in the cache.
 template <typename Number>
 static void router_logits(const Number* x, int64_t rows, int64_t width, const float* weight, int64_t experts,
                           float* space, float* logits) {
-    for (int64_t row = 0; row < rows;) {
-        const int64_t count = rows - row < ROWS ? 1 : ROWS;
-        for (int64_t r = 0; r < count; ++r) {
-            each_lanes(width, [=](int64_t i, int64_t part) MOEKIT_INLINED {
-                write_up_to(read_up_to(x + (row + r) * width + i, part), space + r * width + i, part);
-            });
+    constexpr int64_t BLOCK = RouterProducts<Number>::BLOCK;
+    const int64_t padded = (experts + LANES - 1) / LANES * LANES;
+    for (int64_t row = 0; row < rows; row += BLOCK, x += BLOCK * width, logits += BLOCK * experts) {
+        const int64_t count = rows - row < BLOCK ? rows - row : BLOCK;
+        each_lanes(count * width, [=](int64_t i, int64_t part)
+                                      MOEKIT_INLINED { write_up_to(read_up_to(x + i, part), space + i, part); });
+        int64_t e = 0;
+        for (; e + LANES < experts; e += GROUPS * LANES) {
+            logit_columns<GROUPS>(space, count, width, weight + e, padded, experts - e, experts, logits + e);
         }
-        if (count == ROWS) {
-            logit_rows<ROWS>(space, width, weight, experts, logits + row * experts);
-        } else {
-            logit_rows<1>(space, width, weight, experts, logits + row * experts);
+        if (e < experts) {
+            logit_columns<1>(space, count, width, weight + e, padded, experts - e, experts, logits + e);
         }
-        row += count;
     }
+}
+
+// Transposed, with rows of a multiple of 16 experts.
+static void pack_transposed(const float* weight, int64_t experts, int64_t width, float* packed) {
+    const int64_t padded = (experts + LANES - 1) / LANES * LANES;
+    memset(packed, 0, sizeof(float) * padded * width);
+    for (int64_t e = 0; e < experts; ++e) {
+        for (int64_t d = 0; d < width; ++d) {
+            packed[d * padded + e] = weight[e * width + d];
+        }
+    }
+}
+
+static void pack_as_it_is(const float* weight, int64_t experts, int64_t width, float* packed) {
+    memcpy(packed, weight, sizeof(float) * experts * width);
 }
 
 // COLUMNS lanes of grad_x, each of `part` numbers, in COUNT rows.
@@ -117,7 +136,7 @@ static void grad_x_rows(const float* grad_logits, int64_t experts, const float* 
 
 template <typename Number>
 static void router_grad_x(const float* grad_logits, int64_t rows, int64_t experts, const float* weight, int64_t width,
-                          Number* grad_x) {
+                          float*, Number* grad_x) {
     int64_t row = 0;
     for (; row + 6 <= rows; row += 6) {
         grad_x_rows<6>(grad_logits + row * experts, experts, weight, width, grad_x + row * width);
@@ -186,6 +205,29 @@ static void router_grad_weight(const float* grad_logits, const Number* x, int64_
         }
     }
 }
+
+// Of a bf16 x, by pairs where the processor multiplies them and there are enough experts.
+#if defined(__AVX512BF16__)
+static void pack_grad_x_bf16(const float* weight, int64_t experts, int64_t width, float* packed) {
+    if (experts < FEWEST_IN_PAIRS) {
+        pack_as_it_is(weight, experts, width, packed);
+    } else {
+        pack_grad_x_pairs(weight, experts, width, reinterpret_cast<uint32_t*>(packed));
+    }
+}
+static void grad_x_bf16(const float* grad_logits, int64_t rows, int64_t experts, const float* packed, int64_t width,
+                        float* space, uint16_t* grad_x) {
+    if (experts < FEWEST_IN_PAIRS) {
+        router_grad_x(grad_logits, rows, experts, packed, width, space, grad_x);
+    } else {
+        grad_x_by_pairs(grad_logits, rows, experts, reinterpret_cast<const uint32_t*>(packed), width,
+                        reinterpret_cast<uint32_t*>(space), grad_x);
+    }
+}
+#else
+constexpr auto pack_grad_x_bf16 = pack_as_it_is;
+constexpr auto grad_x_bf16 = router_grad_x<uint16_t>;
+#endif
 
 // Numbers as integers that are ordered as they are, equal where they are; NaN above all, and NOTHING below all.
 constexpr int32_t NOTHING = INT32_MIN;
@@ -440,10 +482,11 @@ static void differentiate(const RouterRule& rule, const RouterGradients& rows, f
 
 }  // namespace lanes
 
-const RouterTable ROUTER = {
-    {lanes::router_logits<float>, lanes::router_grad_x<float>, lanes::router_grad_weight<float>},
-    {lanes::router_logits<uint16_t>, lanes::router_grad_x<uint16_t>, lanes::router_grad_weight<uint16_t>},
-    lanes::choose,
-    lanes::differentiate};
+const RouterTable ROUTER = {{lanes::pack_transposed, lanes::pack_as_it_is, lanes::router_logits<float>,
+                             lanes::router_grad_x<float>, lanes::router_grad_weight<float>},
+                            {lanes::pack_transposed, lanes::pack_grad_x_bf16, lanes::router_logits<uint16_t>,
+                             lanes::grad_x_bf16, lanes::router_grad_weight<uint16_t>},
+                            lanes::choose,
+                            lanes::differentiate};
 
 }  // namespace moekit::MOEKIT_ISA

@@ -52,15 +52,17 @@ def far(actual: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize(("tokens", "width"), [(1, 1), (5, 6), (8, 16), (13, 45), (531, 100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_exact_to_the_rounding_of_fp32(tokens: int, width: int, experts: int, dtype: torch.dtype) -> None:
-    x_TD, weight_ED, grad_TE = torch.randn(tokens, width).to(dtype), torch.randn(experts, width), None
+    x_TD, weight_ED = torch.randn(tokens, width).to(dtype), torch.randn(experts, width)
     logits_TE = router_logits(x_TD, weight_ED)
     grad_TE = torch.randn_like(logits_TE)
     exact = x_TD.double(), weight_ED.double(), grad_TE.double()
     assert far(logits_TE, exact[0] @ exact[1].t()) < 1e-6
+    # The gradient of a bf16 x may be computed from bf16 numbers: it is rounded to them anyway.
+    of_x = 1e-6 if dtype == torch.float32 else 5e-3
     assert far(router_grad_weight(grad_TE, x_TD), exact[2].t() @ exact[0]) < 1e-6
-    assert far(router_grad_x(grad_TE, weight_ED, torch.float32), exact[2] @ exact[1]) < 1e-6
-    # bf16 is rounded once, from fp32
-    assert far(router_grad_x(grad_TE, weight_ED, torch.bfloat16), exact[2] @ exact[1]) < 3e-3
+    # beside the size of what is added up: where there is one number, it may cancel
+    error_TD = router_grad_x(grad_TE, weight_ED, dtype) - exact[2] @ exact[1]
+    assert error_TD.norm() < of_x * (exact[2].abs() @ exact[1].abs()).norm()
 
 
 def test_what_a_tokens_logits_are_depends_on_no_other_token() -> None:
