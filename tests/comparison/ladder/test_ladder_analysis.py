@@ -159,6 +159,7 @@ def test_the_first_steps_do_not_count() -> None:
     for steps, points in ((1000, 8), (400, 6), (12, 1)):
         rungs = [_of_steps(rung, steps) for rung in sample_ladder(rungs=2)]
         assert np.isfinite(ladder_runs(rungs).bits_rcp[0, 0]).sum() == points
+        assert [len(rung.curves["dense"]) for rung in told(rungs).rungs] == [points, points]
 
 
 def test_seeds_are_drawn_for_all_contestants_together() -> None:

@@ -58,7 +58,7 @@ def analyse(
     runs = ladder_runs(rungs)
     if len(rungs) < FEWEST_RUNGS:
         raise MoekitError("A ladder has two rungs at least.")
-    if not np.isfinite(runs.bits_rcp[:, runs.baseline]).all():
+    if not np.isfinite(runs.bits_rcp[:, runs.baseline, -1]).all():
         raise MoekitError(f"No run of the baseline {runs.names[runs.baseline]} was finished at one of the rungs.")
     generator = np.random.default_rng(0)
     fitted = fit_ladder(runs, generator, draws=draws)
