@@ -28,7 +28,7 @@ from tests.comparison.sample_results import (
 
 from moekit.comparison.report import render, write_report
 from moekit.comparison.report.escaping import code_spans, plotly_text, script_json
-from moekit.comparison.results_schema import LeftOutText, Results
+from moekit.comparison.results_schema import LeftOutText, Results, Trial
 from moekit.config import AnyRouterConfig, HashConfig, SoftmaxTopKConfig, SwitchConfig
 
 HOSTILE = (
@@ -164,6 +164,22 @@ def test_router_figures_stand_where_they_mean_something() -> None:
     assert row(SwitchConfig())[::2] == ["12.5 %", "1.50"]
     assert row(SoftmaxTopKConfig(top_k=2))[::2] == ["–", "1.50"]
     assert row(HashConfig()) == ["–", "–", "–"]
+
+
+def test_the_search_for_learning_rates_and_its_cost_are_shown() -> None:
+    made = sample()
+    trials = [
+        Trial(contestant=name, rate_factor=factor, tokens=50_000, seconds=3.0, bits_per_byte=bits)
+        for name, factor, bits in (("dense", 0.5, 3.2), ("dense", 1, 3.1), ("dense", 2, None), ("moe", 1, 3.05))
+    ]
+    settings = made.settings.model_copy(update={"trials": trials, "tuning_seconds": 75.0})
+    dense = made.contestants[0].model_copy(update={"learning_rate": 0.004})
+    made = made.model_copy(update={"settings": settings, "contestants": [dense, *made.contestants[1:]]})
+    html = render(made)
+    assert "after 50,000 tokens at multiples of the rule&#39;s rate; 4 trials, 1 min 15 s" in html
+    assert "<td>0.004</td><td>3.200</td><td>3.100</td><td>failed</td>" in html
+    assert "<td>–</td><td>–</td><td>3.050</td><td>–</td>" in html
+    assert "The search for learning rates" not in render(sample())
 
 
 def test_decoding_as_served_stands_at_both_sizes_with_labels() -> None:

@@ -113,6 +113,36 @@ def _router(one: ContestantResults, layer: int) -> RouterConfig:
     return moe.router
 
 
+def tuning_table(results: Results) -> Table | None:
+    """Give what each trial of the search for learning rates ended at, a row a contestant; None without a search."""
+    trials = results.settings.trials
+    if not trials:
+        return None
+    factors = sorted({trial.rate_factor for trial in trials})
+    ended = {(trial.contestant, trial.rate_factor): trial.bits_per_byte for trial in trials}
+
+    def cell(name: str, factor: float) -> str:
+        if (name, factor) not in ended:
+            return NONE
+        bits = ended[name, factor]
+        return "failed" if bits is None else f"{bits:.3f}"
+
+    tried = {trial.contestant for trial in trials}
+    rows = [
+        [
+            one.name,
+            NONE if one.learning_rate is None else f"{one.learning_rate:g}",
+            *(cell(one.name, factor) for factor in factors),
+        ]
+        for one in results.contestants
+        if one.name in tried
+    ]
+    tokens = ", ".join(f"{count:,}" for count in sorted({trial.tokens for trial in trials}))
+    seconds = formatting.duration_text(results.settings.tuning_seconds)
+    caption = f"Bits per byte after {tokens} tokens at multiples of the rule's rate; {len(trials)} trials, {seconds}"
+    return Table(caption, ["Contestant", "Learning rate", *(f"×\u00a0{factor:g}" for factor in factors)], rows)
+
+
 def left_out_table(results: Results) -> Table:
     """List what was given and is in none of the domains."""
     rows = [

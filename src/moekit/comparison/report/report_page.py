@@ -44,6 +44,7 @@ def render(results: Results) -> str:
             "served": page_tables.served_table_of(results, "trained"),
             "grown": page_tables.served_table_of(results, "grown"),
             "routing": page_tables.routing_table(results),
+            "tuning": page_tables.tuning_table(results),
             "left_out": page_tables.left_out_table(results),
         },
         served=served_sentences(results),
