@@ -163,6 +163,16 @@ def test_lanes_fit_into_memory(told: Callable[..., list[tuple[int, list[str]]]])
     assert measured == [(2, ["a", "b"]), (1, ["a", "b"])]
 
 
+def test_lanes_that_memory_will_not_hold_are_not_tried(
+    told: Callable[..., list[tuple[int, list[str]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring in them could kill what is measured."""
+    monkeypatch.setattr(step_budget, "memory_estimate", lambda planned, training: 1 << 60)
+    measured = told(2, lambda name, lane, _: cost())
+    assert settle(plan(["a", "b"])).lanes == PlannedLanes(count=1, threads=2)
+    assert measured == [(1, ["a", "b"])]
+
+
 def test_a_contestant_that_cannot_be_tried_is_kept_and_fails_in_its_run(
     told: Callable[..., list[tuple[int, list[str]]]],
 ) -> None:

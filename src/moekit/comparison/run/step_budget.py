@@ -140,13 +140,16 @@ def _fastest_lanes(
 ) -> tuple[PlannedLanes, dict[str, Calibrated]]:
     """Find the lanes in which all runs together go fastest, and what each contestant costs in them.
 
-    In the most lanes that fit into memory all are measured. Fewer lanes, of more threads, are tried on the two whose
-    steps are the longest, for as long as they are faster.
+    In the most lanes that fit into memory, by estimate and then by measurement, all are measured. Fewer lanes, of more
+    threads, are tried on the two whose steps are the longest, for as long as they are faster.
     """
     runs = len(names) * len(plan.seeds)
+    estimates = [memory_estimate(plan.contestant(name), plan.training) for name in names] * len(plan.seeds)
     best, tried = PlannedLanes(), names
     costs: dict[str, Calibrated] = {}
     for lanes in possible_lanes(hardware.hardware().cores, runs):
+        if lanes.count > 1 and not fits_in_memory(lanes.count, estimates):
+            continue
         sample = sorted(costs, key=lambda name: costs[name].step_seconds)[-2:] if costs else names
         here = _calibrated(plan, folder, sample, lanes)
         memory = [cost.memory_bytes for cost in here.values()] * len(plan.seeds)
