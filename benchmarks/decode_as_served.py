@@ -2,10 +2,11 @@
 
     python benchmarks/decode_as_served.py --out benchmarks/results/decode_as_served.json
 
-Weights are random at both sizes, loads of experts even, or those of the comparison in `--results`. Ratios are of rounds
-in which contestants take turns, with 95 % bootstrap intervals over rounds. What a token reads, over its time, stands
-beside what this machine reads from memory at most: more cannot be, and much less says that something else takes the
-time.
+Weights are random at both sizes, loads of experts even, or those of the comparison in `--results`; the n-gram model,
+which is nothing without its counts, is left out. `dense-again` is `dense` under another name: its ratio says what the
+measuring itself does. Ratios are of rounds in which contestants take turns, with 95 % bootstrap intervals over rounds.
+What a token reads, over its time, stands beside what this machine reads from memory at most: more cannot be at the
+larger size, and much less says that something else takes the time.
 """
 
 import argparse
@@ -27,11 +28,13 @@ from moekit.comparison.results_schema import Decode, read_results
 from moekit.comparison.run.serving.served_sizes import Aim, even_loads, measure_sizes, trained_loads
 from moekit.comparison.run.serving.trained_models import measure_trained, save_served
 from moekit.comparison.spec.contestants import SIZES, default_set
-from moekit.config import ModelConfig
-from moekit.counting import count_parameters
+from moekit.comparison.spec.model_costs import costs_of
+from moekit.config import LSTMConfig, ModelConfig, NGramConfig
 from moekit.doctor import read_bandwidth
 from moekit.kernels.packed.block_types import BLOCK_TYPES_BY_NAME
 from moekit.models import build
+
+Config = ModelConfig | LSTMConfig
 
 
 def main() -> None:
@@ -47,13 +50,16 @@ def main() -> None:
     size = SIZES[arguments.size]
     required, optional = default_set(size)
     models = {one.name: one.config(size) for one in (*required, *optional)}
+    # The same model twice, under two names: their ratio is 1 but for what the measuring itself does.
+    models["dense-again"] = models["dense"]
     decoders = {name: config for name, config in models.items() if isinstance(config, ModelConfig)}
+    small_configs = {name: config for name, config in models.items() if not isinstance(config, NGramConfig)}
     loads = {name: even_loads(config) for name, config in decoders.items()}
     if arguments.results:
         runs = {one.name: one.runs for one in read_results(arguments.results).contestants}
         loads |= {name: trained_loads(runs[name]) for name in decoders if name in runs}
     bandwidth = read_bandwidth()
-    small = own_size(decoders, size.context, arguments.seconds)
+    small = own_size(small_configs, size.context, arguments.seconds)
     began = time.monotonic()
     aim = Aim(
         kind=BLOCK_TYPES_BY_NAME[arguments.type],
@@ -67,7 +73,7 @@ def main() -> None:
         "environment": environment(),
         "size": arguments.size,
         "read_bandwidth": bandwidth,
-        "own_size": table("own size", small, decoders, bandwidth),
+        "own_size": table("own size", small, small_configs, bandwidth),
         "larger_size": table("larger size", grown, {n: one.config for n, one in large.sizes.items()}, bandwidth),
         "larger_size_seconds": time.monotonic() - began,
         "left_out": large.left_out,
@@ -78,7 +84,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def own_size(configs: Mapping[str, ModelConfig], context: int, seconds: float) -> dict[str, Decode]:
+def own_size(configs: Mapping[str, Config], context: int, seconds: float) -> dict[str, Decode]:
     """Measure models of random weights as trained ones are: saved to folders, and loaded by what serves them."""
     with tempfile.TemporaryDirectory() as temporary:
         folders = {(name, 0): Path(temporary) / name for name in configs}
@@ -90,9 +96,7 @@ def own_size(configs: Mapping[str, ModelConfig], context: int, seconds: float) -
     return {name: decode for (name, _), decode in found.items()}
 
 
-def table(
-    title: str, decodes: Mapping[str, Decode], configs: Mapping[str, ModelConfig], bandwidth: float
-) -> dict[str, Any]:
+def table(title: str, decodes: Mapping[str, Decode], configs: Mapping[str, Config], bandwidth: float) -> dict[str, Any]:
     """Print a row a contestant, and give the rows."""
     print(f"\n{title}; this machine reads {bandwidth / 1e9:.1f} GB/s")
     print(
@@ -107,8 +111,9 @@ def table(
         against = ratios.get("dense")
         rows[name] = {
             "decode": decode.model_dump(exclude={"round_ms"}),
-            "config": configs[name].model_dump(mode="json", exclude={"layers"}) | {"depth": len(configs[name].layers)},
-            "parameters": asdict(count_parameters(configs[name])),
+            "config": configs[name].model_dump(mode="json", exclude={"layers"}),
+            "depth": len(getattr(configs[name], "layers", [])) or None,
+            "costs": asdict(costs_of(configs[name], decode.context)),
             "ms_median": median,
             "ms_p95": p95,
             "round_medians_ms": [float(np.median(turn)) for turn in decode.round_ms],
@@ -125,11 +130,12 @@ def table(
     return rows
 
 
-def bytes_read(config: ModelConfig, decode: Decode) -> float:
+def bytes_read(config: Config, decode: Decode) -> float:
     """Count the bytes that a token reads: active weights, of the embedding a row alone, and the KV cache."""
-    counted = count_parameters(config)
-    idle = 0 if config.tie_embeddings else counted.by_part["embedding"]
-    return decode.weight_bytes * (counted.active - idle) / counted.total + decode.cache_bytes
+    costs = costs_of(config, decode.context)
+    idle = 0 if config.tie_embeddings else costs.params_by_part["embedding"]
+    assert costs.params_total is not None
+    return decode.weight_bytes * (costs.params_active - idle) / costs.params_total + decode.cache_bytes
 
 
 if __name__ == "__main__":
