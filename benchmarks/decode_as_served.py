@@ -4,7 +4,7 @@
 
 Weights are random at both sizes, loads of experts even, or those of the comparison in `--results`; the n-gram model,
 which is nothing without its counts, is left out. `dense-again` is `dense` under another name: its ratio says what the
-measuring itself does. Ratios are of rounds in which contestants take turns, with 95 % bootstrap intervals over rounds.
+measuring itself does. Ratios are of rounds in which contestants take turns, with 95 % intervals over rounds.
 What a token reads, over its time, stands beside what this machine reads from memory at most: more cannot be at the
 larger size, and much less says that something else takes the time.
 """

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from moekit.comparison.estimates import Estimate
 from moekit.comparison.results_schema import ContestantResults, Decode, Results
 from moekit.comparison.verdict_schema import Interval
 from moekit.config import ModelConfig
@@ -22,7 +23,6 @@ AT: tuple[At, At] = ("trained", "grown")
 """The two sizes: that of the comparison, whose models are trained, and the one that no cache holds, of random weights.
 """
 
-_RESAMPLES = 2000
 # Totals this near are one size.
 _SAME_TOTAL = 0.05
 
@@ -31,7 +31,7 @@ _SAME_TOTAL = 0.05
 class DecodeRatio:
     """The time of one contestant's token over that of another's, geometric mean over rounds.
 
-    low, high: the 95 % bootstrap interval over rounds.
+    low, high: the 95 % interval over rounds, Student's t on logarithms: a bootstrap of so few would be too sure.
     """
 
     ratio: float
@@ -67,10 +67,10 @@ def ratio_of(pairs: Sequence[tuple[Decode, Decode]]) -> DecodeRatio | None:
     ]
     if not logs_SN or len(logs_SN[0]) < 2:
         return None
-    log_N = np.mean(logs_SN, axis=0)
-    chosen_RN = np.random.default_rng(0).integers(0, len(log_N), (_RESAMPLES, len(log_N)))
-    low, high = np.quantile(log_N[chosen_RN].mean(1), (0.025, 0.975))
-    return DecodeRatio(ratio=math.exp(log_N.mean()), low=math.exp(low), high=math.exp(high), rounds=len(log_N))
+    found = Estimate.of(np.mean(logs_SN, axis=0).tolist())
+    assert found is not None
+    ratio, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
+    return DecodeRatio(ratio=ratio, low=low, high=high, rounds=found.seeds)
 
 
 def median_ms(contestant: ContestantResults, at: At) -> float | None:
