@@ -105,7 +105,7 @@ def compare_once(python: str, arguments: Sequence[str], root: Path) -> dict[str,
             time.sleep(_POLL_SECONDS)
     wall = time.time() - began
     if status:
-        raise SystemExit(f"{' '.join(command)} failed; see {root}.log")
+        raise SystemExit(f"{' '.join(command)} failed:\n{Path(f'{root}.log').read_text(errors='replace')[-2000:]}")
     results = json.loads((root / "results.json").read_text())
     runs = [run for contestant in results["contestants"] for run in contestant["runs"]]
     tokens = sum(run["tokens"] for run in runs)
