@@ -352,6 +352,14 @@ def test_a_corpus_too_small_for_a_batch_trains_nothing(corpus: Corpus, tmp_path:
     assert not os.path.exists(folder.root)
 
 
+def test_long_runs_are_measured_on_more_text() -> None:
+    """An eighth of what a run was trained on, within limits, whatever the number of domains."""
+    plan = new_plan(request(tokens=1000 * STEP))
+    assert plan.with_final_text(2).final_tokens == 16384
+    long = plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 2**21 // STEP})})
+    assert [long.with_final_text(domains).final_tokens for domains in (1, 4, 8, 64)] == [65536, 65536, 32768, 16384]
+
+
 def test_one_call_does_it_all(tmp_path: Path) -> None:
     """From text in a folder to results and report, with progress; a second call in the same folder is refused."""
     texts = tmp_path / "texts"

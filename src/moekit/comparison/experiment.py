@@ -192,6 +192,7 @@ def prepare(
     training = plan.training
     corpus = large_enough(corpus, sequences=training.sequences, context=training.context, say=_logger.warning)
     corpus.save(folder.corpus)
+    plan = plan.with_final_text(len(corpus.domains))
     folder.write_plan(plan)
     return _ready(plan, folder, progress, began)
 
@@ -240,6 +241,7 @@ def _settled(plan: ComparisonPlan, folder: ComparisonFolder, began: float) -> Co
     try:
         kept = serving_seconds(plan.budget_seconds) + plan.tuning_seconds
         plan = within_budget(plan, folder, plan.budget_seconds - kept - (time.monotonic() - began))
+        plan = plan.with_final_text(len(Corpus.open(folder.corpus).domains))
     except UsageError:
         folder.plan.unlink()  # nothing was trained: there is nothing to resume
         raise
