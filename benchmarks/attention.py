@@ -1,8 +1,9 @@
-"""Why short sequences train with plain products: torch's fused attention against `plain_attention`, with gradients.
+"""How sequences train: torch's fused attention, `plain_attention` and the compiled one in turns, with gradients.
 
     python benchmarks/attention.py --out benchmarks/results/attention.json
 
-Both take turns in one process; a ratio above 1 means that plain products are faster. CPU only.
+They take turns in one process; a ratio above 1 means that the one named last is faster. CPU only. Compiled attention
+takes queries, keys and values as rows of one matrix, as a layer has them; nothing is rotated.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from environment import environment
+from moekit.kernels.training.attention_passes import AttentionShape
 from moekit.nn import plain_attention
+from moekit.nn.fused_attention import fused_attention as compiled_attention
 
 # (sequences, heads, key-value heads, tokens, head width): 4096 tokens each
 SHAPES = ((32, 3, 1, 128, 64), (16, 4, 2, 256, 64), (8, 8, 4, 512, 64), (4, 8, 4, 1024, 64))
@@ -46,18 +49,27 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str
     towards = torch.randn(batch, heads, tokens, width, dtype=dtype)
     scale = width**-0.5
     expected, got = fused_attention(*inputs), plain_attention(*inputs, scale)
-    error = float((got - expected).double().norm() / expected.double().norm())
-    pairs = [
-        (seconds(fused_attention, inputs, towards), seconds(partial(plain_attention, scale=scale), inputs, towards))
+    error = float((got - expected).detach().double().norm() / expected.detach().double().norm())
+    rows = torch.cat([part.detach().transpose(1, 2).flatten(2) for part in inputs], -1).requires_grad_()
+    compiled = partial(
+        compiled_attention, angles=None, shape=AttentionShape(heads=heads, kv_heads=kv_heads, scale=scale)
+    )
+    turns = [
+        (
+            seconds(fused_attention, inputs, towards),
+            seconds(partial(plain_attention, scale=scale), inputs, towards),
+            seconds(compiled, [rows], towards.transpose(1, 2).flatten(2)),
+        )
         for _ in range(rounds + 2)
     ][2:]
-    ratios = [fused / plain for fused, plain in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles([fused / plain for fused, plain, _ in turns], n=4)
     return {
         "sequences, heads, kv heads, tokens, head width": shape,
         "dtype": str(dtype).removeprefix("torch."),
         "fused_over_plain_median": middle,
         "quartiles": [low, high],
+        "fused_over_compiled_median": statistics.median(fused / ours for fused, _, ours in turns),
+        "plain_over_compiled_median": statistics.median(plain / ours for _, plain, ours in turns),
         "relative_difference": error,
     }
 

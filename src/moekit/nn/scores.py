@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Up to this many tokens the gradient of plain products is 1.6 to 4 times as fast as that of torch's fused attention, on
-# a CPU in bf16 (benchmarks/attention.py); beyond, their T² scores cost more than they save, in time and in memory.
+# a CPU in bf16 (benchmarks/attention.py); beyond, their T² scores cost more than they save, in time and in memory. It
+# matters where attention is not compiled (fused_attention.py).
 _PLAIN_UP_TO = 256
 
 
