@@ -132,7 +132,7 @@ def hidden_means(model: Decoder, texts: Sequence[list[int]]) -> list[list[float]
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: object, given: tuple[Tensor, Tensor, object]) -> None:
-        h_1TD, added_1TD, _ = given
+        h_1TD, added_1TD = given[:2]
         found.append(model.norm(h_1TD, added_1TD)[1][0].float().mean(0))
 
     hook = model.layers[-1].register_forward_hook(keep)
