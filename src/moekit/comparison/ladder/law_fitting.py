@@ -162,11 +162,12 @@ def _misfit(law: ScalingLaw, parameters_m: np.ndarray, points: LawPoints) -> flo
 
 
 def _free(law: ScalingLaw, best_m: np.ndarray, points: LawPoints, spread: float) -> float:
-    """Give the degrees of freedom that the parameters leave, each run counting as its weight; three at least."""
+    """Give the degrees of freedom that the parameters leave, each run counting as its weight; a quarter at least."""
     _, _, curvature_bmm = _loss(law, points, np.log(points.bits_n)[None], spread, law.prior_mean_m[None], best_m[None])
     prior_mm = np.diag(law.prior_spread_m**-2.0)
     used = float(np.trace(np.linalg.solve(curvature_bmm[0], curvature_bmm[0] - prior_mm)))
-    return max(float(points.weight_n.sum()) - used, 3.0)
+    weight = float(points.weight_n.sum())
+    return max(weight - used, weight / 4)
 
 
 def _problem(law: ScalingLaw, best_m: np.ndarray, misfit: float) -> str | None:
