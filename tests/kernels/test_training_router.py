@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moekit.kernels.native.module import native
 from moekit.kernels.training.compiled import trains
-from moekit.kernels.training.router import (
+from moekit.kernels.training.router_passes import (
     Choice,
     ChoiceRule,
     router_choose,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moekit.kernels.training.compiled import trains
-from moekit.kernels.training.router import sort_choices
+from moekit.kernels.training.router_passes import sort_choices
 
 
 class Assignments(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moekit.kernels.training.compiled import takes
-from moekit.kernels.training.router import Choice, ChoiceRule, router_choose, router_differentiate
+from moekit.kernels.training.router_passes import Choice, ChoiceRule, router_choose, router_differentiate
 
 __all__ = ["ChoiceRule", "ScoredChoice", "choose_scored", "fits"]
 

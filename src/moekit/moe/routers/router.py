@@ -17,7 +17,7 @@ from moekit.config import RouterConfig
 from moekit.core.errors import UsageError
 from moekit.kernels.assignments import Assignments
 from moekit.kernels.training.compiled import takes
-from moekit.kernels.training.router import router_grad_weight, router_grad_x, router_logits
+from moekit.kernels.training.router_passes import router_grad_weight, router_grad_x, router_logits
 from moekit.moe.balance import load_balancing_loss, z_loss
 from moekit.moe.dispatch import NO_EXPERT, chosen_or_meant, dispatch, expert_capacity
 from moekit.moe.routers.choice import ChoiceRule, choose_scored
