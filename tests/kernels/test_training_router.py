@@ -108,6 +108,58 @@ def by_loop(rule: ChoiceRule, logits: list[list[float]], bias: list[float], real
 
 def check_choice(choice: Choice, logits: list[list[float]], expected: dict[str, list], real: list[bool]) -> None:
     rows = [t for t, counts in enumerate(real) if counts]
+    assert choice.expert_TK.tolist() == expected["expert"]
+    for name, got in (("weight", choice.weight_TK), ("score", choice.score_TE), ("log_sum", choice.log_sum_T)):
+        torch.testing.assert_close(got.double(), torch.tensor(expected[name]).double(), rtol=1e-5, atol=1e-6, msg=name)
+    experts = len(logits[0])
+    assert choice.chosen_E.tolist() == [sum(ids.count(e) for ids in expected["expert"]) for e in range(experts)]
+    sums = [math.fsum(expected["score"][t][e] for t in rows) for e in range(experts)]
+    assert choice.score_sums_E.tolist() == pytest.approx(sums, rel=1e-5, abs=1e-6)
+    assert choice.tokens == len(rows)
+    assert choice.top_scores == pytest.approx(math.fsum(max(expected["score"][t]) for t in rows), rel=1e-5)
+    assert choice.logit_squares == pytest.approx(math.fsum(z * z for t in rows for z in logits[t]), rel=1e-5)
+    squares = math.fsum(expected["log_sum"][t] ** 2 for t in rows)
+    assert choice.log_sum_squares == pytest.approx(squares, rel=1e-5, abs=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    tokens=st.sampled_from([1, 3, 16, 17, 45, 300]),
+    experts=st.sampled_from([1, 2, 5, 8, 16, 19, 64, 257]),
+    data=st.data(),
+    rule=st.sampled_from(RULES),
+    levels=st.sampled_from([None, 1, 4]),
+    masked=st.booleans(),
+)
+def test_a_choice_is_that_of_the_loop(
+    tokens: int, experts: int, data: st.DataObject, rule: ChoiceRule, levels: int | None, masked: bool
+) -> None:
+    """With few levels there are ties everywhere; K reaches from 1 to E."""
+    rule = rule._replace(top_k=data.draw(st.sampled_from(sorted({1, min(2, experts), min(9, experts), experts}))))
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    logits_TE = torch.randn(tokens, experts, generator=rng) * 3
+    bias_E = torch.randn(experts, generator=rng)
+    if levels is not None:
+        logits_TE = torch.randint(levels, (tokens, experts), generator=rng) - 1.0
+        bias_E = torch.zeros(experts)
+    real_T = torch.rand(tokens, generator=rng) < 0.7 if masked else torch.ones(tokens, dtype=torch.bool)
+    for name in native().instruction_sets():
+        with using_instruction_set(name):
+            choice = router_choose(
+                *(rule, logits_TE, bias_E if rule.sigmoid else None, real_T if masked else None, None),
+                with_log_sum=True,
+            )
+        expected = by_loop(rule, logits_TE.tolist(), bias_E.tolist(), real_T.tolist())
+        check_choice(choice, logits_TE.tolist(), expected, real_T.tolist())
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_what_is_not_finite_is_chosen_as_torch_would() -> None:
+    """NaN above all, then by size; each expert once; and both zeros are the same."""
+    nan, inf = math.nan, math.inf
+    rows = [[1.0, nan, inf, -inf], [nan, nan, nan, nan], [-inf, -inf, 0.0, -0.0], [-0.0, 0.0, -1.0, -inf]]
+    rule = ChoiceRule(4)
+    choice = router_choose(rule, torch.tensor(rows), None, None, None, with_log_sum=False)
     assert choice.expert_TK.tolist() == [[1, 2, 0, 3], [0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
     assert choice.score_TE[0].isnan().all()
     assert choice.score_sums_E.isnan().all()
