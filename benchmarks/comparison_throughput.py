@@ -84,9 +84,9 @@ def _children(pid: int) -> Sequence[psutil.Process]:
 def _worker(process: psutil.Process, root: Path) -> Watched | None:
     """Read from its command line what a process is; a worker that measures speed has no folder."""
     words = process.cmdline()
-    if "moekit.comparison.run.worker" not in words:
+    if len(words) < 6 or words[1] != "-m" or not words[2].endswith(".worker"):
         return None
-    _, contestant, seed, *extra = words[words.index("moekit.comparison.run.worker") + 1 :]
+    contestant, seed, *extra = words[4:]
     folder = None if extra else root / contestant / f"seed-{seed}"
     return Watched(began=process.create_time(), folder=folder)
 
