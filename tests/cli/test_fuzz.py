@@ -204,6 +204,7 @@ def _quick(place: Path) -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HOME", str(place))
         patch.setattr(sys.modules[compare_verb.callback.__module__], "_work", stop)
+        patch.setattr("moekit.cli.ladder_command._work", stop)
         patch.setattr(sys.modules[agents_verbs.commands["serve"].callback.__module__], "_serve", serve)
         patch.setattr("moekit.doctor.diagnose", stop)
         yield
