@@ -6,8 +6,9 @@
 from statistics import fmean
 from typing import Any
 
-from moekit.comparison.analysis.estimates import Estimate
 from tests.doc_tables import DocTable, table
+
+from moekit.comparison.estimates import Estimate
 
 MODELS = ("dense", "moe")
 

@@ -20,6 +20,8 @@ from tests.training.one_step import (
 )
 
 from moekit.models import Decoder
+from moekit.training import TrainingConfig, new_optimizer, training_step
+from moekit.training.average import new_average
 
 
 @cache
@@ -134,3 +136,17 @@ def test_two_ranks_give_the_step_of_one(tmp_path: Path) -> None:
         steps = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
         assert steps.keys() == {(cut, kind) for cut in cuts for kind in STEPS}
         assert {part: differences(own, whole(part[1])) for part, own in steps.items()} == {part: [] for part in steps}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_average_has_the_routers_biases_of_its_step(dtype: torch.dtype) -> None:
+    model = decoder("sigmoid_bias").to(dtype)
+    average = new_average(model)
+    config = TrainingConfig(
+        steps=1, sequences=SEQUENCES, micro_sequences=SEQUENCES, context=12, learning_rate=1e-3, warmup_steps=1
+    )
+    tokens_BT, real_BT = batch()
+    training_step(model, new_optimizer(model, config), {"tokens": tokens_BT, "real": real_BT}, config, 1e-3, average)
+    for kept, of_model in zip(average.module.buffers(), model.buffers(), strict=True):
+        assert of_model.abs().sum() > 0
+        assert torch.equal(kept, of_model)

@@ -92,10 +92,11 @@ def training_step(
     sums = whole or _over_ranks(parts)
     if not (math.isfinite(total.item()) and math.isfinite(norm)):
         return StepResult(loss=math.nan, sums=sums)
-    # As torch.nn.utils.clip_grad_norm_ has it.
-    update_weights(optimizer, rate=rate, scale=min(1.0, config.clip_norm / (norm + 1e-6)), average=average)
+    # Routers first: what they keep beside their weights is copied where the average follows.
     for layer, of_layer in zip(model.moe_layers, sums, strict=True):
         layer.router.after_step(of_layer)
+    # As torch.nn.utils.clip_grad_norm_ has it.
+    update_weights(optimizer, rate=rate, scale=min(1.0, config.clip_norm / (norm + 1e-6)), average=average)
     return StepResult(loss=total.item(), sums=sums)
 
 

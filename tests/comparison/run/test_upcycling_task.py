@@ -288,7 +288,9 @@ def test_calibration_means_over_both_phases(corpus: Corpus, tmp_path: Path, monk
 def test_results_and_report_say_both_phases(ran: tuple[ComparisonFolder, dict[str, list[Run]]]) -> None:
     folder, runs = ran
     plan = folder.read_plan()
-    results: Results = collect_results(plan, Corpus.open(folder.corpus), runs, ServedFigures(), wall_seconds=1.0)
+    results: Results = collect_results(
+        plan, Corpus.open(folder.corpus), runs, ServedFigures(), wall_seconds=1.0, trials=[]
+    )
     dense, one = results.contestants
     assert dense.phases == []
     made = phases(folder)

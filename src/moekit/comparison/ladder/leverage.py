@@ -33,8 +33,14 @@ def _of_draws(
     grid_g = np.linspace(low, high, int((high - low) * _STEPS_A_DECADE) + 1)
     # Losses fall with FLOPs; interpolation wants them to rise. Their distance to the floor is what is a power law.
     floor_b1 = law.floor(draws_bm)
-    wanted_bf = -np.log(bits_along(law, draws_bm, contestant, flops_f, runs.tokens_per_size) - floor_b1)
-    there_bg = -np.log(bits_along(law, draws_bm, runs.baseline, 10**grid_g, runs.tokens_per_size) - floor_b1)
+    # Where a power law is steep, the grid's far end lies on the floor, to rounding.
+    least = np.finfo(np.float64).tiny
+
+    def height(of: int, flops: np.ndarray) -> np.ndarray:
+        above = bits_along(law, draws_bm, of, flops, runs.tokens_per_size) - floor_b1
+        return np.asarray(-np.log(np.maximum(above, least)))
+
+    wanted_bf, there_bg = height(contestant, flops_f), height(runs.baseline, 10**grid_g)
     needed_bf = np.array([np.interp(w_f, t_g, grid_g) for w_f, t_g in zip(wanted_bf, there_bg, strict=True)])
     return np.asarray(np.log(10) * (needed_bf - np.log10(flops_f)))
 

@@ -75,7 +75,7 @@ class Router(nn.Module):
         return z_loss(sums["z_squares"], sums["tokens"])
 
     def after_step(self, sums: Sums) -> None:
-        """Update what is not learned by gradients, after an optimiser step and from the sums of its whole batch."""
+        """Update what is not learned by gradients, once an optimiser step, from the sums of its whole batch."""
 
     def initialize(self, std: float) -> None:
         """Draw the weights anew."""
