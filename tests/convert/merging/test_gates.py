@@ -157,7 +157,9 @@ def test_router_inputs_are_what_the_feed_forward_norm_gives(tmp_path: Path) -> N
     model = load(base.folder)
     seen: list[Tensor] = []
     for layer in model.layers:  # type: ignore[union-attr]
-        layer.feed_forward_norm.register_forward_hook(lambda module, given, x_BTD: seen.append(x_BTD[0]))
+        layer.feed_forward_norm.register_forward_hook(
+            lambda module, given, sum_and_normed: seen.append(sum_and_normed[1][0])
+        )
     for number, prompt in enumerate([*PROMPTS[0], *PROMPTS[1]]):
         seen.clear()
         with torch.no_grad():
