@@ -10,7 +10,7 @@ import click
 
 from moekit.cli.option_types import WholeNumber
 from moekit.cli.verb import Verb
-from moekit.core.errors import MoekitError, UsageError
+from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,16 +228,11 @@ def _resume(root: Path, at: str | None, *, as_json: bool, markdown: bool) -> Non
 def _work(root: Path, work: "Callable[[Progress], Results]", *, as_json: bool, markdown: bool) -> None:
     """Do it, with progress on standard error, and print what came out."""
     from moekit.cli.comparison_summary import print_summary
-    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.cli.resumable_work import resumable
     from moekit.comparison.spec.comparison_folder import ComparisonFolder
 
     folder = ComparisonFolder(root)
-    try:
-        results = work(ProgressDisplay())
-    except MoekitError:
-        if folder.plan.exists():
-            click.echo(f"What was done is kept; go on with: moekit compare --resume {shlex.quote(str(root))}", err=True)
-        raise
+    results = resumable(root, folder.plan, work)
     if as_json:
         click.echo(folder.results.read_text(encoding="utf-8"))
     elif markdown:

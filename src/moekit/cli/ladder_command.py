@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moekit.core.errors import MoekitError
-
 if TYPE_CHECKING:
     from moekit.comparison.ladder.ladder_schema import LadderResults
     from moekit.core.progress import Progress
@@ -97,16 +95,11 @@ def print_ladder(results: "LadderResults") -> None:
 
 def _work(root: Path, work: "Callable[[Progress], LadderResults]", *, as_json: bool) -> None:
     """Do it, with progress on standard error, and print what came out."""
-    from moekit.cli.progress_display import ProgressDisplay
+    from moekit.cli.resumable_work import resumable
     from moekit.comparison.ladder.rungs import LadderFolder
 
     folder = LadderFolder(root)
-    try:
-        results = work(ProgressDisplay())
-    except MoekitError:
-        if folder.plan.exists():
-            click.echo(f"What was done is kept; go on with: moekit compare --resume {shlex.quote(str(root))}", err=True)
-        raise
+    results = resumable(root, folder.plan, work)
     if as_json:
         click.echo(folder.results.read_text(encoding="utf-8"))
     else:
