@@ -273,6 +273,7 @@ def test_failures_in_words() -> None:
         failure_text(ZeroDivisionError())
 
 
+@pytest.mark.alone
 def test_a_budget_becomes_steps(corpus: Corpus, tmp_path: Path) -> None:
     folder = ComparisonFolder(tmp_path / "run")
     asked = request(contestants=(DENSE,), tokens=None, budget_seconds=25.0)

@@ -164,7 +164,7 @@ def test_a_stop_lets_all_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     began: list[PlannedRun] = []
 
     def step(report: StepReport) -> None:
-        while not (tmp_path / "other-began").exists():
+        while not all((tmp_path / f"{name}-began").exists() for name in ("slow", "other")):
             time.sleep(0.01)
         raise KeyboardInterrupt
 
