@@ -1,8 +1,9 @@
 """Does the comparison's one rule for learning rates serve every contestant, at the default length and beyond?
 
 Each contestant of the default set that learns by gradient descent is trained at several multiples of the rule's rate,
-one run each; since the rate is constant and the weights are averaged, a run's curve gives every shorter length too.
-What is shown is the regret: how many bits per byte the rule's rate ends above the contestant's best of those tried.
+and at more where the best lies at an end of them. Since the rate is constant and the weights are averaged, a run's
+curve gives every shorter length too. What is shown is the regret: how many bits per byte the rule's rate ends above the
+contestant's best of those tried.
 
     python benchmarks/learning_rates.py --steps 500 1500 --out benchmarks/results/learning-rates.json
 
@@ -12,16 +13,13 @@ command goes on where it was stopped.
 
 import argparse
 import json
-import os
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from comparison_training import constant_rate_run
-from environment import environment
+from comparison_training import constant_rate_run, found_before, run_all
 from moekit.comparison.spec.contestant_selection import pick_contestant
 from moekit.comparison.spec.contestants import SIZES, default_set
 from moekit.config import NGramConfig
@@ -29,12 +27,12 @@ from moekit.core import files
 from moekit.data import large_enough, load_corpus
 from moekit.models import build
 
-PEAKS = (0.25, 0.5, 1.0, 2.0, 4.0)
+# Of the rule's rate, to begin with.
+PEAKS = (0.5, 1.0, 2.0)
 
 
 def trained(contestant: str, peak: float, seed: int, size_name: str, steps: tuple[int, ...]) -> dict[str, float]:
     """Train one contestant at that multiple of the rule's rate: bits per byte by step."""
-    torch.set_num_threads(1)
     size = SIZES[size_name]
     corpus = large_enough(load_corpus(()), sequences=size.sequences, context=size.context)
     torch.manual_seed(seed)
@@ -43,25 +41,29 @@ def trained(contestant: str, peak: float, seed: int, size_name: str, steps: tupl
     return {str(point.step): point.bits_per_byte for point in points}
 
 
-def regrets(runs: dict[str, dict[str, float]], contestants: list[str], seeds: int, step: int) -> list[dict[str, Any]]:
-    """Say for each contestant which rate was best after `step` steps, and what the rule's costs over it."""
-    rows = []
-    for contestant in contestants:
-        means = {
-            peak: statistics.fmean(runs[key(contestant, peak, seed)][str(step)] for seed in range(seeds))
-            for peak in PEAKS
-        }
-        best = min(means, key=lambda peak: means[peak])
-        rows.append(
-            {
-                "contestant": contestant,
-                "steps": step,
-                "bits_per_byte": {f"x{peak:g}": bits for peak, bits in means.items()},
-                "best": best,
-                "regret": means[1.0] - means[best],
-            }
-        )
-    return rows
+def regret(
+    runs: dict[str, dict[str, float]], contestant: str, peaks: list[float], seeds: int, step: int
+) -> dict[str, Any]:
+    """Say which rate was best after `step` steps, and what the rule's costs over it."""
+    means = {
+        peak: statistics.fmean(runs[key(contestant, peak, seed)][str(step)] for seed in range(seeds)) for peak in peaks
+    }
+    best = min(means, key=lambda peak: means[peak])
+    return {
+        "contestant": contestant,
+        "steps": step,
+        "bits_per_byte": {f"x{peak:g}": bits for peak, bits in means.items()},
+        "best": best,
+        "regret": means[1.0] - means[best],
+    }
+
+
+def beyond(peaks: list[float], rows: list[dict[str, Any]], contestant: str) -> list[float]:
+    """Widen what is tried where the best rate, at any of the lengths, was the lowest or the highest of those tried."""
+    best = {row["best"] for row in rows if row["contestant"] == contestant}
+    lower = [peaks[0] / 2] if peaks[0] in best else []
+    higher = [peaks[-1] * 2] if peaks[-1] in best else []
+    return [*lower, *peaks, *higher]
 
 
 def key(contestant: str, peak: float, seed: int) -> str:
@@ -81,30 +83,26 @@ def main() -> None:
     size = SIZES[arguments.size]
     everyone = [one for part in default_set(size) for one in part if not isinstance(one.config(size), NGramConfig)]
     contestants = arguments.contestants or [one.name for one in everyone]
-    found: dict[str, Any] = {**environment(), "size": arguments.size, "steps": arguments.steps, "runs": {}}
-    if arguments.out.exists():
-        before = json.loads(arguments.out.read_text(encoding="utf-8"))
-        if (before["size"], before["steps"]) != (arguments.size, arguments.steps):
-            parser.error(f"{arguments.out} holds runs of size {before['size']} and {before['steps']} steps")
-        found["runs"] = before["runs"]
-    wanted = [(name, peak, seed) for seed in range(arguments.seeds) for name in contestants for peak in PEAKS]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        running = {
-            pool.submit(trained, *one, arguments.size, tuple(arguments.steps)): key(*one)
-            for one in wanted
-            if key(*one) not in found["runs"]
+    found = found_before(arguments.out, {"size": arguments.size, "steps": arguments.steps})
+    peaks = {name: list(PEAKS) for name in contestants}
+    while True:
+        wanted = {
+            key(name, peak, seed): (trained, (name, peak, seed, arguments.size, tuple(arguments.steps)))
+            for seed in range(arguments.seeds)
+            for name in contestants
+            for peak in peaks[name]
         }
-        for future in as_completed(running):
-            name = running[future]
-            found["runs"][name] = future.result()
-            print(name, found["runs"][name], flush=True)
-            files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
-    found["regrets"] = [
-        row for step in arguments.steps for row in regrets(found["runs"], contestants, arguments.seeds, step)
-    ]
+        runs = run_all(arguments.out, found, wanted)
+        found["regrets"] = [
+            regret(runs, name, peaks[name], arguments.seeds, step) for step in arguments.steps for name in contestants
+        ]
+        files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+        wider = {name: beyond(peaks[name], found["regrets"], name) for name in contestants}
+        if wider == peaks:
+            break
+        peaks = wider
     for row in found["regrets"]:
         print(f"{row['steps']:>6} {row['contestant']:<12} best x{row['best']:<5g} regret {row['regret']:.4f}")
-    files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ with moekit's training (tests/training/plain_loop.py). Held-out text is that of 
 
     python benchmarks/schedules.py --steps 1000 --seeds 5 --out benchmarks/results/schedules.json
 
-Each run is written into --out as it ends; the same command goes on where it was stopped.
+As many runs at a time as there are cores, with one thread each. Each run is written into --out as it ends; the same
+command goes on where it was stopped.
 """
 
 import argparse
@@ -20,8 +21,7 @@ from typing import Any
 
 import torch
 
-from comparison_training import WARMUP_STEPS, constant_rate_run, held_out_bits_per_byte
-from environment import environment
+from comparison_training import WARMUP_STEPS, constant_rate_run, found_before, held_out_bits_per_byte, run_all
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.training.plain_loop import cosine, plain_loop
@@ -30,7 +30,7 @@ from moekit.comparison.spec.comparison_plan import learning_rate_for
 from moekit.comparison.spec.contestant_selection import pick_contestant
 from moekit.comparison.spec.contestants import SIZES, Size
 from moekit.core import files, hardware
-from moekit.data import Corpus, large_enough, load_corpus, training_batch
+from moekit.data import large_enough, load_corpus, training_batch
 from moekit.models import Decoder, build
 
 # Of the peak's rule; a cosine spends most of its steps below its peak, and likes a higher one.
@@ -45,8 +45,10 @@ def model_of(contestant: str, size: Size, seed: int) -> Decoder:
     return model
 
 
-def run(contestant: str, schedule: str, peak: float, seed: int, steps: int, size: Size, corpus: Corpus) -> float:
+def trained(contestant: str, schedule: str, peak: float, seed: int, steps: int, size_name: str) -> float:
     """Train one model and measure it: bits per byte of held-out text."""
+    size = SIZES[size_name]
+    corpus = large_enough(load_corpus(()), sequences=size.sequences, context=size.context)
     model = model_of(contestant, size, seed)
     if schedule == "constant":
         return constant_rate_run(model, size, corpus, peak=peak, seed=seed, measure_at=[steps])[-1].bits_per_byte
@@ -99,23 +101,18 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", default=["dense", "moe"], help="the first is the baseline")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, gone on with where it is there")
     arguments = parser.parse_args()
-    size = SIZES[arguments.size]
-    corpus = large_enough(load_corpus(()), sequences=size.sequences, context=size.context)
-    found: dict[str, Any] = {**environment(), "size": arguments.size, "steps": arguments.steps, "runs": {}}
-    if arguments.out.exists():
-        before = json.loads(arguments.out.read_text(encoding="utf-8"))
-        if (before["size"], before["steps"]) != (arguments.size, arguments.steps):
-            parser.error(f"{arguments.out} holds runs of size {before['size']} and {before['steps']} steps")
-        found["runs"] = before["runs"]
-    for seed in range(arguments.seeds):
-        for contestant in arguments.contestants:
-            for schedule in ("constant", "cosine"):
-                for peak in PEAKS:
-                    name = key(contestant, schedule, peak, seed)
-                    if name not in found["runs"]:
-                        found["runs"][name] = run(contestant, schedule, peak, seed, arguments.steps, size, corpus)
-                        print(f"{name}: {found['runs'][name]:.4f}", flush=True)
-                        files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+    found = found_before(arguments.out, {"size": arguments.size, "steps": arguments.steps})
+    wanted = {
+        key(contestant, schedule, peak, seed): (
+            trained,
+            (contestant, schedule, peak, seed, arguments.steps, arguments.size),
+        )
+        for seed in range(arguments.seeds)
+        for contestant in arguments.contestants
+        for schedule in ("constant", "cosine")
+        for peak in PEAKS
+    }
+    run_all(arguments.out, found, wanted)
     found["table"] = table(found["runs"], arguments.contestants, arguments.contestants[0], arguments.seeds)
     for row in found["table"]:
         print(
