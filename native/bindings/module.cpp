@@ -150,6 +150,14 @@ NB_MODULE(_native, module) {
     module.def(
         "set_threads", [](int threads) { Pool::shared().set_threads(threads); },
         nb::call_guard<nb::gil_scoped_release>());
+    module.def(
+        "borrow_team",
+        [](uintptr_t parallel, uintptr_t thread, uintptr_t threads) {
+            Pool::shared().borrow({reinterpret_cast<decltype(Team::parallel)>(parallel),
+                                   reinterpret_cast<decltype(Team::thread)>(thread),
+                                   reinterpret_cast<decltype(Team::threads)>(threads)});
+        },
+        "parallel"_a, "thread"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
     module.def("instruction_set", [] { return std::string(kernels().name); });
     module.def("instruction_sets", &instruction_sets);
     module.def("select_instruction_set", &select, "name"_a);

@@ -56,8 +56,19 @@ void Pool::set_threads(int threads) {
     start(threads < 1 ? 1 : threads);
 }
 
+void Pool::borrow(const Team& team) {
+    const std::lock_guard<std::mutex> lock(entry_);
+    const int threads = threads_.load();
+    stop();
+    team_ = team;
+    start(threads);
+}
+
 void Pool::start(int threads) {
     threads_.store(threads);
+    if (team_.parallel) {
+        return;
+    }
     stopping_.store(false);
     const uint64_t seen = generation_.load();
     for (int thread = 1; thread < threads; ++thread) {
@@ -78,8 +89,36 @@ void Pool::stop() {
     workers_.clear();
 }
 
+void Pool::run_on_team(Region region, void* context) {
+    struct Call {
+        Pool& pool;
+        Region region;
+        void* context;
+        bool alone;
+    } call{*this, region, context, false};
+    const auto body = [](void* given) {
+        Call& call = *static_cast<Call*>(given);
+        const int thread = call.pool.team_.thread(), threads = call.pool.threads_.load(std::memory_order_relaxed);
+        if (call.pool.team_.threads() == threads) {
+            call.region(call.context, thread, threads);
+        } else if (thread == 0) {
+            call.alone = true;
+        }
+    };
+    team_.parallel(body, &call, static_cast<unsigned>(threads_.load()), 0);
+    if (call.alone) {
+        // The runtime gave fewer threads than it was asked for: a region's barriers need all of them.
+        const int threads = threads_.exchange(1);
+        region(context, 0, 1);
+        threads_.store(threads);
+    }
+}
+
 void Pool::run_region(Region region, void* context) {
     const int threads = threads_.load();
+    if (team_.parallel && threads > 1) {
+        return run_on_team(region, context);
+    }
     if (threads > 1) {
         region_ = region;
         context_ = context;

@@ -11,6 +11,13 @@
 
 namespace moekit {
 
+// The threads of an OpenMP runtime, by its functions GOMP_parallel, omp_get_thread_num and omp_get_num_threads.
+struct Team {
+    void (*parallel)(void (*body)(void*), void* context, unsigned threads, unsigned flags) = nullptr;
+    int (*thread)() = nullptr;
+    int (*threads)() = nullptr;
+};
+
 class Pool {
    public:
     // The process's pool, made at the first use; after a fork the child gets a new one.
@@ -23,6 +30,10 @@ class Pool {
     // How many threads a region has from now on, the caller included.
     void set_threads(int threads);
     int threads() const { return threads_.load(); }
+
+    // Runs regions on the threads of a team from now on. Its threads spin between their regions, as the pool's own do:
+    // where both compute by turns, each would keep the other off the cores.
+    void borrow(const Team& team);
 
     // body(thread, threads) on every thread at once, the caller being thread 0; returns when all are done.
     // One region at a time: a second caller waits. The body must not throw, nor call run.
@@ -48,11 +59,13 @@ class Pool {
 
     explicit Pool(int threads);
     void run_region(Region region, void* context);  // with entry_ held
+    void run_on_team(Region region, void* context);
     void start(int threads);
     void stop();
     void work(int thread, uint64_t seen);
 
     std::mutex entry_;  // of one region, or of a change of threads
+    Team team_;
     std::atomic<int> threads_{1};
     std::vector<std::thread> workers_;
 

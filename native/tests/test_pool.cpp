@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -30,6 +31,39 @@ void check_phases(Pool& pool) {
     }
 }
 
+// A runtime with the three functions that a team has; it may give fewer threads than it is asked for.
+namespace borrowed {
+int most = 8, threads = 1;
+thread_local int thread = 0;
+
+void parallel(void (*body)(void*), void* context, unsigned wanted, unsigned) {
+    threads = std::min(most, static_cast<int>(wanted));
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) {
+        others.emplace_back([=] {
+            thread = i;
+            body(context);
+        });
+    }
+    body(context);
+    for (std::thread& other : others) {
+        other.join();
+    }
+}
+}  // namespace borrowed
+
+void check_team(Pool& pool) {
+    pool.borrow({borrowed::parallel, [] { return borrowed::thread; }, [] { return borrowed::threads; }});
+    for (const int most : {8, 2}) {
+        borrowed::most = most;
+        pool.set_threads(3);
+        check_phases(pool);
+        CHECK(pool.threads() == 3);
+    }
+    pool.borrow({});
+    check_phases(pool);
+}
+
 }  // namespace
 
 void test_pool() {
@@ -39,6 +73,7 @@ void test_pool() {
         CHECK(pool.threads() == threads);
         check_phases(pool);
     }
+    check_team(pool);
     // Callers take turns, and so does who changes the number of threads.
     std::atomic<int64_t> calls{0};
     std::vector<std::thread> callers;

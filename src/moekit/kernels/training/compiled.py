@@ -1,7 +1,10 @@
 """The compiled operations of training steps, where the package was built with them."""
 
+import ctypes
 import os
+import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +59,28 @@ def training() -> Any:
 
 @lru_cache(maxsize=1)
 def _module() -> Any:
-    return native()
+    """Give the compiled module, whose regions run on torch's own threads from now on, where those are OpenMP's."""
+    module = native()
+    if team := _team():
+        module.borrow_team(*team)
+    return module
+
+
+def _team() -> tuple[int, int, int] | None:
+    """Find the entries of the OpenMP runtime that torch is linked with; None where it has another, or none."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    loaded = dict.fromkeys(re.findall(r"(/\S*torch\S*/lib(?:gomp|iomp5|omp)\S*\.so\S*)$", maps, re.MULTILINE))
+    if len(loaded) != 1:
+        return None
+    library = ctypes.CDLL(next(iter(loaded)))  # it is loaded already
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if not all(hasattr(library, name) for name in names):
+        return None
+    parallel, thread, threads = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names)
+    return parallel, thread, threads
 
 
 @lru_cache(maxsize=1)
