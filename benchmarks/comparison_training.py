@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from moekit.core import files, hardware
 from moekit.data import Corpus, held_out_windows, training_batch
 from moekit.models import LanguageModel
 from moekit.training import Trainer, TrainingConfig
-from moekit.training.loop import Point
 
 WARMUP_STEPS = 50
 
@@ -31,30 +30,27 @@ def comparison_training(model: ModelConfig, *, steps: int, sequences: int, warmu
         sequences=sequences,
         micro_sequences=sequences,
         context=model.context,
-        learning_rate=learning_rate_for(model.width),
+        learning_rate=learning_rate_for(model.width, steps * sequences * model.context),
         warmup_steps=warmup_steps,
         precision=hardware.fastest_precision(),
     )
 
 
-def constant_rate_run(
-    model: LanguageModel, size: Size, corpus: Corpus, *, peak: float, seed: int, measure_at: Iterable[int]
-) -> list[Point]:
-    """Train as a comparison's run of that seed, at `peak` times its rate, and measure at those steps; the last ends it.
+def comparison_run(model: LanguageModel, size: Size, corpus: Corpus, *, peak: float, seed: int, steps: int) -> float:
+    """Train as a comparison's run of that seed and length, at `peak` times its rate: bits per byte at its end.
 
     What is measured is the average of the weights, on the held-out text of a comparison's final figure.
     """
-    steps = frozenset(measure_at)
     config = TrainingConfig(
-        steps=max(steps),
+        steps=steps,
         sequences=size.sequences,
         micro_sequences=size.sequences,
         context=size.context,
-        learning_rate=peak * learning_rate_for(size.width),
+        learning_rate=peak * learning_rate_for(size.width, steps * size.sequences * size.context),
         warmup_steps=WARMUP_STEPS,
         precision=hardware.fastest_precision(),
         seed=seed,
-        evaluate_at=steps,
+        evaluate_at=frozenset({steps}),
     )
     draw = {"sequences": size.sequences, "context": size.context, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +61,7 @@ def constant_rate_run(
             lambda averaged: held_out_bits_per_byte(averaged, size, corpus),
             Path(folder) / "state.safetensors",
         )
-        return trainer.run(lambda _: None).points
+        return trainer.run(lambda _: None).points[-1].bits_per_byte
 
 
 def held_out_bits_per_byte(model: LanguageModel, size: Size, corpus: Corpus, tokens_per_domain: int = 16384) -> float:

@@ -1,9 +1,8 @@
 """Does the comparison's one rule for learning rates serve every contestant, at the default length and beyond?
 
-Each contestant of the default set that learns by gradient descent is trained at several multiples of the rule's rate,
-and at more where the best lies at an end of them. Since the rate is constant and the weights are averaged, a run's
-curve gives every shorter length too. What is shown is the regret: how many bits per byte the rule's rate ends above the
-contestant's best of those tried.
+Each contestant of the default set that learns by gradient descent is trained at several multiples of the rule's rate
+for runs of that length, and at more where the best lies at an end of them. What is shown is the regret: how many bits
+per byte the rule's rate ends above the contestant's best of those tried.
 
     python benchmarks/learning_rates.py --steps 500 1500 --out benchmarks/results/learning-rates.json
 
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from comparison_training import constant_rate_run, found_before, run_all
+from comparison_training import comparison_run, found_before, run_all
 from moekit.comparison.spec.contestant_selection import pick_contestant
 from moekit.comparison.spec.contestants import SIZES, default_set
 from moekit.config import NGramConfig
@@ -31,44 +30,41 @@ from moekit.models import build
 PEAKS = (0.5, 1.0, 2.0)
 
 
-def trained(contestant: str, peak: float, seed: int, size_name: str, steps: tuple[int, ...]) -> dict[str, float]:
-    """Train one contestant at that multiple of the rule's rate: bits per byte by step."""
+def trained(contestant: str, peak: float, seed: int, size_name: str, steps: int) -> float:
+    """Train one contestant at that multiple of the rule's rate: bits per byte at the end."""
     size = SIZES[size_name]
     corpus = large_enough(load_corpus(()), sequences=size.sequences, context=size.context)
     torch.manual_seed(seed)
     model = build(pick_contestant(contestant, size).config(size))
-    points = constant_rate_run(model, size, corpus, peak=peak, seed=seed, measure_at=steps)
-    return {str(point.step): point.bits_per_byte for point in points}
+    factor = pick_contestant(contestant, size).rate_factor
+    return comparison_run(model, size, corpus, peak=peak * factor, seed=seed, steps=steps)
 
 
-def regret(
-    runs: dict[str, dict[str, float]], contestant: str, peaks: list[float], seeds: int, step: int
-) -> dict[str, Any]:
-    """Say which rate was best after `step` steps, and what the rule's costs over it."""
+def regret(runs: dict[str, float], contestant: str, peaks: list[float], seeds: int, steps: int) -> dict[str, Any]:
+    """Say which rate is best for runs of so many steps, and what the rule's costs over it."""
     means = {
-        peak: statistics.fmean(runs[key(contestant, peak, seed)][str(step)] for seed in range(seeds)) for peak in peaks
+        peak: statistics.fmean(runs[key(contestant, peak, steps, seed)] for seed in range(seeds)) for peak in peaks
     }
     best = min(means, key=lambda peak: means[peak])
     return {
         "contestant": contestant,
-        "steps": step,
+        "steps": steps,
         "bits_per_byte": {f"x{peak:g}": bits for peak, bits in means.items()},
         "best": best,
         "regret": means[1.0] - means[best],
     }
 
 
-def beyond(peaks: list[float], rows: list[dict[str, Any]], contestant: str) -> list[float]:
-    """Widen what is tried where the best rate, at any of the lengths, was the lowest or the highest of those tried."""
-    best = {row["best"] for row in rows if row["contestant"] == contestant}
-    lower = [peaks[0] / 2] if peaks[0] in best else []
-    higher = [peaks[-1] * 2] if peaks[-1] in best else []
+def beyond(peaks: list[float], best: float) -> list[float]:
+    """Widen what is tried where the best rate was the lowest or the highest of it."""
+    lower = [peaks[0] / 2] if best == peaks[0] else []
+    higher = [peaks[-1] * 2] if best == peaks[-1] else []
     return [*lower, *peaks, *higher]
 
 
-def key(contestant: str, peak: float, seed: int) -> str:
+def key(contestant: str, peak: float, steps: int, seed: int) -> str:
     """Name one run."""
-    return f"{contestant} x{peak:g} seed {seed}"
+    return f"{contestant} x{peak:g} {steps} steps seed {seed}"
 
 
 def main() -> None:
@@ -84,20 +80,20 @@ def main() -> None:
     everyone = [one for part in default_set(size) for one in part if not isinstance(one.config(size), NGramConfig)]
     contestants = arguments.contestants or [one.name for one in everyone]
     found = found_before(arguments.out, {"size": arguments.size, "steps": arguments.steps})
-    peaks = {name: list(PEAKS) for name in contestants}
+    kinds = [(name, steps) for steps in arguments.steps for name in contestants]
+    peaks = {kind: list(PEAKS) for kind in kinds}
     while True:
         wanted = {
-            key(name, peak, seed): (trained, (name, peak, seed, arguments.size, tuple(arguments.steps)))
+            key(name, peak, steps, seed): (trained, (name, peak, seed, arguments.size, steps))
             for seed in range(arguments.seeds)
-            for name in contestants
-            for peak in peaks[name]
+            for name, steps in kinds
+            for peak in peaks[name, steps]
         }
         runs = run_all(arguments.out, found, wanted)
-        found["regrets"] = [
-            regret(runs, name, peaks[name], arguments.seeds, step) for step in arguments.steps for name in contestants
-        ]
+        rows = [regret(runs, name, peaks[name, steps], arguments.seeds, steps) for name, steps in kinds]
+        found["regrets"] = rows
         files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
-        wider = {name: beyond(peaks[name], found["regrets"], name) for name in contestants}
+        wider = {kind: beyond(peaks[kind], row["best"]) for kind, row in zip(kinds, rows, strict=True)}
         if wider == peaks:
             break
         peaks = wider

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from comparison_training import WARMUP_STEPS, constant_rate_run, found_before, held_out_bits_per_byte, run_all
+from comparison_training import WARMUP_STEPS, comparison_run, found_before, held_out_bits_per_byte, run_all
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.training.plain_loop import cosine, plain_loop
@@ -51,12 +51,12 @@ def trained(contestant: str, schedule: str, peak: float, seed: int, steps: int, 
     corpus = large_enough(load_corpus(()), sequences=size.sequences, context=size.context)
     model = model_of(contestant, size, seed)
     if schedule == "constant":
-        return constant_rate_run(model, size, corpus, peak=peak, seed=seed, measure_at=[steps])[-1].bits_per_byte
+        return comparison_run(model, size, corpus, peak=peak, seed=seed, steps=steps)
     draw = {"sequences": size.sequences, "context": size.context, "seed": seed}
     losses = plain_loop(
         model,
         lambda step: training_batch(corpus, step=step, **draw),
-        cosine(peak * learning_rate_for(size.width), WARMUP_STEPS, steps),
+        cosine(peak * learning_rate_for(size.width, steps * size.sequences * size.context), WARMUP_STEPS, steps),
         steps,
         bfloat16=hardware.fastest_precision() == "bfloat16",
     )

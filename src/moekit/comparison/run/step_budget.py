@@ -10,7 +10,7 @@ from moekit.comparison.run.lanes import fits_in_memory, lanes_here, memory_estim
 from moekit.comparison.run.worker_messages import Calibrated
 from moekit.comparison.run.worker_process import WorkerDied
 from moekit.comparison.spec.comparison_folder import ComparisonFolder
-from moekit.comparison.spec.comparison_plan import MEASURED_SHARES, ComparisonPlan, PlannedLanes, measured_steps
+from moekit.comparison.spec.comparison_plan import MEASURED_SHARES, ComparisonPlan, PlannedLanes
 from moekit.comparison.spec.run_order import ordered_runs, seconds_together
 from moekit.core import hardware
 from moekit.core.errors import UsageError
@@ -76,7 +76,6 @@ def within_budget(plan: ComparisonPlan, folder: ComparisonFolder, seconds: float
         # Nobody asked for just this budget: better a comparison that takes longer than none.
         _logger.warning("%s This is the default budget: going on, with as little as says something.", error)
         steps = MINIMUM_STEPS
-    training = plan.training.model_copy(update={"steps": steps, "evaluate_at": measured_steps(steps)})
     contestants = tuple(
         planned.model_copy(update={"run_seconds": run_seconds(costs[planned.name], steps)})
         if planned.name in costs
@@ -85,7 +84,7 @@ def within_budget(plan: ComparisonPlan, folder: ComparisonFolder, seconds: float
         if planned.name in required or planned.name in costs
     )
     settled = {"contestants": contestants, "optional": (), "lanes": lanes}
-    return plan.model_copy(update=settled).with_training(training)
+    return plan.model_copy(update=settled).with_steps(steps)
 
 
 def affordable_steps(costs: Mapping[str, Calibrated], *, seeds: int, lanes: int, seconds: float) -> int:

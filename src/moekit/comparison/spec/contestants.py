@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
 from moekit.comparison.spec.model_costs import ContestantConfig, costs_of
 from moekit.config import (
@@ -63,6 +63,8 @@ class Size:
 # The best of 4 to 7 on the embedded corpus at the default number of tokens, and at four and sixteen times as many;
 # 8 gains about 0.01 bits per byte more and takes two to three times as long, its n-grams no longer fitting 64 bits.
 NGRAM_ORDER = 7
+# The best of several powers of two (benchmarks/learning_rates.py); at the others' rate an LSTM ends 0.6 bits higher.
+GPT3_RATE_FACTOR, LSTM_RATE_FACTOR = 2.0, 8.0
 LSTM_LAYERS = 1
 
 Shape = TypeVar("Shape", ModelConfig, LSTMConfig)
@@ -89,12 +91,14 @@ class Contestant(Config):
     model: of a shape of its own; it reads bytes, and as much context as the size has.
     upcycle: of a decoder that becomes a mixture on the way; the keys of `UpcyclingOptions` in `upcycling_phases.py`,
     which is imported only where it is needed, since that takes torch.
+    rate_factor: of the learning rate that serves the default set's decoders, where another kind of model needs more.
     """
 
     name: Annotated[str, AfterValidator(_check_name)]
     layers: Annotated[tuple[FeedForwardConfig, ...], Field(min_length=1)] | None = None
     model: ContestantConfig | None = None
     upcycle: dict[str, Any] | None = None
+    rate_factor: PositiveFloat = 1.0
     description: str = ""
 
     @field_validator("model", mode="before")
@@ -222,11 +226,13 @@ def own_contestants(size: Size) -> dict[str, Contestant]:
             description="a dense decoder of GPT-3's kind: LayerNorm, learned positions, full attention and a band of "
             f"{size.context // 2} tokens in turn, an ungated network of hidden width {feed_forward.width} with biases",
             model=gpt3,
+            rate_factor=GPT3_RATE_FACTOR,
         ),
         Contestant(
             name="lstm",
-            description=f"{_layers(lstm)}, no dropout; trained by the optimiser and the rates of all others",
+            description=f"{_layers(lstm)}, no dropout; trained by the optimiser of all others",
             model=lstm,
+            rate_factor=LSTM_RATE_FACTOR,
         ),
         Contestant(
             name="ngram",

@@ -7,18 +7,19 @@ the comparison's own runs get, with a seed that none of those has.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from moekit.comparison.spec.comparison_plan import LEARNING_RATE_FORMULA
 from moekit.config import NGramConfig
 
 if TYPE_CHECKING:
     from moekit.comparison.spec.comparison_plan import ComparisonPlan, PlannedContestant
 
-FACTORS = (0.5, 1.0, 2.0, 4.0)
-"""The rates that are tried, over the rule's."""
+FACTORS = (0.25, 0.5, 1.0, 2.0)
+"""The rates that are tried, over what the rule gives the contestant."""
 
 TUNED_TEXT = (
     "searched for each contestant: the best of "
     + ", ".join(f"{factor:g}" for factor in FACTORS)
-    + " times 0.002 · sqrt(128 / width), by the held-out bits per byte of one run each, with a seed of its own"
+    + f" times {LEARNING_RATE_FORMULA}, by the held-out bits per byte of one run each, with a seed of its own"
 )
 
 # A comparison's own seeds count from 0.
@@ -38,7 +39,7 @@ def trial_name(contestant: str, factor: float) -> str:
 def trials_plan(plan: "ComparisonPlan") -> "ComparisonPlan":
     """Plan the comparison of all trials, with the share of the budget that its runs take of all runs."""
     trials = tuple(
-        entry.model_copy(update={"name": trial_name(entry.name, factor), "rate_factor": factor})
+        entry.model_copy(update={"name": trial_name(entry.name, factor), "rate_factor": factor * entry.rate_factor})
         for entry in plan.contestants
         if learns(entry)
         for factor in FACTORS
@@ -78,5 +79,5 @@ def with_rates(plan: "ComparisonPlan", bits_per_byte: Mapping[str, float | None]
             continue
         figures = {factor: bits for factor, bits in tried.items() if bits is not None}
         best = min(figures, key=lambda factor: figures[factor]) if figures else 1.0
-        entries.append(entry.model_copy(update={"rate_factor": best}))
+        entries.append(entry.model_copy(update={"rate_factor": best * entry.rate_factor}))
     return plan.model_copy(update={"contestants": tuple(entries), "optional": ()})
