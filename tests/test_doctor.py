@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from moekit import doctor
 from moekit.cli.doctor import doctor as verb
+from moekit.core.errors import UsageError
 from moekit.core.hardware import hardware
 
 
@@ -36,6 +37,30 @@ def test_json_and_table_say_the_same() -> None:
     assert shown["kernels"] in table
     for sentence in shown["advice"]:
         assert sentence.split(":")[0] in table
+
+
+def test_a_file_is_read_as_experts_are(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(5 << 20))
+    done = CliRunner().invoke(verb, [str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)
+    assert shown["size"] == 5 << 20
+    assert {(speed["piece"], speed["threads"]) for speed in shown["speeds"]} == {
+        (piece, threads) for piece in (1 << 18, 1 << 20) for threads in (1, 2, 4, 8)
+    }
+    assert all(1e6 < speed["bytes_per_second"] < 1e12 for speed in shown["speeds"])
+    table = CliRunner().invoke(verb, [str(path)], env={"COLUMNS": "200"}).stdout
+    assert "8 threads" in table
+    assert "1.05 MB" in table
+
+
+@pytest.mark.parametrize(("name", "why"), [("nothing.gguf", "There is no file"), ("small.gguf", "1,048,576 or more")])
+def test_what_cannot_be_measured_is_said(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    done = CliRunner().invoke(verb, [str(tmp_path / name)])
+    assert isinstance(done.exception, UsageError)
+    assert why in str(done.exception)
 
 
 def test_the_disk_is_read_as_far_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

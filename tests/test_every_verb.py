@@ -314,8 +314,12 @@ def in_gguf(kind: str, place: Path) -> Path:
 
 
 def in_split_gguf(place: Path) -> Path:
+    return split_gguf(in_gguf("f32", place))
+
+
+def split_gguf(path: Path) -> Path:
     """Three files, of which the second is named."""
-    whole = GGUFFile(in_gguf("f32", place))
+    whole, place = GGUFFile(path), path.with_suffix("")
     kinds = {block_type.code: block_type for block_type in BLOCK_TYPES}
     names = list(whole.tensors)
     # Numbers alone are read back as they were written.

@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,6 +18,8 @@
 #include "bindings/arrays.h"
 #include "decoder/cache.h"
 #include "decoder/model.h"
+#include "streaming/expert_store.h"
+#include "streaming/prefetch_trial.h"
 
 using namespace nanobind::literals;
 
@@ -140,7 +143,8 @@ void bind_layer(nb::module_& module) {
 
 // A decoder, and the arrays of its model.
 struct BoundDecoder {
-    explicit BoundDecoder(Kept<Model> model) : arrays(std::move(model.arrays)), decoder(std::move(model.part)) {}
+    BoundDecoder(Kept<Model> model, std::shared_ptr<ExpertStore> store, Prefetch prefetch)
+        : arrays(std::move(model.arrays)), decoder(std::move(model.part), std::move(store), prefetch) {}
 
     std::vector<std::shared_ptr<const void>> arrays;
     Decoder decoder;
@@ -148,7 +152,8 @@ struct BoundDecoder {
 
 void make_decoder(BoundDecoder* self, int64_t width, int64_t vocabulary, std::vector<Rope> ropes,
                   const std::vector<Kept<Layer>*>& layers, const Kept<Matrix>& embedding, const Kept<Matrix>& head,
-                  float embedding_scale, float logit_scale, const Kept<Norm>& norm) {
+                  float embedding_scale, float logit_scale, const Kept<Norm>& norm, std::shared_ptr<ExpertStore> store,
+                  Prefetch prefetch) {
     Collector<Model> collect;
     Model& model = collect.part();
     model.width = width;
@@ -162,7 +167,7 @@ void make_decoder(BoundDecoder* self, int64_t width, int64_t vocabulary, std::ve
     model.embedding_scale = embedding_scale;
     model.logit_scale = logit_scale;
     model.norm = collect(norm);
-    new (self) BoundDecoder(collect.take());
+    new (self) BoundDecoder(collect.take(), std::move(store), prefetch);
 }
 
 void decode(BoundDecoder& bound, const std::vector<Cache*>& caches, const std::vector<int64_t>& tokens,
@@ -220,7 +225,8 @@ void bind_decoder(nb::module_& module) {
     bind_caches(module);
     nb::class_<BoundDecoder>(module, "Decoder")
         .def("__init__", &make_decoder, nb::kw_only(), "width"_a, "vocabulary"_a, "ropes"_a, "layers"_a, "embedding"_a,
-             "head"_a, "embedding_scale"_a, "logit_scale"_a, "norm"_a)
+             "head"_a, "embedding_scale"_a, "logit_scale"_a, "norm"_a, "store"_a.none() = nb::none(),
+             "prefetch"_a = Prefetch::Measured)
         .def(
             "new_cache",
             [](const BoundDecoder& bound, CacheKind kind, int64_t context) {

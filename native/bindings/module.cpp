@@ -23,6 +23,7 @@ using namespace nanobind::literals;
 namespace moekit {
 
 void bind_decoder(nb::module_& module);
+void bind_streaming(nb::module_& module);
 void bind_training(nb::module_& module);
 
 namespace {
@@ -63,7 +64,7 @@ void multiply(const Kept<Matrix>& kept, const Array<const float, 2>& x, const Ar
     ActivationBuffer buffer(batch, matrix.columns);
     Pool::shared().run([&](int thread, int threads) {
         const Activations prepared =
-            buffer.prepare(x.data(), matrix.columns, batch, matrix.columns, form_for(matrix.type), thread, threads);
+            buffer.prepare(x.data(), matrix.columns, 0, batch, matrix.columns, form_for(matrix.type), thread, threads);
         Pool::shared().barrier();
         multiply_rows(matrix, prepared, matrix.rows * thread / threads, matrix.rows * (thread + 1) / threads, y.data(),
                       matrix.rows);
@@ -176,6 +177,7 @@ NB_MODULE(_native, module) {
     module.def(
         "forget_mapped_file", [](uintptr_t file) { forget_mapped_file(reinterpret_cast<MappedFile*>(file)); },
         "file"_a);
+    bind_streaming(module);
     bind_decoder(module);
     bind_training(module);
 }

@@ -1,19 +1,24 @@
 #include "decoder/decoder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
+#include "decoder/expert_waves.h"
 #include "decoder/prompt.h"
 #include "decoder/scratch.h"
 #include "decoder/step.h"
 #include "kernels/pool.h"
 #include "kernels/worker.h"
+#include "streaming/expert_store.h"
 
 namespace moekit {
 
-Decoder::Decoder(Model model) : model_(std::move(model)) {
+Decoder::Decoder(Model model, std::shared_ptr<ExpertStore> store, Prefetch prefetch)
+    : model_(std::move(model)), store_(std::move(store)), prefetch_(store_ ? prefetch : Prefetch::Off) {
     moekit::check(model_);
+    check_streamed();
     // Routers decide: whatever the precision of the model, they are computed in fp32.
     for (Layer& layer : model_.layers) {
         cache_layers_.push_back({layer.attention.kv_heads, layer.attention.head_width});
@@ -26,11 +31,43 @@ Decoder::Decoder(Model model) : model_(std::move(model)) {
         routers_.push_back(std::move(numbers));
         router = {reinterpret_cast<const uint8_t*>(routers_.back().data()), Type::F32, router.rows, router.columns};
     }
+    waves_ = std::make_unique<ExpertWaves>(store_.get());
     scratch_ = std::make_unique<Scratch>(model_);
     prompt_scratch_ = std::make_unique<PromptScratches>(model_);
 }
 
 Decoder::~Decoder() = default;
+
+void Decoder::check_streamed() const {
+    for (int64_t index = 0; store_ && index < store_->layers(); ++index) {
+        if (!store_->streamed(index)) {
+            continue;
+        }
+        const std::string part = "layer " + std::to_string(index) + ": ";
+        if (index >= static_cast<int64_t>(model_.layers.size()) ||
+            static_cast<int64_t>(store_->layer(index).experts.size()) != model_.layers[index].moe.experts) {
+            throw std::invalid_argument(part + "other experts are streamed than it has");
+        }
+        const Layer& layer = model_.layers[index];
+        const Matrix* matrices[] = {&layer.ffn.gate, &layer.ffn.up, &layer.ffn.down};
+        for (const StreamedLayer::Expert& expert : store_->layer(index).experts) {
+            for (int which = 0; which < StreamedLayer::MATRICES; ++which) {
+                const Matrix& matrix = *matrices[which];
+                const int64_t bytes = matrix.data ? matrix.rows / layer.moe.experts * matrix.row_bytes() : 0;
+                if (expert[which].bytes != bytes) {
+                    throw std::invalid_argument(part + "a streamed expert has " + std::to_string(expert[which].bytes) +
+                                                " bytes where " + std::to_string(bytes) + " are needed");
+                }
+            }
+        }
+    }
+}
+
+void Decoder::check_store() {
+    if (store_) {
+        store_->check();
+    }
+}
 
 void Decoder::check(int64_t token) const {
     if (token < 0 || token >= model_.vocabulary) {
@@ -55,9 +92,17 @@ void Decoder::decode(Cache* const* caches, const int64_t* tokens, int64_t batch,
         }
         caches[b]->reserve(1);
     }
-    for (int64_t begin = 0; begin < batch; begin += MAX_BATCH) {
-        const int64_t count = std::min(MAX_BATCH, batch - begin);
-        decode_together(caches + begin, tokens + begin, count, logits + begin * model_.vocabulary);
+    int64_t begin = 0;
+    try {
+        for (; begin < batch; begin += MAX_BATCH) {
+            const int64_t count = std::min(MAX_BATCH, batch - begin);
+            decode_together(caches + begin, tokens + begin, count, logits + begin * model_.vocabulary);
+        }
+    } catch (const ReadError&) {
+        for (int64_t b = 0; b < begin; ++b) {
+            caches[b]->truncate(caches[b]->length() - 1);
+        }
+        throw;
     }
 }
 
@@ -70,21 +115,27 @@ void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float*
     std::for_each(tokens, tokens + count, [this](int64_t token) { check(token); });
     cache.reserve(count);
     const bool bf16 = multiplies_bf16() && !fp32();
-    for (; count > 0; tokens += MAX_TOGETHER, count -= MAX_TOGETHER) {
-        const int64_t together = std::min(count, MAX_TOGETHER);
-        float* wanted = together == count ? logits : nullptr;
-        if (bf16) {
-            prefill_together(prompt_scratch_->bf16, cache, tokens, together, wanted);
-        } else {
-            prefill_together(prompt_scratch_->fp32, cache, tokens, together, wanted);
+    const int64_t before = cache.length();
+    try {
+        for (; count > 0; tokens += MAX_TOGETHER, count -= MAX_TOGETHER) {
+            const int64_t together = std::min(count, MAX_TOGETHER);
+            float* wanted = together == count ? logits : nullptr;
+            if (bf16) {
+                prefill_together(prompt_scratch_->bf16, cache, tokens, together, wanted);
+            } else {
+                prefill_together(prompt_scratch_->fp32, cache, tokens, together, wanted);
+            }
         }
+    } catch (const ReadError&) {
+        cache.truncate(before);
+        throw;
     }
 }
 
 template <typename Number>
 void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
                                float* logits) {
-    const Prompt<Number> prompt(model_, scratch, cache, tokens, count);
+    const Prompt<Number> prompt(model_, scratch, *waves_, cache, tokens, count);
     Pool& pool = Pool::shared();
     pool.run([&](int threads) { prompt.reserve(threads); },
              [&](int thread, int threads) {
@@ -95,16 +146,20 @@ void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, con
                      multiply_head(worker, model_, scratch_->normed, 1, logits);
                  }
              });
+    check_store();
     cache.extend(count);
 }
 
 void Decoder::decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
-    const Step step(model_, *scratch_, caches, tokens, batch, logits);
+    const auto began = std::chrono::steady_clock::now();
+    const Step step(model_, *scratch_, *waves_, caches, tokens, batch, logits, prefetch_.on());
     Pool& pool = Pool::shared();
     pool.run([&](int thread, int threads) {
         Worker worker(pool, scratch_->counters, thread, threads);
         step.run(worker);
     });
+    check_store();
+    prefetch_.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     for (int64_t b = 0; b < batch; ++b) {
         caches[b]->extend(1);
     }

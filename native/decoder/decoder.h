@@ -11,9 +11,12 @@
 
 #include "decoder/cache.h"
 #include "decoder/model.h"
+#include "streaming/prefetch_trial.h"
 
 namespace moekit {
 
+class ExpertStore;
+class ExpertWaves;
 struct Scratch;
 template <typename Number>
 struct PromptScratch;
@@ -27,13 +30,15 @@ class Decoder {
     static constexpr int64_t MAX_TOGETHER = 512;
 
     // std::invalid_argument where the shapes of the model's parts do not fit each other.
-    explicit Decoder(Model model);
+    // With a store, experts come from there; of the matrices of streamed layers, the model's own bytes are not read.
+    explicit Decoder(Model model, std::shared_ptr<ExpertStore> store = nullptr, Prefetch prefetch = Prefetch::Off);
     ~Decoder();
     Decoder(const Decoder&) = delete;
     Decoder& operator=(const Decoder&) = delete;
 
     // logits (B rows of V) after one more token of each of B different sequences, whose caches are extended.
-    // Throws std::length_error where a context is full; nothing has changed then. One call at a time: others wait.
+    // Throws std::length_error where a context is full and ReadError where a store cannot read; nothing has changed
+    // then. One call at a time: others wait.
     void decode(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits);
 
     // Extends a sequence by `count` tokens; logits: V numbers, after the last of them, or null where none are wanted.
@@ -54,12 +59,17 @@ class Decoder {
                           float* logits);
     void check(const Cache& cache) const;
     void check(int64_t token) const;
+    void check_store();
+    void check_streamed() const;
     void decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits);
 
     std::mutex entry_;
     Model model_;
     std::vector<CacheLayer> cache_layers_;
     std::vector<std::vector<float>> routers_;  // those that do not lie in memory as fp32
+    std::shared_ptr<ExpertStore> store_;
+    PrefetchTrial prefetch_;
+    std::unique_ptr<ExpertWaves> waves_;
     std::unique_ptr<Scratch> scratch_;
     std::unique_ptr<PromptScratches> prompt_scratch_;
 };

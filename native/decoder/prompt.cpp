@@ -8,10 +8,11 @@
 namespace moekit {
 
 template <typename Number>
-Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens,
-                       int64_t count)
+Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, Cache& cache,
+                       const int64_t* tokens, int64_t count)
     : model_(model),
       scratch_(scratch),
+      waves_(waves),
       cache_(cache),
       tokens_(tokens),
       count_(count),
@@ -67,7 +68,7 @@ void Prompt<Number>::run(Worker& worker) const {
         attention(worker, index, norm(worker, *post_norm, layer.attention_norm));
         const Tiles<Number> x = norm(worker, layer.attention_post_norm, layer.ffn_norm);
         if (layer.is_moe()) {
-            moe_ffn(worker, layer, x);
+            moe_ffn(worker, index, x);
         } else {
             dense_ffn(worker, layer.ffn, x, scratch_.hidden, added_);
         }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "decoder/decoder.h"
+#include "decoder/expert_waves.h"
 #include "decoder/model.h"
 #include "decoder/rope.h"
 #include "decoder/scratch.h"
@@ -42,7 +43,8 @@ struct PromptScratch {
 template <typename Number>
 class Prompt {
    public:
-    Prompt(const Model& model, PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count);
+    Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, Cache& cache, const int64_t* tokens,
+           int64_t count);
 
     // Takes all memory, before the region.
     void reserve(int threads) const;
@@ -66,8 +68,10 @@ class Prompt {
                                int thread) const;
 
     void dense_ffn(Worker& worker, const Ffn& ffn, const Tiles<Number>& x, Aligned<Number>& hidden, float* added) const;
-    void moe_ffn(Worker& worker, const Layer& layer, const Tiles<Number>& x) const;
-    void route(Worker& worker, const Layer& layer) const;
+    void moe_ffn(Worker& worker, int64_t index, const Tiles<Number>& x) const;
+    void route(Worker& worker, int64_t index) const;
+    // Of the experts that are in memory now.
+    void compute_experts(Worker& worker, const Layer& layer, const Tiles<Number>& routed) const;
     void place(const Layer& layer) const;
     Tiles<Number> gather(Worker& worker) const;
     void combine(const Layer& layer, int64_t token) const;
@@ -80,6 +84,7 @@ class Prompt {
 
     const Model& model_;
     PromptScratch<Number>& scratch_;
+    ExpertWaves& waves_;
     Cache& cache_;
     const int64_t* tokens_;
     int64_t count_;

@@ -58,34 +58,13 @@ Tiles<Number> Prompt<Number>::expert_tiles(const Number* data, int64_t columns, 
 }
 
 template <typename Number>
-void Prompt<Number>::moe_ffn(Worker& worker, const Layer& layer, const Tiles<Number>& x) const {
-    route(worker, layer);
-    const Routes& routes = scratch_.routes;
-    const auto used = static_cast<int64_t>(routes.experts.size());
+void Prompt<Number>::moe_ffn(Worker& worker, int64_t index, const Tiles<Number>& x) const {
+    const Layer& layer = model_.layers[index];
+    route(worker, index);
     const Tiles<Number> routed = gather(worker);
-    PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
-    const int64_t all = layer.ffn.hidden;
-    const int64_t size = share_of(used * all, worker.threads(), HIDDEN_ROWS), hidden_runs = runs(all, size);
-    Number* hidden = scratch_.hidden.get(0);
-    worker.each(used * hidden_runs, [&](int64_t task) {
-        const int64_t i = task / hidden_runs, from = task % hidden_runs * size;
-        activate(layer.ffn, routes.experts[i].index, expert_tiles(routed.data, routed.columns, i), from,
-                 std::min(all, from + size), hidden + scratch_.blocks[i] * tile_stride(all), space);
-    });
-    const int64_t down_size = share_of(used * model_.width, worker.threads());
-    const int64_t down_runs = runs(model_.width, down_size);
-    worker.each(used * down_runs, [&](int64_t task) {
-        const int64_t i = task / down_runs, from = task % down_runs * down_size;
-        const Routes::Expert& expert = routes.experts[i];
-        const Tiles<Number> of_expert = expert_tiles(hidden, all, i);
-        const int64_t to = std::min(model_.width, from + down_size), first = expert.index * model_.width;
-        const float* sums = space.sums(layer.ffn.down, first + from, first + to, of_expert);
-        for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS) {
-            tile_kernels<Number>().unpack(sums + at - expert.begin, sums_stride(of_expert), to - from,
-                                          std::min(TILE_TOKENS, expert.end - at),
-                                          scratch_.expert_added.get(0) + at * model_.width + from, model_.width);
-        }
-    });
+    for (int64_t wave = 0; waves_.next(worker, wave); ++wave) {
+        compute_experts(worker, layer, routed);
+    }
     if (layer.moe.has_shared_expert()) {
         dense_ffn(worker, layer.moe.shared_expert, x, scratch_.shared_hidden, scratch_.shared_added.get(0));
     }
@@ -93,7 +72,39 @@ void Prompt<Number>::moe_ffn(Worker& worker, const Layer& layer, const Tiles<Num
 }
 
 template <typename Number>
-void Prompt<Number>::route(Worker& worker, const Layer& layer) const {
+void Prompt<Number>::compute_experts(Worker& worker, const Layer& layer, const Tiles<Number>& routed) const {
+    const Routes& routes = scratch_.routes;
+    const std::vector<int64_t>& used = waves_.used();
+    const auto count = static_cast<int64_t>(used.size());
+    PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
+    const int64_t all = layer.ffn.hidden;
+    const int64_t size = share_of(count * all, worker.threads(), HIDDEN_ROWS), hidden_runs = runs(all, size);
+    Number* hidden = scratch_.hidden.get(0);
+    worker.each(count * hidden_runs, [&](int64_t task) {
+        const int64_t i = used[task / hidden_runs], from = task % hidden_runs * size;
+        const int64_t expert = routes.experts[i].index;
+        activate(waves_.ffn(layer, expert), expert, expert_tiles(routed.data, routed.columns, i), from,
+                 std::min(all, from + size), hidden + scratch_.blocks[i] * tile_stride(all), space);
+    });
+    const int64_t down_size = share_of(count * model_.width, worker.threads());
+    const int64_t down_runs = runs(model_.width, down_size);
+    worker.each(count * down_runs, [&](int64_t task) {
+        const int64_t i = used[task / down_runs], from = task % down_runs * down_size;
+        const Routes::Expert& expert = routes.experts[i];
+        const Tiles<Number> of_expert = expert_tiles(hidden, all, i);
+        const int64_t to = std::min(model_.width, from + down_size), first = expert.index * model_.width;
+        const float* sums = space.sums(waves_.ffn(layer, expert.index).down, first + from, first + to, of_expert);
+        for (int64_t at = expert.begin; at < expert.end; at += TILE_TOKENS) {
+            tile_kernels<Number>().unpack(sums + at - expert.begin, sums_stride(of_expert), to - from,
+                                          std::min(TILE_TOKENS, expert.end - at),
+                                          scratch_.expert_added.get(0) + at * model_.width + from, model_.width);
+        }
+    });
+}
+
+template <typename Number>
+void Prompt<Number>::route(Worker& worker, int64_t index) const {
+    const Layer& layer = model_.layers[index];
     const Matrix gate = shared_gate_of(layer.moe, model_.width);
     // In fp32, as a step does.
     constexpr int64_t TOGETHER = 8;
@@ -109,6 +120,7 @@ void Prompt<Number>::route(Worker& worker, const Layer& layer) const {
     if (worker.thread() == 0) {
         scratch_.routes.choose(logits, count_, layer.moe);
         place(layer);
+        waves_.begin(index, scratch_.routes.experts, true);
     }
     worker.barrier();
 }
@@ -171,7 +183,7 @@ void Prompt<Number>::combine(const Layer& layer, int64_t token) const {
 template void Prompt<float>::dense_ffn(Worker&, const Ffn&, const Tiles<float>&, Aligned<float>&, float*) const;
 template void Prompt<uint16_t>::dense_ffn(Worker&, const Ffn&, const Tiles<uint16_t>&, Aligned<uint16_t>&,
                                           float*) const;
-template void Prompt<float>::moe_ffn(Worker&, const Layer&, const Tiles<float>&) const;
-template void Prompt<uint16_t>::moe_ffn(Worker&, const Layer&, const Tiles<uint16_t>&) const;
+template void Prompt<float>::moe_ffn(Worker&, int64_t, const Tiles<float>&) const;
+template void Prompt<uint16_t>::moe_ffn(Worker&, int64_t, const Tiles<uint16_t>&) const;
 
 }  // namespace moekit

@@ -32,9 +32,12 @@ Scratch::Scratch(const Model& model, const Sizes& sizes)
       attended(Decoder::MAX_BATCH, sizes.attended),
       routed(sizes.assignments, model.width),
       hidden(sizes.assignments, sizes.hidden),
-      shared_hidden(Decoder::MAX_BATCH, sizes.shared_expert) {
+      shared_hidden(Decoder::MAX_BATCH, sizes.shared_expert),
+      foreseen(Decoder::MAX_BATCH * model.width),
+      foreseen_logits(Decoder::MAX_BATCH * sizes.experts) {
     rope.reserve(Decoder::MAX_BATCH);
     routes.reserve(sizes.experts, sizes.assignments);
+    foreseen_routes.reserve(sizes.experts, sizes.assignments);
 }
 
 void Routes::reserve(int64_t most_experts, int64_t assignments) {

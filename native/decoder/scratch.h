@@ -36,14 +36,15 @@ class Input {
 
     float* numbers() { return numbers_.data(); }
 
-    // By every thread, each doing its share: a barrier must come before, and one before the use.
-    Prepared prepare(int64_t rows, int64_t columns, Forms forms, int thread, int threads) {
+    // Rows `from` to `to`; those before are what earlier calls have made of them. By every thread, each doing its
+    // share: a barrier must come before, and one before the use.
+    Prepared prepare(int64_t from, int64_t to, int64_t columns, Forms forms, int thread, int threads) {
         Prepared prepared;
         for (const Form form : FORMS) {
             ActivationBuffer& buffer = form == Form::BF16 ? bf16_ : bytes_;
             if (forms >> static_cast<unsigned>(form) & 1) {
                 prepared.forms[static_cast<int>(form)] =
-                    buffer.prepare(numbers(), columns, rows, columns, form, thread, threads);
+                    buffer.prepare(numbers(), columns, from, to, columns, form, thread, threads);
             }
         }
         return prepared;
@@ -111,6 +112,9 @@ struct Scratch {
     Input routed;  // rows of `normed` in the order of the assignments
     Input hidden, shared_hidden;
     Routes routes;
+    // The next layer's choice as it would be now.
+    std::vector<float> foreseen, foreseen_logits;
+    Routes foreseen_routes;
 
    private:
     Scratch(const Model& model, const Sizes& sizes);

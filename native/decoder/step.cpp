@@ -38,9 +38,16 @@ Chunks::Chunks(int64_t rows, int64_t row_bytes, int threads) : rows_(rows) {
     long_count_ = rows * 3 / 4 / long_;
 }
 
-Step::Step(const Model& model, Scratch& scratch, Cache* const* caches, const int64_t* tokens, int64_t batch,
-           float* logits)
-    : model_(model), scratch_(scratch), caches_(caches), tokens_(tokens), batch_(batch), logits_(logits) {
+Step::Step(const Model& model, Scratch& scratch, ExpertWaves& waves, Cache* const* caches, const int64_t* tokens,
+           int64_t batch, float* logits, bool reads_ahead)
+    : model_(model),
+      scratch_(scratch),
+      waves_(waves),
+      caches_(caches),
+      tokens_(tokens),
+      batch_(batch),
+      logits_(logits),
+      reads_ahead_(reads_ahead) {
     for (const Layer& layer : model.layers) {
         int64_t tasks = 0;
         for (int64_t b = 0; b < batch; ++b) {
@@ -68,7 +75,7 @@ void Step::run(Worker& worker) const {
         const Forms forms = forms_of(part.query) | forms_of(part.key) | forms_of(part.value);
         attention(worker, index, norm(worker, *post_norm, layer.attention_norm, forms));
         const Prepared x = norm(worker, layer.attention_post_norm, layer.ffn_norm, forms_of_ffn(layer));
-        layer.is_moe() ? moe_ffn(worker, layer, x) : dense_ffn(worker, layer, x);
+        layer.is_moe() ? moe_ffn(worker, index, x) : dense_ffn(worker, layer, x);
         post_norm = &layer.ffn_post_norm;
     }
     norm_rows(worker, *post_norm, model_.norm);
@@ -77,7 +84,7 @@ void Step::run(Worker& worker) const {
 
 void multiply_head(Worker& worker, const Model& model, Input& normed, int64_t batch, float* logits) {
     const Matrix& head = model.head;
-    const Prepared x = normed.prepare(batch, model.width, forms_of(head), worker.thread(), worker.threads());
+    const Prepared x = normed.prepare(0, batch, model.width, forms_of(head), worker.thread(), worker.threads());
     worker.barrier();
     multiply(worker, {{head, x.of(head), logits, head.rows, nullptr, model.logit_scale}});
 }
@@ -94,7 +101,8 @@ void Step::norm_rows(Worker& worker, const Norm& post_norm, const Norm& norm) co
 
 Prepared Step::norm(Worker& worker, const Norm& post_norm, const Norm& norm, Forms forms) const {
     norm_rows(worker, post_norm, norm);
-    const Prepared prepared = scratch_.normed.prepare(batch_, model_.width, forms, worker.thread(), worker.threads());
+    const Prepared prepared =
+        scratch_.normed.prepare(0, batch_, model_.width, forms, worker.thread(), worker.threads());
     worker.barrier();
     return prepared;
 }
@@ -160,7 +168,7 @@ void Step::attention(Worker& worker, int64_t index, const Prepared& x) const {
         join(worker, part);
     }
     const Prepared y =
-        scratch_.attended.prepare(batch_, query_rows, forms_of(part.output), worker.thread(), worker.threads());
+        scratch_.attended.prepare(0, batch_, query_rows, forms_of(part.output), worker.thread(), worker.threads());
     worker.barrier();
     multiply(worker, {{part.output, y.of(part.output), scratch_.added.data(), model_.width, part.output_bias.data}});
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decoder/decoder.h"
+#include "decoder/expert_waves.h"
 #include "decoder/model.h"
 #include "decoder/scratch.h"
 #include "kernels/worker.h"
@@ -75,8 +76,8 @@ class Chunks {
 // Shared by the threads; what changes lies in the scratch.
 class Step {
    public:
-    Step(const Model& model, Scratch& scratch, Cache* const* caches, const int64_t* tokens, int64_t batch,
-         float* logits);
+    Step(const Model& model, Scratch& scratch, ExpertWaves& waves, Cache* const* caches, const int64_t* tokens,
+         int64_t batch, float* logits, bool reads_ahead);
 
     // By every thread.
     void run(Worker& worker) const;
@@ -98,11 +99,17 @@ class Step {
     // The feed-forward networks write what they add to the residual stream into `added`.
     Forms forms_of_ffn(const Layer& layer) const;
     void dense_ffn(Worker& worker, const Layer& layer, const Prepared& x) const;
-    void moe_ffn(Worker& worker, const Layer& layer, const Prepared& x) const;
-    void route(Worker& worker, const Layer& layer, const Prepared& x) const;
+    void moe_ffn(Worker& worker, int64_t index, const Prepared& x) const;
+    void route(Worker& worker, int64_t index, const Prepared& x) const;
+    // Lets the store read what the router of layer `index` would choose for the residual stream as it is now. By one
+    // thread.
+    void foresee(int64_t index) const;
     Prepared gather(Worker& worker, const Layer& layer) const;
+    // Of the experts that are in memory now.
     void activate_experts(Worker& worker, const Layer& layer, const Prepared& x) const;
-    void add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared& shared_expert) const;
+    Prepared prepare_hidden(Worker& worker, const Layer& layer) const;
+    // What they add, and beside the first of them what the shared expert does.
+    void add_experts(Worker& worker, const Layer& layer, const Prepared& hidden, const Prepared* shared_expert) const;
     // Columns `from` to `to` of what the experts and the shared expert add together, for all sequences.
     void sum_experts(const Layer& layer, int64_t from, int64_t to) const;
 
@@ -111,10 +118,12 @@ class Step {
 
     const Model& model_;
     Scratch& scratch_;
+    ExpertWaves& waves_;
     Cache* const* caches_;
     const int64_t* tokens_;
     int64_t batch_;
     float* logits_;
+    bool reads_ahead_;
 };
 
 }  // namespace moekit

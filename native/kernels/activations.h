@@ -59,11 +59,12 @@ class ActivationBuffer {
    public:
     ActivationBuffer(int64_t max_rows, int64_t max_columns);
 
-    // Brings x (rows of `columns` numbers, `x_stride` floats from one to the next) into that form.
+    // Brings rows `from` to `to` of x (`columns` numbers each, `x_stride` floats from one to the next) into that form.
+    // Rows before `from` are what earlier calls have made of them.
     // Called by every thread of a parallel region, each doing its share; a barrier must come before the use of what it
-    // returns, and before the next call. F32 is x itself and touches nothing.
-    Activations prepare(const float* x, int64_t x_stride, int64_t rows, int64_t columns, Form form, int thread,
-                        int threads);
+    // returns, and before a call for the same rows. F32 is x itself and touches nothing.
+    Activations prepare(const float* x, int64_t x_stride, int64_t from, int64_t to, int64_t columns, Form form,
+                        int thread, int threads);
 
    private:
     struct Free {

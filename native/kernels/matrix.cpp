@@ -91,11 +91,11 @@ ActivationBuffer::ActivationBuffer(int64_t max_rows, int64_t max_columns)
     }
 }
 
-Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t rows, int64_t columns, Form form,
-                                      int thread, int threads) {
+Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t from, int64_t to, int64_t columns,
+                                      Form form, int thread, int threads) {
     Activations prepared;
     prepared.form = form;
-    prepared.rows = rows;
+    prepared.rows = to;
     prepared.columns = columns;
     if (form == Form::F32) {
         prepared.data = x;
@@ -106,8 +106,9 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
     // Shares are whole 256s, counted through all rows, so that one wide row is split as well as many narrow ones.
     const int64_t blocks = blocks_of(columns);
     prepared.stride = form == Form::Q8 ? blocks : round_up(columns, ALIGNMENT / 2);
-    const int64_t begin = rows * blocks * thread / threads;
-    const int64_t end = rows * blocks * (thread + 1) / threads;
+    const int64_t all = (to - from) * blocks;
+    const int64_t begin = from * blocks + all * thread / threads;
+    const int64_t end = from * blocks + all * (thread + 1) / threads;
     for (int64_t at = begin; at < end;) {
         const int64_t row = at / blocks;
         const int64_t first = at % blocks;
@@ -117,10 +118,10 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
             kernels().quantize(source, columns, first, last,
                                static_cast<ActivationBlock*>(memory_.get()) + row * prepared.stride);
         } else {
-            const int64_t from = first * ActivationBlock::NUMBERS;
-            const int64_t to = std::min(columns, last * ActivationBlock::NUMBERS);
-            kernels().round(source + from, to - from,
-                            static_cast<uint16_t*>(memory_.get()) + row * prepared.stride + from);
+            const int64_t column = first * ActivationBlock::NUMBERS;
+            const int64_t count = std::min(columns, last * ActivationBlock::NUMBERS) - column;
+            kernels().round(source + column, count,
+                            static_cast<uint16_t*>(memory_.get()) + row * prepared.stride + column);
         }
         at += last - first;
     }

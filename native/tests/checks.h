@@ -48,6 +48,7 @@ void test_pool();
 void test_products();
 void test_cache();
 void test_decoder();
+void test_streaming();
 void test_training(const char* name);
 
 }  // namespace moekit::tests

@@ -15,6 +15,7 @@ int main() {
         tests::test_products();
         tests::test_cache();
         tests::test_decoder();
+        tests::test_streaming();
         tests::test_training(*name);
     }
     CHECK(!select_kernels("none"));

@@ -36,7 +36,7 @@ std::vector<float> few_rows(const Matrix& matrix, const std::vector<float>& x, i
     std::vector<float> y(batch * matrix.rows);
     ActivationBuffer buffer(batch, matrix.columns);
     const Activations prepared =
-        buffer.prepare(x.data(), matrix.columns, batch, matrix.columns, form_for(matrix.type), 0, 1);
+        buffer.prepare(x.data(), matrix.columns, 0, batch, matrix.columns, form_for(matrix.type), 0, 1);
     multiply_rows(matrix, prepared, 0, matrix.rows, y.data(), matrix.rows);
     return y;
 }

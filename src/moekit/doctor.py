@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from moekit.core.errors import UsageError
 from moekit.core.hardware import hardware
 from moekit.kernels import native
+from moekit.kernels.native.expert_streaming import DirectReader, disk_speed
 
 # What kernels make use of, as Linux names them in /proc/cpuinfo.
 _USEFUL = (
@@ -22,6 +24,9 @@ _USEFUL = (
 _LARGEST_SAMPLE = 512_000_000
 _DISK_SAMPLE = 128_000_000 // mmap.PAGESIZE * mmap.PAGESIZE
 _CHUNK = 8 << 20
+# What experts are read in: from those of fine-grained mixtures in few bits to those of Mixtral.
+_PIECES = (1 << 18, 1 << 20, 1 << 22, 1 << 24)
+_READERS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,32 @@ class GPU:
 
     name: str
     memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSpeed:
+    """Bytes a second at which so many threads read pieces of so many bytes from places all over a file."""
+
+    piece: int
+    threads: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReading:
+    """How fast a file is read, as experts that stay on disk are.
+
+    Attributes:
+        path: the file.
+        size: its bytes.
+        is_direct: False where the file system gives no way around the page cache, which was then measured.
+        speeds: for pieces of several sizes and several numbers of threads.
+    """
+
+    path: str
+    size: int
+    is_direct: bool
+    speeds: tuple[ReadSpeed, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +91,35 @@ class Diagnosis:
     torch_threads: int
     kernels: str
     advice: tuple[str, ...]
+
+
+def read_file(path: Path) -> FileReading:
+    """Measure how fast a file is read, in two or three seconds.
+
+    Raises:
+        UsageError: where there is no such file, or it is too small to tell.
+        MoekitError: where it cannot be read.
+    """
+    if not native.available():
+        raise UsageError("The native kernels, which read experts from files, are not there: `moekit doctor` says why.")
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}.")
+    size = path.stat().st_size
+    pieces = [piece for piece in _PIECES if 4 * piece <= size]
+    if not pieces:
+        raise UsageError(f"{path} has {size:,} bytes; to measure how it is read takes {4 * _PIECES[0]:,} or more.")
+    return FileReading(
+        path=str(path),
+        size=size,
+        is_direct=DirectReader(path).direct,
+        speeds=tuple(
+            ReadSpeed(
+                piece=piece, threads=threads, bytes_per_second=disk_speed(path, piece, threads=threads, seconds=0.15)
+            )
+            for piece in pieces
+            for threads in _READERS
+        ),
+    )
 
 
 def diagnose() -> Diagnosis:

@@ -77,6 +77,7 @@ def chat(
     stop: tuple[str, ...],
     context: int | None,
     quantize: str | None,
+    memory: str | None,
     as_json: bool,
     debug: bool,
     **sampling: Any,
@@ -97,7 +98,7 @@ def chat(
         read_sampling(sampling)  # what is wrong, before any work
         given = dict(map(_variable, variables))
         template = None if template_file is None else _read_template(template_file)
-        loaded = load_to_generate(model, context, quantize)
+        loaded = load_to_generate(model, context, quantize, memory)
     from moekit.inference import ChatTemplate, Conversation, GenerationOptions
 
     if template is not None:

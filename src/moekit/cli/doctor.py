@@ -1,5 +1,6 @@
 """`moekit doctor`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -7,7 +8,7 @@ import click
 from moekit.cli.verb import Verb
 
 if TYPE_CHECKING:
-    from moekit.doctor import Diagnosis
+    from moekit.doctor import Diagnosis, FileReading
 
 
 @click.command(
@@ -15,25 +16,29 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   moekit doctor
-  moekit doctor --json""",
+  moekit doctor --json
+  moekit doctor model.gguf""",
 )
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def doctor(as_json: bool, debug: bool) -> None:
+def doctor(file: Path | None, as_json: bool, debug: bool) -> None:
     """Show what this machine has for running models, which kernels serve, and what would make them faster.
 
-    Memory and disk are measured, which takes a few seconds and a file of 128 MB in the folder for temporary files.
+    Memory and disk are measured, which takes a few seconds and a file of 128 MB in the folder for temporary files. With
+    FILE it is measured how fast that is read, as experts are that `moekit generate --memory` leaves on disk.
     """
-    from moekit.doctor import diagnose
+    import json
+    from dataclasses import asdict
 
+    from moekit.doctor import diagnose, read_file
+
+    if file is not None:
+        reading = read_file(file)
+        click.echo(json.dumps(asdict(reading), indent=2)) if as_json else _print_reading(reading)
+        return
     diagnosis = diagnose()
-    if as_json:
-        import json
-        from dataclasses import asdict
-
-        click.echo(json.dumps(asdict(diagnosis), indent=2))
-    else:
-        _print(diagnosis)
+    click.echo(json.dumps(asdict(diagnosis), indent=2)) if as_json else _print(diagnosis)
 
 
 def _print(diagnosis: "Diagnosis") -> None:
@@ -66,3 +71,25 @@ def _print(diagnosis: "Diagnosis") -> None:
     console.print(table)
     for sentence in diagnosis.advice:
         console.print(f"! {sentence}", markup=False)
+
+
+def _print_reading(reading: "FileReading") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from moekit.core.formatting import bytes_text, printable
+
+    threads = sorted({speed.threads for speed in reading.speeds})
+    table = Table(box=None)
+    table.add_column("read at a time")
+    for count in threads:
+        table.add_column(f"{count} thread{'s' if count > 1 else ''}", justify="right")
+    for piece in sorted({speed.piece for speed in reading.speeds}):
+        speeds = {speed.threads: speed.bytes_per_second for speed in reading.speeds if speed.piece == piece}
+        table.add_row(bytes_text(piece), *(f"{bytes_text(speeds[count])}/s" for count in threads))
+    console = Console(highlight=False)
+    around = (
+        "around the page cache" if reading.is_direct else "through the page cache: this file system has no way around"
+    )
+    console.print(f"{printable(reading.path)}, {bytes_text(reading.size)}, read {around}", markup=False)
+    console.print(table)

@@ -16,8 +16,10 @@ from moekit.cli.generate_and_chat import (
     read_sampling,
     sampling_options,
 )
+from moekit.cli.placement_table import placement_json, reading_figures
 from moekit.cli.standard_streams import TextArgument, decode_text
 from moekit.cli.verb import Verb
+from moekit.core.energy import EnergyMeter
 from moekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def generate(
     stop: tuple[str, ...],
     context: int | None,
     quantize: str | None,
+    memory: str | None,
     as_json: bool,
     debug: bool,
     **sampling: Any,
@@ -71,12 +74,17 @@ def generate(
     given = _prompts((*texts, *prompts), prompt_file)
     with garbage_collection_paused():
         drawn = read_sampling(sampling)  # what is wrong, before any work
-        loaded = load_to_generate(model, context, quantize)
+        loaded = load_to_generate(model, context, quantize, memory, len(given))
+    meter = EnergyMeter()
     completions, before = _run(loaded, given, drawn, max_tokens, stop, stream=not as_json and len(given) == 1)
     if as_json:
-        _print_json(completions, before)
+        _print_json(completions, before, loaded, meter.joules())
     else:
         _print(completions, before)
+        if (counts := loaded.expert_counts) is not None:
+            click.echo(reading_figures(counts), err=True)
+        if (joules := meter.joules()) is not None:
+            click.echo(f"{joules / sum(one.completion_tokens for one in completions):.2f} J per token", err=True)
     for number, completion in enumerate(completions, start=1):
         if (cut := cut_off(completion, loaded.runner.context)) is not None:
             click.echo(f"{number}: {cut}" if len(completions) > 1 else cut, err=True)
@@ -130,12 +138,17 @@ def _run(
     return completions, before
 
 
-def _print_json(completions: "list[Completion]", before: float) -> None:
+def _print_json(completions: "list[Completion]", before: float, loaded: "LoadedModel", joules: float | None) -> None:
     import json
     from dataclasses import asdict
 
     shown = [asdict(one) | {"time_to_first_token_s": before + one.time_to_first_token_s} for one in completions]
-    click.echo(json.dumps(shown[0] if len(shown) == 1 else {"completions": shown}, indent=2))
+    whole = shown[0] if len(shown) == 1 else {"completions": shown}
+    if loaded.placed is not None:
+        whole |= {"memory": placement_json(loaded.placed, loaded.expert_counts)}
+    if joules is not None:
+        whole |= {"joules": joules, "joules_per_token": joules / sum(one.completion_tokens for one in completions)}
+    click.echo(json.dumps(whole, indent=2))
 
 
 def _print(completions: "list[Completion]", before: float) -> None:

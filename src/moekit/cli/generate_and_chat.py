@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moekit.cli.option_types import BlockTypeName, Number, WholeNumber
+from moekit.cli.quantities import parse_bytes
 from moekit.cli.standard_streams import TextArgument
 from moekit.core.errors import UsageError
 
@@ -48,6 +49,12 @@ def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callab
             help="Ends an answer, and is not part of it; repeatable.",
         ),
         click.option("--context", type=WholeNumber(2), help="Tokens of a sequence.  [default: the model's]"),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="What the process may take, like 4GB; experts that have no place are read from disk when they are "
+            "needed.  [default: what is free]",
+        ),
         click.option("--quantize", type=BlockTypeName(), help="Pack the matrices of a folder into this type."),
     )
 
@@ -93,12 +100,18 @@ def garbage_collection_paused() -> Iterator[None]:
         gc.enable()
 
 
-def load_to_generate(model: str, context: int | None, quantize: str | None) -> "LoadedModel":
-    """Load the model as moekit.load_runner does, with a progress bar."""
+def load_to_generate(
+    model: str, context: int | None, quantize: str | None, memory: str | None, sequences: int = 1
+) -> "LoadedModel":
+    """Load the model as moekit.load_runner does, with a progress bar, and before it a table of what lies where."""
+    from moekit.cli.placement_table import print_placement
     from moekit.cli.progress_display import ProgressDisplay
     from moekit.inference import load_runner
+    from moekit.placement import MemoryOptions
 
-    return load_runner(model, context=context, quantize=quantize, progress=ProgressDisplay())
+    budget = None if memory is None else parse_bytes(memory)
+    options = MemoryOptions(budget=budget, sequences=sequences, on_placed=print_placement)
+    return load_runner(model, context=context, quantize=quantize, memory=options, progress=ProgressDisplay())
 
 
 def read_sampling(sampling: dict[str, Any], **defaults: float) -> "SamplingOptions":

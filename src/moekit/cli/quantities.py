@@ -1,5 +1,7 @@
 """Quantities as people type them."""
 
+import re
+
 from moekit.core.errors import UsageError
 
 
@@ -16,6 +18,18 @@ def parse_count(text: str) -> int:
     count = _scaled(text.lower(), {"k": 1e3, "m": 1e6, "b": 1e9, "": 1.0}, default="")
     if count is None:
         raise UsageError(f"Cannot read the number of tokens {text!r}; write it like 500k or 2M.")
+    return round(count)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes from `4GB`, `512MB`, `3.5GiB` or `4G`; raises UsageError for anything else."""
+    units = {"b": 1.0} | {f"{prefix}ib": 2.0**power for prefix, power in zip("kmgt", (10, 20, 30, 40), strict=True)}
+    for prefix, size in zip("kmgt", (1e3, 1e6, 1e9, 1e12), strict=True):
+        units |= {prefix: size, f"{prefix}b": size}
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]+)\s*", text.lower())
+    count = _scaled(found[1], {"": units[found[2]]}, default="") if found and found[2] in units else None
+    if count is None:
+        raise UsageError(f"Cannot read the memory {text!r}; write it like 4GB, 512MB or 3.5GiB.")
     return round(count)
 
 

@@ -8,6 +8,7 @@ from moekit.inference.load import load_runner
 from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.runner import Cache, Runner
 from moekit.inference.sampling import SamplingOptions
+from moekit.placement import MemoryOptions, PlacedModel
 
 __all__ = [
     "Cache",
@@ -16,6 +17,8 @@ __all__ = [
     "Conversation",
     "GenerationOptions",
     "LoadedModel",
+    "MemoryOptions",
+    "PlacedModel",
     "PrefixCache",
     "Runner",
     "SamplingOptions",

@@ -12,6 +12,7 @@ from moekit.inference.load import load_runner
 from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.prompt_tokens import prompt_ids
 from moekit.inference.sampling import SamplingOptions
+from moekit.placement import MemoryOptions
 
 
 class _Options(TypedDict, total=False):
@@ -101,7 +102,11 @@ def generate(
         seed=seed,
     )
     options = GenerationOptions(max_tokens=max_tokens, stop=tuple(stop), sampling=sampling)
-    loaded = model if isinstance(model, LoadedModel) else load_runner(model, progress=progress)
+    if isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        together = MemoryOptions(sequences=1 if isinstance(prompts, str) else max(1, len(prompts)))
+        loaded = load_runner(model, memory=together, progress=progress)
     begin = time.perf_counter()
     ids = [prompt_ids(prompt, loaded.tokenizer) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
     encoding_s = time.perf_counter() - begin

@@ -7,10 +7,16 @@ from moekit.core.errors import UsageError
 from moekit.core.progress import Progress, no_progress
 from moekit.inference.load_gguf import load_gguf
 from moekit.inference.loaded_model import LoadedModel
+from moekit.placement import MemoryOptions
 
 
 def load_runner(
-    model: str | Path, *, context: int | None = None, quantize: str | None = None, progress: Progress = no_progress
+    model: str | Path,
+    *,
+    context: int | None = None,
+    quantize: str | None = None,
+    memory: int | MemoryOptions | None = None,
+    progress: Progress = no_progress,
 ) -> LoadedModel:
     """Load a model for generating, with the fastest runner that serves it here.
 
@@ -21,6 +27,9 @@ def load_runner(
         context: the most tokens of a sequence; None for the model's.
         quantize: the type (q8_0, q4_k, …) that a folder's matrices are packed into, as `moekit.quantize` would write
             them; until then all of them are in memory as they are stored.
+        memory: bytes that the process may take, or more to say about it; by default what is free. Of a mixture in a
+            GGUF file that is larger, the experts that have no place in memory are read from disk when they are needed,
+            which changes no bit of an answer.
         progress: gets how many bytes of the weights are read.
 
     Returns:
@@ -28,8 +37,8 @@ def load_runner(
         `moekit.inference.Conversation` take.
 
     Raises:
-        UsageError: where there is no such model, it cannot generate or be quantised, its tokenizer is missing or the
-            context is more than its own.
+        UsageError: where there is no such model, it cannot generate or be quantised, its tokenizer is missing, the
+            context is more than its own or it does not fit into so much memory.
         MoekitError: where a file cannot be read.
 
     Examples:
@@ -38,10 +47,16 @@ def load_runner(
         >>> model.runner.context, moekit.generate(model, "Once", max_tokens=4).completion_tokens
         (64, 4)
     """
+    options = memory if isinstance(memory, MemoryOptions) else MemoryOptions(budget=memory)
     if is_gguf(Path(model)):
         if quantize is not None:
             raise UsageError(f"{model} is a GGUF file, whose weights run in the types they have; leave --quantize out.")
-        return load_gguf(Path(model), context, progress)
+        return load_gguf(Path(model), context, progress, options)
+    if options.budget is not None:
+        raise UsageError(
+            f"{model} is a folder, all of which is in memory to generate; make a GGUF file of it with "
+            "`moekit quantize`, and give --memory with that."
+        )
     # Torch and the modules of all models, which a GGUF file need not wait for.
     from moekit.inference.load_folder import load_folder
     from moekit.models import find

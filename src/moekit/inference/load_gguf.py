@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from moekit.core.errors import UsageError
 from moekit.core.progress import Progress, Task
 from moekit.data.gguf_tokenizer import GGUFTokenizer, gguf_tokenizer
 from moekit.data.tokenizers import Tokenizer
@@ -13,9 +14,10 @@ from moekit.inference.model_sampling import gguf_sampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
 from moekit.kernels.packed import F32
+from moekit.placement import MemoryOptions, PlacedModel, fits, place, placed_weights
 
 
-def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedModel:
+def load_gguf(path: Path, context: int | None, progress: Progress, memory: MemoryOptions | None = None) -> LoadedModel:
     """Load the model in a GGUF file; `moekit.inference.load_runner` says what the arguments are and what is raised."""
     stored = GGUFModel(path)
     config = decoder_config(stored.config, path)
@@ -24,7 +26,7 @@ def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedMode
     end_tokens, special_texts = token_ids(tokenizer.start), dict[str, str]()
     if isinstance(tokenizer, GGUFTokenizer):
         end_tokens, special_texts = tokenizer.end_tokens, dict(tokenizer.special_texts)
-    runner = _runner(stored, path, context, progress)
+    runner, placed = _runner(stored, path, context, progress, memory or MemoryOptions())
     return LoadedModel(
         runner=runner,
         tokenizer=tokenizer,
@@ -32,6 +34,7 @@ def load_gguf(path: Path, context: int | None, progress: Progress) -> LoadedMode
         end_tokens=end_tokens,
         special_texts=special_texts,
         sampling=gguf_sampling(stored.file.metadata),
+        placed=placed,
     )
 
 
@@ -42,14 +45,28 @@ def gguf_template(tokenizer: Tokenizer) -> ChatTemplate | None:
     return ChatTemplate(tokenizer.chat_template, tokenizer.special_texts)
 
 
-def _runner(stored: GGUFModel, path: Path, context: int | None, progress: Progress) -> Runner:
+def _runner(
+    stored: GGUFModel, path: Path, context: int | None, progress: Progress, memory: MemoryOptions
+) -> tuple[Runner, PlacedModel | None]:
     """Run the weights in place where the native kernels serve, else unpack them.
 
-    They are unpacked to bf16, which is nearest to what files mostly hold in memory and speed, or to fp32 where they
-    hold that.
+    What does not fit into memory is placed first. Weights are unpacked to bf16, which is nearest to what files mostly
+    hold in memory and speed, or to fp32 where they hold that.
     """
     if is_native(stored.config):
-        return NativeRunner(stored.config, stored.weights(), context)
+        if memory.budget is None and fits(stored):
+            return NativeRunner(stored.config, stored.weights(), context), None
+        placed = place(stored, memory, context)
+        memory.on_placed(placed)
+        if not placed.placement.passing:  # everything fits
+            return NativeRunner(stored.config, stored.weights(), placed.placement.context), placed
+        weights, streaming = placed_weights(stored, placed, progress)
+        return NativeRunner(stored.config, weights, placed.placement.context, streaming), placed
+    if memory.budget is not None:
+        raise UsageError(
+            f"{path} is computed by torch, which has all of a model in memory; leave --memory out, "
+            "or take another model."
+        )
     import torch
 
     from moekit.inference.torch_runner import TorchRunner
@@ -58,4 +75,4 @@ def _runner(stored: GGUFModel, path: Path, context: int | None, progress: Progre
     is_fp32 = stored.file["token_embd.weight"].code == F32.code
     with Task(progress, "Loading", unit="bytes") as task:
         model = load_unpacked(path, torch.float32 if is_fp32 else torch.bfloat16, task.set)
-    return TorchRunner(model, context)
+    return TorchRunner(model, context), None

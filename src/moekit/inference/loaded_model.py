@@ -8,9 +8,12 @@ from moekit.config import ModelConfig
 from moekit.data.tokenizers import Tokenizer
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.model_sampling import ModelSampling
+from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
 from moekit.kernels import native
 from moekit.kernels.native.decoder_description import unsupported
+from moekit.kernels.native.expert_streaming import StoreCounts
+from moekit.placement import PlacedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class LoadedModel:
         end_tokens: the ids that end a text or an answer.
         special_texts: the texts of `bos_token` and others, by the names that chat templates know them by.
         sampling: what the model's files say of sampling; `moekit chat` goes by it.
+        placed: what of it lies where, if it was placed to stay within a budget.
     """
 
     runner: Runner
@@ -32,6 +36,12 @@ class LoadedModel:
     end_tokens: frozenset[int]
     special_texts: Mapping[str, str] = field(default_factory=dict)
     sampling: ModelSampling = field(default_factory=ModelSampling)
+    placed: PlacedModel | None = None
+
+    @property
+    def expert_counts(self) -> StoreCounts | None:
+        """What was counted of experts that are read from disk; None where none are."""
+        return self.runner.store_counts if isinstance(self.runner, NativeRunner) else None
 
 
 def is_native(config: ModelConfig) -> bool:

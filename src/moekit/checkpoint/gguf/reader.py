@@ -101,6 +101,11 @@ class GGUFFile:
         data_B = self._parts[tensor.part].data_B
         return data_B[tensor.start : tensor.start + tensor.size].reshape(tensor.rows, -1)
 
+    @property
+    def paths(self) -> list[Path]:
+        """List the files; a tensor's `part` counts them."""
+        return [part.path for part in self._parts]
+
     def file_of(self, name: str) -> Path:
         """Give the file in which a tensor lies."""
         return self._parts[self[name].part].path

@@ -11,6 +11,7 @@ import numpy as np
 
 from moekit.config import ModelConfig
 from moekit.kernels.native.decoder_description import describe, unsupported
+from moekit.kernels.native.expert_streaming import ExpertStreaming, StoreCounts, native_store, reading, store_counts
 from moekit.kernels.native.module import native
 from moekit.kernels.native.native_model import native_model
 from moekit.kernels.native.weights import DecoderWeights
@@ -58,18 +59,29 @@ class NativeDecoder:
 
     Raises ValueError where the weights do not have the configuration's shapes, and where `unsupported` has a reason
     against the configuration.
+
+    streaming: experts that stay on disk; of their matrices in `weights`, only shapes and types count.
     """
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, streaming: ExpertStreaming | None = None) -> None:
         reason = unsupported(config)
         if reason:
             raise ValueError(f"the native decoder cannot compute this model because {reason}")
         description = describe(config)
         self.config = config
-        self._native = native_model(native(), description, weights)
+        module = native()
+        self._store = None if streaming is None else native_store(module, streaming)
+        self._native = native_model(
+            module, description, weights, self._store, "off" if streaming is None else streaming.prefetch
+        )
         self._cache_shapes = [
             (layer.attention.kv_heads, layer.attention.head_width) for layer in description.layers if layer.attention
         ]
+
+    @property
+    def store_counts(self) -> StoreCounts | None:
+        """What was counted of experts that stay on disk; None where none do."""
+        return None if self._store is None else store_counts(self._store)
 
     def new_cache(self, kind: CacheKind | None = None) -> NativeCache:
         """Make an empty cache for one sequence; by default fp32 where the model's matrices are, else bf16.
@@ -83,11 +95,13 @@ class NativeDecoder:
     def decode(self, caches: Sequence[NativeCache], tokens_B: Sequence[int]) -> Numbers:
         """Compute logits_BV after one more token of each sequence, whose caches are extended.
 
-        Raises ValueError where a context is full, IndexError where a token is not in the vocabulary: nothing has
-        changed then. Other Python threads run meanwhile; of several calls, one computes at a time.
+        Raises ValueError where a context is full, IndexError where a token is not in the vocabulary, and MoekitError
+        where an expert cannot be read: nothing has changed then. Other Python threads run meanwhile; of several calls,
+        one computes at a time.
         """
         logits_BV = np.empty((len(tokens_B), self.config.vocab_size), np.float32)
-        self._native.decode([cache.native for cache in caches], list(tokens_B), logits_BV)
+        with reading():
+            self._native.decode([cache.native for cache in caches], list(tokens_B), logits_BV)
         return logits_BV
 
     def prefill(self, cache: NativeCache, tokens_T: Sequence[int]) -> Numbers:
@@ -97,9 +111,11 @@ class NativeDecoder:
         such numbers, else fp32; sums are fp32, and the head's product is that of a step.
         """
         logits_V = np.empty(self.config.vocab_size, np.float32)
-        self._native.prefill(cache.native, list(tokens_T), logits_V)
+        with reading():
+            self._native.prefill(cache.native, list(tokens_T), logits_V)
         return logits_V
 
     def extend(self, cache: NativeCache, tokens_T: Sequence[int]) -> None:
         """Extend a sequence like `prefill`, without computing logits."""
-        self._native.prefill(cache.native, list(tokens_T), None)
+        with reading():
+            self._native.prefill(cache.native, list(tokens_T), None)

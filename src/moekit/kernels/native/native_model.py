@@ -19,6 +19,7 @@ from moekit.kernels.native.decoder_description import (
     MoeDescription,
     RopeDescription,
 )
+from moekit.kernels.native.expert_streaming import PrefetchName
 from moekit.kernels.native.products import native_matrix
 from moekit.kernels.native.weights import (
     AttentionWeights,
@@ -32,11 +33,20 @@ from moekit.kernels.packed import Numbers
 _Part = TypeVar("_Part")
 
 
-def native_model(module: ModuleType, description: ModelDescription, weights: DecoderWeights) -> Any:
-    """Make the compiled decoder of a model. Raises ValueError where the weights are not those of the description."""
+def native_model(
+    module: ModuleType,
+    description: ModelDescription,
+    weights: DecoderWeights,
+    store: Any = None,
+    prefetch: PrefetchName = "off",
+) -> Any:
+    """Make the compiled decoder of a model. Raises ValueError where the weights are not those of the description.
+
+    store, prefetch: the compiled store of experts that stay on disk, and whether they are read ahead.
+    """
     if len(weights.layers) != len(description.layers):
         raise ValueError(f"weights of {len(weights.layers)} layers do not make a model of {len(description.layers)}")
-    return _Maker(module, description).model(weights)
+    return _Maker(module, description).model(weights, store, getattr(module.Prefetch, prefetch))
 
 
 class _Maker:
@@ -47,7 +57,7 @@ class _Maker:
         layers = (layer.attention for layer in description.layers)
         self.ropes = list(dict.fromkeys(part.rope for part in layers if part and part.rotary))
 
-    def model(self, weights: DecoderWeights) -> Any:
+    def model(self, weights: DecoderWeights, store: Any, prefetch: Any) -> Any:
         description = self.description
         pairs = zip(description.layers, weights.layers, strict=True)
         return self.module.Decoder(
@@ -60,6 +70,8 @@ class _Maker:
             embedding_scale=description.embedding_scale,
             logit_scale=description.logit_scale,
             norm=self._norm(weights.norm_D, description.norm_eps),
+            store=store,
+            prefetch=prefetch,
         )
 
     def _rope(self, rope: RopeDescription, interleaved: bool) -> Any:

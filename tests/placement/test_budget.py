@@ -1,0 +1,139 @@
+"""`--memory`, as a user gives it: what is said before, the same text after, and never more memory than that."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moekit.checkpoint.gguf import OutputTensor, write_gguf
+from moekit.checkpoint.views import stored_shape
+from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.families.gguf import describe, layout
+from moekit.kernels.packed import F32, Q8_0, Bytes
+from moekit.models import Decoder
+from moekit.models.folder import own_tensors
+from moekit.nn.meta import on_meta
+
+MOEKIT = str(Path(sys.executable).with_name("moekit"))
+# Large beside what is kept back, small beside a test: 38 MB of experts.
+CONFIG = ModelConfig(
+    vocab_size=256,
+    width=256,
+    context=512,
+    attention=AttentionConfig(heads=4, kv_heads=2, head_width=64),
+    layers=(MoEConfig(experts=12, expert_width=1024, router=SoftmaxTopKConfig(top_k=2)),) * 4,
+)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of random blocks, whose tokens are bytes."""
+    path, generator = tmp_path_factory.mktemp("budget") / "mixture.gguf", np.random.default_rng(0)
+
+    def numbers(shape: tuple[int, ...], kind: Any) -> Iterator[Bytes]:
+        rows = math.prod(shape[:-1])
+        if kind is F32:
+            yield (generator.standard_normal((rows, shape[-1]), np.float32) * 0.3 + (len(shape) == 1)).view(np.uint8)
+            return
+        data = generator.integers(256, size=(rows * shape[-1] // 32, 34), dtype=np.uint8)
+        data[:, :2] = np.array([0.0006], np.float16).view(np.uint8)
+        yield data.reshape(rows, -1)
+
+    with on_meta():
+        parameters = own_tensors(Decoder(CONFIG))
+    architecture, metadata = describe(CONFIG)
+    tensors = []
+    for entry in layout(architecture, CONFIG):
+        shape = stored_shape(entry, parameters)
+        kind = F32 if len(shape) == 1 or "gate_inp" in entry.name else Q8_0
+        tensors.append(
+            OutputTensor(name=entry.name, type=kind, shape=shape, make=lambda s=shape, k=kind: numbers(s, k))  # type: ignore[misc]
+        )
+    write_gguf(path, architecture.name, metadata | {"general.quantization_version": 2}, tensors)
+    return path
+
+
+def generate(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [MOEKIT, "generate", *map(str, arguments), "-n", "24", "--json"]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def least(mixture: Path) -> int:
+    """What a refusal says is the least, in megabytes."""
+    refused = generate(mixture, "a prompt", "--memory", "10MB")
+    assert refused.returncode == 2
+    found = re.search(r"give --memory (\d+)MB", refused.stderr)
+    assert found, refused.stderr
+    return int(found[1])
+
+
+def test_the_same_text_within_the_least_memory(mixture: Path) -> None:
+    # What the process has by itself differs by a megabyte or two from run to run.
+    megabytes = least(mixture) + 4
+    whole = json.loads(generate(mixture, "a prompt").stdout)
+    ended = generate(mixture, "a prompt", "--memory", f"{megabytes}MB")
+    assert ended.returncode == 0, ended.stderr
+    got = json.loads(ended.stdout)
+    assert got["text"] == whole["text"]
+    assert got["memory"]["experts"]["misses"] > 0
+    assert sum(got["memory"]["placement"]["places"]) < 48
+    assert got["memory"]["placement"]["budget"] == megabytes * 10**6
+    for row in ("experts on disk", "KV cache", "measured on this file", "tokens/s"):
+        assert row in ended.stderr
+
+
+def test_all_of_it_in_memory_where_there_is_room(mixture: Path) -> None:
+    ended = json.loads(generate(mixture, "a prompt", "--memory", "2GB").stdout)
+    assert ended["memory"]["experts"] is None
+    assert ended["memory"]["placement"]["passing"] == 0
+
+
+def test_a_longer_context_takes_its_memory_from_the_experts(mixture: Path) -> None:
+    megabytes = least(mixture) + 12
+    places = []
+    for context in (64, 512):
+        ended = generate(mixture, "x", "--memory", f"{megabytes}MB", "--context", context)
+        places.append(sum(json.loads(ended.stdout)["memory"]["placement"]["places"]))
+    assert places[0] > places[1]
+
+
+@pytest.mark.parametrize("size", ["4", "GB", "0GB", "-1GB", "4GBB", "nanGB", "1e400GB"])
+def test_what_is_no_size_is_said(size: str, mixture: Path) -> None:
+    refused = generate(mixture, "x", f"--memory={size}")
+    assert refused.returncode == 2
+    assert "like 4GB" in refused.stderr
+
+
+def test_folders_have_no_budget(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    refused = generate(tmp_path, "x", "--memory", "1GB")
+    assert refused.returncode == 2
+    assert "GGUF" in refused.stderr
+
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(not os.access(GROUPS, os.W_OK), reason="needs to make a control group of version 1")
+def test_a_control_group_holds_it(mixture: Path) -> None:
+    """The kernel counts, page cache and all, and ends the process where it goes beyond."""
+    megabytes = least(mixture) + 8
+    group = GROUPS / f"moekit-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(round(1.05e6 * megabytes)))
+        arguments = f"generate {mixture} '{'word ' * 90}' --memory {megabytes}MB --context 512 -n 40 --json"
+        script = f"echo $$ > {group}/cgroup.procs && exec {MOEKIT} {arguments}"
+        ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert int((group / "memory.oom_control").read_text().split()[-1]) == 0
+    finally:
+        group.rmdir()
