@@ -67,7 +67,8 @@ void DirectFile::read(Span blocks, uint8_t* into) const {
         if (got < 0) {
             fail(std::strerror(errno));
         }
-        // A reading that stopped within a block goes on at its beginning; where it stops there again, the file ends there.
+        // A reading that stopped within a block goes on at its beginning; where it stops there again, the file ends
+        // there.
         const int64_t reached = at + got, next = reached < wanted ? reached / BLOCK * BLOCK : reached;
         if (next == at) {
             fail("it has become shorter since it was opened");
