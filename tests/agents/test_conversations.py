@@ -120,6 +120,7 @@ def test_a_hundred_conversations_at_once_do_not_mix() -> None:
     asyncio.run(all_of_them())
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_conversations() -> None:
     """Rounds of conversations with 200 kB in every member's answer: all of it would stay if anything did."""
     rounds, at_once, padding = 10, 8, 200_000
