@@ -21,8 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cpu_inference import shapes, write_model
 
 HERE = Path(__file__)
@@ -112,6 +110,8 @@ def in_group(python: str, engine: str, path: Path, limit: int | None, arguments:
 
 def look(process: "subprocess.Popen[str]") -> int:
     """Look at what a process has until it ends; give the most of it."""
+    import psutil
+
     most, watched = 0, psutil.Process(process.pid)
     while process.poll() is None:
         try:
@@ -153,12 +153,13 @@ def main() -> None:
     parser.add_argument("--type", default="q8_0")
     parser.add_argument("--model", type=Path, help="a file that was made before, for this shape and type")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.4, 0.53, 0.7, 0.85, 1.0], help="of the file")
+    parser.add_argument("--compared", type=float, default=0.53, help="the share at which all ways are compared (0.53)")
     parser.add_argument("--policies", nargs="+", default=["lru", "lfu", "lfru", "static"])
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--llama-python", help="a Python with llama-cpp-python")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="JSON file that all figures are written to")
     parser.add_argument("--budget", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--policy", default="lru", help=argparse.SUPPRESS)
     parser.add_argument("--prefetch", default="measured", help=argparse.SUPPRESS)
@@ -191,16 +192,17 @@ def main() -> None:
             result = in_group(python, engine, path, limit, [*asked, *more])
             found["runs"][name] = result | {"budget": budget}
             show(name, result, budget, found["runs"]["whole"]["logits"])
-            files.write_text(options.out, json.dumps(found, indent=1) + "\n")
+            if options.out:
+                files.write_text(options.out, json.dumps(found, indent=1) + "\n")
 
         run("whole", sys.executable, "moekit", 0)
         for share in options.shares:
-            budget = round(share * size)
-            for policy in options.policies if share == options.shares[len(options.shares) // 2 - 1] else ["lru"]:
-                for prefetch in ("off", "on", "measured") if policy == "lru" else ("measured",):
+            budget, all_ways = round(share * size), share == options.compared
+            for policy in options.policies if all_ways else options.policies[:1]:
+                for prefetch in ("off", "on", "measured") if all_ways and policy == "lru" else ("measured",):
                     more = [f"--budget={budget}", f"--policy={policy}", f"--prefetch={prefetch}"]
                     run(f"{share:.0%} {policy} ahead {prefetch}", sys.executable, "moekit", budget, *more)
-            if options.llama_python:
+            if all_ways and options.llama_python:
                 run(f"{share:.0%} llama.cpp", options.llama_python, "llama", budget)
 
 
