@@ -48,7 +48,7 @@ class PredictedSpeed:
 
 def measure_bandwidths(path: Path, piece: int) -> Bandwidths:
     """Measure memory and the file, in less than a second; `piece` is how many bytes are read from one place."""
-    speeds = {threads: disk_speed(path, piece, threads=threads, seconds=0.15) for threads in _THREADS}
+    speeds = {threads: disk_speed(path, piece, threads=threads, seconds=0.2) for threads in _THREADS}
     best = max(speeds, key=lambda threads: speeds[threads])
     return Bandwidths(
         memory=read_bandwidth(_SAMPLE, 3),
