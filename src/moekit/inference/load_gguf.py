@@ -17,7 +17,7 @@ from moekit.kernels.packed import F32
 from moekit.placement import MemoryOptions, PlacedModel, fits, place, placed_weights
 
 
-def load_gguf(path: Path, context: int | None, progress: Progress, memory: MemoryOptions | None = None) -> LoadedModel:
+def load_gguf(path: Path, context: int | None, progress: Progress, memory: MemoryOptions) -> LoadedModel:
     """Load the model in a GGUF file; `moekit.inference.load_runner` says what the arguments are and what is raised."""
     stored = GGUFModel(path)
     config = decoder_config(stored.config, path)
@@ -26,7 +26,7 @@ def load_gguf(path: Path, context: int | None, progress: Progress, memory: Memor
     end_tokens, special_texts = token_ids(tokenizer.start), dict[str, str]()
     if isinstance(tokenizer, GGUFTokenizer):
         end_tokens, special_texts = tokenizer.end_tokens, dict(tokenizer.special_texts)
-    runner, placed = _runner(stored, path, context, progress, memory or MemoryOptions())
+    runner, placed = _runner(stored, path, context, progress, memory)
     return LoadedModel(
         runner=runner,
         tokenizer=tokenizer,
