@@ -67,9 +67,9 @@ void Reader::start(Load& load, bool urgent) {
 
 void Reader::hurry(Load& load) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto hers = [&](const Request& request) { return request.load == &load; };
-    std::copy_if(later_.begin(), later_.end(), std::back_inserter(urgent_), hers);
-    later_.erase(std::remove_if(later_.begin(), later_.end(), hers), later_.end());
+    const auto of_load = [&](const Request& request) { return request.load == &load; };
+    std::copy_if(later_.begin(), later_.end(), std::back_inserter(urgent_), of_load);
+    later_.erase(std::remove_if(later_.begin(), later_.end(), of_load), later_.end());
 }
 
 Load::State Reader::state(const Load& load) const {
@@ -104,14 +104,11 @@ Reader::Counts Reader::counts() const {
     return counts;
 }
 
-bool Reader::next(Request& request) {
+Reader::Request Reader::next() {
     std::deque<Request>& queue = urgent_.empty() ? later_ : urgent_;
-    if (queue.empty()) {
-        return false;
-    }
-    request = queue.front();
+    const Request request = queue.front();
     queue.pop_front();
-    return true;
+    return request;
 }
 
 void Reader::finish(Load& load, bool failed) {
@@ -125,14 +122,11 @@ void Reader::finish(Load& load, bool failed) {
 void Reader::work() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-        Request request;
         wanted_.wait(lock, [&] { return stopping_ || !urgent_.empty() || !later_.empty(); });
         if (stopping_) {
             return;
         }
-        if (!next(request)) {
-            continue;
-        }
+        const Request request = next();
         if (reading_++ == 0) {
             busy_since_ = now();
         }

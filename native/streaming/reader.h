@@ -72,7 +72,7 @@ class Reader {
 
     void work();
     void stop();
-    bool next(Request& request);  // with mutex_ held
+    Request next();  // with mutex_ held, where one is wanted
     void finish(Load& load, bool failed);
 
     const std::vector<std::unique_ptr<DirectFile>>& files_;
