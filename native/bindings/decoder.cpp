@@ -18,6 +18,7 @@
 #include "bindings/arrays.h"
 #include "decoder/cache.h"
 #include "decoder/model.h"
+#include "streaming/block_ring.h"
 #include "streaming/expert_store.h"
 #include "streaming/prefetch_trial.h"
 
@@ -143,8 +144,10 @@ void bind_layer(nb::module_& module) {
 
 // A decoder, and the arrays of its model.
 struct BoundDecoder {
-    BoundDecoder(Kept<Model> model, std::shared_ptr<ExpertStore> store, Prefetch prefetch)
-        : arrays(std::move(model.arrays)), decoder(std::move(model.part), std::move(store), prefetch) {}
+    BoundDecoder(Kept<Model> model, std::shared_ptr<ExpertStore> store, Prefetch prefetch,
+                 std::shared_ptr<BlockRing> ring)
+        : arrays(std::move(model.arrays)),
+          decoder(std::move(model.part), std::move(store), prefetch, std::move(ring)) {}
 
     std::vector<std::shared_ptr<const void>> arrays;
     Decoder decoder;
@@ -153,7 +156,7 @@ struct BoundDecoder {
 void make_decoder(BoundDecoder* self, int64_t width, int64_t vocabulary, std::vector<Rope> ropes,
                   const std::vector<Kept<Layer>*>& layers, const Kept<Matrix>& embedding, const Kept<Matrix>& head,
                   float embedding_scale, float logit_scale, const Kept<Norm>& norm, std::shared_ptr<ExpertStore> store,
-                  Prefetch prefetch) {
+                  Prefetch prefetch, std::shared_ptr<BlockRing> ring) {
     Collector<Model> collect;
     Model& model = collect.part();
     model.width = width;
@@ -167,7 +170,7 @@ void make_decoder(BoundDecoder* self, int64_t width, int64_t vocabulary, std::ve
     model.embedding_scale = embedding_scale;
     model.logit_scale = logit_scale;
     model.norm = collect(norm);
-    new (self) BoundDecoder(collect.take(), std::move(store), prefetch);
+    new (self) BoundDecoder(collect.take(), std::move(store), prefetch, std::move(ring));
 }
 
 void decode(BoundDecoder& bound, const std::vector<Cache*>& caches, const std::vector<int64_t>& tokens,
@@ -226,7 +229,7 @@ void bind_decoder(nb::module_& module) {
     nb::class_<BoundDecoder>(module, "Decoder")
         .def("__init__", &make_decoder, nb::kw_only(), "width"_a, "vocabulary"_a, "ropes"_a, "layers"_a, "embedding"_a,
              "head"_a, "embedding_scale"_a, "logit_scale"_a, "norm"_a, "store"_a.none() = nb::none(),
-             "prefetch"_a = Prefetch::Measured)
+             "prefetch"_a = Prefetch::Measured, "ring"_a.none() = nb::none())
         .def(
             "new_cache",
             [](const BoundDecoder& bound, CacheKind kind, int64_t context) {

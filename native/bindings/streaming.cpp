@@ -1,4 +1,4 @@
-// What is read around the page cache, and the experts of mixtures that lie on disk, in Python.
+// What is read around the page cache, and the experts and blocks of models that lie on disk, in Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -18,6 +17,8 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "kernels/aligned_bytes.h"
+#include "streaming/block_ring.h"
 #include "streaming/direct_file.h"
 #include "streaming/disk_speed.h"
 #include "streaming/expert_store.h"
@@ -40,12 +41,8 @@ void read_into(const DirectFile& file, int64_t offset, const Array<uint8_t, 1>& 
     const nb::gil_scoped_release released;
     // Through memory that is aligned to blocks, some of them at a time.
     constexpr int64_t TOGETHER = 8 << 20;
-    const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(DirectFile::BLOCK, TOGETHER),
-                                                             &std::free);
-    if (!memory) {
-        throw std::bad_alloc();
-    }
-    auto* blocks = static_cast<uint8_t*>(memory.get());
+    const AlignedBytes memory = aligned_bytes(TOGETHER, DirectFile::BLOCK);
+    uint8_t* blocks = memory.get();
     for (int64_t at = span.offset; at < span.end();) {
         const int64_t begin = at / DirectFile::BLOCK * DirectFile::BLOCK;
         const int64_t end = std::min(span.end(), begin + TOGETHER);
@@ -103,6 +100,25 @@ void bind_streaming(nb::module_& module) {
                bool direct) { new (self) ExpertStore(paths, std::move(layers), {policy, passing, threads, direct}); },
             nb::kw_only(), "paths"_a, "layers"_a, "policy"_a, "passing"_a, "threads"_a, "direct"_a, Released())
         .def_prop_ro("counts", &ExpertStore::counts);
+    nb::enum_<BlockKind>(module, "BlockKind").value("attention", BlockKind::Attention).value("ffn", BlockKind::Ffn);
+    nb::class_<StreamedBlock>(module, "StreamedBlock")
+        .def(
+            "__init__",
+            [](StreamedBlock* self, int64_t layer, BlockKind kind, std::vector<Span> matrices) {
+                new (self) StreamedBlock{layer, kind, std::move(matrices)};
+            },
+            "layer"_a, "kind"_a, "matrices"_a);
+    nb::class_<RingCounts>(module, "RingCounts")
+        .def_ro("bytes", &RingCounts::bytes)
+        .def_ro("busy_seconds", &RingCounts::busy_seconds)
+        .def_ro("stall_seconds", &RingCounts::stall_seconds);
+    nb::class_<BlockRing>(module, "BlockRing")
+        .def(
+            "__init__",
+            [](BlockRing* self, const std::vector<std::string>& paths, std::vector<StreamedBlock> blocks, int64_t bytes,
+               int threads, bool direct) { new (self) BlockRing(paths, std::move(blocks), bytes, threads, direct); },
+            nb::kw_only(), "paths"_a, "blocks"_a, "bytes"_a, "threads"_a, "direct"_a, Released())
+        .def_prop_ro("counts", &BlockRing::counts);
 }
 
 }  // namespace moekit

@@ -1,8 +1,6 @@
 #include "decoder/cache.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -18,8 +16,6 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 }  // namespace
 
 int64_t CacheLayer::padded_width() const { return round_up(head_width, LANES); }
-
-void Cache::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
 Cache::Cache(CacheKind kind, std::vector<CacheLayer> layers, int64_t context)
     : kind_(kind), layers_(std::move(layers)), context_(context) {
@@ -52,11 +48,7 @@ void Cache::reserve(int64_t count) {
         throw std::length_error(std::to_string(end) + " positions do not fit a context of " + std::to_string(context_));
     }
     while (static_cast<int64_t>(pages_.size()) * PAGE < end) {
-        Page page(static_cast<uint8_t*>(std::aligned_alloc(ALIGNMENT, page_bytes_)));
-        if (!page) {
-            throw std::bad_alloc();
-        }
-        pages_.push_back(std::move(page));
+        pages_.push_back(aligned_bytes(static_cast<int64_t>(page_bytes_), ALIGNMENT));
     }
 }
 

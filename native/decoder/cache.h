@@ -3,9 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "kernels/aligned_bytes.h"
 #include "kernels/vector_ops.h"
 
 namespace moekit {
@@ -58,11 +58,6 @@ class Cache {
     }
 
    private:
-    struct Free {
-        void operator()(uint8_t* memory) const;
-    };
-    using Page = std::unique_ptr<uint8_t[], Free>;
-
     // Where a layer's runs lie in a page: PAGE positions of one head's keys each, then of its values.
     struct Place {
         size_t offset;
@@ -82,7 +77,7 @@ class Cache {
     size_t page_bytes_ = 0;
     int64_t context_;
     int64_t length_ = 0;
-    std::vector<Page> pages_;
+    std::vector<AlignedBytes> pages_;
 };
 
 }  // namespace moekit

@@ -9,13 +9,14 @@
 #include "decoder/prompt.h"
 #include "decoder/scratch.h"
 #include "decoder/step.h"
+#include "decoder/streamed_blocks.h"
 #include "kernels/pool.h"
 #include "kernels/worker.h"
 #include "streaming/expert_store.h"
 
 namespace moekit {
 
-Decoder::Decoder(Model model, std::shared_ptr<ExpertStore> store, Prefetch prefetch)
+Decoder::Decoder(Model model, std::shared_ptr<ExpertStore> store, Prefetch prefetch, std::shared_ptr<BlockRing> ring)
     : model_(std::move(model)), store_(std::move(store)), prefetch_(store_ ? prefetch : Prefetch::Off) {
     moekit::check(model_);
     check_streamed();
@@ -32,6 +33,7 @@ Decoder::Decoder(Model model, std::shared_ptr<ExpertStore> store, Prefetch prefe
         router = {reinterpret_cast<const uint8_t*>(routers_.back().data()), Type::F32, router.rows, router.columns};
     }
     waves_ = std::make_unique<ExpertWaves>(store_.get());
+    blocks_ = std::make_unique<StreamedBlocks>(model_.layers, std::move(ring));
     scratch_ = std::make_unique<Scratch>(model_);
     prompt_scratch_ = std::make_unique<PromptScratches>(model_);
 }
@@ -63,10 +65,11 @@ void Decoder::check_streamed() const {
     }
 }
 
-void Decoder::check_store() {
+void Decoder::check_reading() {
     if (store_) {
         store_->check();
     }
+    blocks_->check();
 }
 
 void Decoder::check(int64_t token) const {
@@ -135,7 +138,7 @@ void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float*
 template <typename Number>
 void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
                                float* logits) {
-    const Prompt<Number> prompt(model_, scratch, *waves_, cache, tokens, count);
+    const Prompt<Number> prompt(model_, scratch, *waves_, *blocks_, cache, tokens, count);
     Pool& pool = Pool::shared();
     pool.run([&](int threads) { prompt.reserve(threads); },
              [&](int thread, int threads) {
@@ -146,19 +149,19 @@ void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, con
                      multiply_head(worker, model_, scratch_->normed, 1, logits);
                  }
              });
-    check_store();
+    check_reading();
     cache.extend(count);
 }
 
 void Decoder::decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits) {
     const auto began = std::chrono::steady_clock::now();
-    const Step step(model_, *scratch_, *waves_, caches, tokens, batch, logits, prefetch_.on());
+    const Step step(model_, *scratch_, *waves_, *blocks_, caches, tokens, batch, logits, prefetch_.on());
     Pool& pool = Pool::shared();
     pool.run([&](int thread, int threads) {
         Worker worker(pool, scratch_->counters, thread, threads);
         step.run(worker);
     });
-    check_store();
+    check_reading();
     prefetch_.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     for (int64_t b = 0; b < batch; ++b) {
         caches[b]->extend(1);

@@ -15,8 +15,10 @@
 
 namespace moekit {
 
+class BlockRing;
 class ExpertStore;
 class ExpertWaves;
+class StreamedBlocks;
 struct Scratch;
 template <typename Number>
 struct PromptScratch;
@@ -30,14 +32,16 @@ class Decoder {
     static constexpr int64_t MAX_TOGETHER = 512;
 
     // std::invalid_argument where the shapes of the model's parts do not fit each other.
-    // With a store, experts come from there; of the matrices of streamed layers, the model's own bytes are not read.
-    explicit Decoder(Model model, std::shared_ptr<ExpertStore> store = nullptr, Prefetch prefetch = Prefetch::Off);
+    // With a store, experts come from there, with a ring, attention and ffns: of the matrices that are streamed, the
+    // model's own bytes are not read.
+    explicit Decoder(Model model, std::shared_ptr<ExpertStore> store = nullptr, Prefetch prefetch = Prefetch::Off,
+                     std::shared_ptr<BlockRing> ring = nullptr);
     ~Decoder();
     Decoder(const Decoder&) = delete;
     Decoder& operator=(const Decoder&) = delete;
 
     // logits (B rows of V) after one more token of each of B different sequences, whose caches are extended.
-    // Throws std::length_error where a context is full and ReadError where a store cannot read; nothing has changed
+    // Throws std::length_error where a context is full and ReadError where a file cannot be read; nothing has changed
     // then. One call at a time: others wait.
     void decode(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits);
 
@@ -59,7 +63,7 @@ class Decoder {
                           float* logits);
     void check(const Cache& cache) const;
     void check(int64_t token) const;
-    void check_store();
+    void check_reading();
     void check_streamed() const;
     void decode_together(Cache* const* caches, const int64_t* tokens, int64_t batch, float* logits);
 
@@ -70,6 +74,7 @@ class Decoder {
     std::shared_ptr<ExpertStore> store_;
     PrefetchTrial prefetch_;
     std::unique_ptr<ExpertWaves> waves_;
+    std::unique_ptr<StreamedBlocks> blocks_;
     std::unique_ptr<Scratch> scratch_;
     std::unique_ptr<PromptScratches> prompt_scratch_;
 };

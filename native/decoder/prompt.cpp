@@ -8,11 +8,12 @@
 namespace moekit {
 
 template <typename Number>
-Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, Cache& cache,
-                       const int64_t* tokens, int64_t count)
+Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, StreamedBlocks& blocks,
+                       Cache& cache, const int64_t* tokens, int64_t count)
     : model_(model),
       scratch_(scratch),
       waves_(waves),
+      blocks_(blocks),
       cache_(cache),
       tokens_(tokens),
       count_(count),
@@ -65,8 +66,8 @@ void Prompt<Number>::run(Worker& worker) const {
     const Norm* post_norm = &none;
     for (int64_t index = 0; index < static_cast<int64_t>(model_.layers.size()); ++index) {
         const Layer& layer = model_.layers[index];
-        attention(worker, index, norm(worker, *post_norm, layer.attention_norm));
-        const Tiles<Number> x = norm(worker, layer.attention_post_norm, layer.ffn_norm);
+        attention(worker, index, norm(worker, *post_norm, index, BlockKind::Attention));
+        const Tiles<Number> x = norm(worker, layer.attention_post_norm, index, BlockKind::Ffn);
         if (layer.is_moe()) {
             moe_ffn(worker, index, x);
         } else {
@@ -87,8 +88,14 @@ void Prompt<Number>::norm_last(Worker& worker, float* normed) const {
 }
 
 template <typename Number>
-Tiles<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, const Norm& norm) const {
+Tiles<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind) const {
+    const Layer& layer = model_.layers[index];
+    const Norm& norm = kind == BlockKind::Attention ? layer.attention_norm : layer.ffn_norm;
     const Tiles<Number> x{tiles_, model_.width, tile_blocks(count_)};
+    if (worker.thread() == 0) {
+        // While the others begin.
+        blocks_.enter(index, kind);
+    }
     worker.each(x.blocks, [&](int64_t block) {
         const float* rows[TILE_TOKENS];
         const int64_t begin = block * TILE_TOKENS, count = std::min(TILE_TOKENS, count_ - begin);

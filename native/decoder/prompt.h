@@ -12,6 +12,7 @@
 #include "decoder/model.h"
 #include "decoder/rope.h"
 #include "decoder/scratch.h"
+#include "decoder/streamed_blocks.h"
 #include "kernels/many_rows.h"
 #include "kernels/worker.h"
 
@@ -43,8 +44,8 @@ struct PromptScratch {
 template <typename Number>
 class Prompt {
    public:
-    Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, Cache& cache, const int64_t* tokens,
-           int64_t count);
+    Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, StreamedBlocks& blocks, Cache& cache,
+           const int64_t* tokens, int64_t count);
 
     // Takes all memory, before the region.
     void reserve(int threads) const;
@@ -55,8 +56,8 @@ class Prompt {
     void norm_last(Worker& worker, float* normed) const;
 
    private:
-    // The residual stream, with what the block before added to it, normed.
-    Tiles<Number> norm(Worker& worker, const Norm& post_norm, const Norm& norm) const;
+    // The residual stream, with what the block before added to it, normed for a block of layer `index`.
+    Tiles<Number> norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind) const;
 
     void reserve_attention(int threads) const;
     void attention(Worker& worker, int64_t index, const Tiles<Number>& x) const;
@@ -85,6 +86,7 @@ class Prompt {
     const Model& model_;
     PromptScratch<Number>& scratch_;
     ExpertWaves& waves_;
+    StreamedBlocks& blocks_;
     Cache& cache_;
     const int64_t* tokens_;
     int64_t count_;

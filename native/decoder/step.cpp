@@ -38,11 +38,12 @@ Chunks::Chunks(int64_t rows, int64_t row_bytes, int threads) : rows_(rows) {
     long_count_ = rows * 3 / 4 / long_;
 }
 
-Step::Step(const Model& model, Scratch& scratch, ExpertWaves& waves, Cache* const* caches, const int64_t* tokens,
-           int64_t batch, float* logits, bool reads_ahead)
+Step::Step(const Model& model, Scratch& scratch, ExpertWaves& waves, StreamedBlocks& blocks, Cache* const* caches,
+           const int64_t* tokens, int64_t batch, float* logits, bool reads_ahead)
     : model_(model),
       scratch_(scratch),
       waves_(waves),
+      blocks_(blocks),
       caches_(caches),
       tokens_(tokens),
       batch_(batch),
@@ -73,8 +74,8 @@ void Step::run(Worker& worker) const {
         const Layer& layer = model_.layers[index];
         const Attention& part = layer.attention;
         const Forms forms = forms_of(part.query) | forms_of(part.key) | forms_of(part.value);
-        attention(worker, index, norm(worker, *post_norm, layer.attention_norm, forms));
-        const Prepared x = norm(worker, layer.attention_post_norm, layer.ffn_norm, forms_of_ffn(layer));
+        attention(worker, index, norm(worker, *post_norm, index, BlockKind::Attention, forms));
+        const Prepared x = norm(worker, layer.attention_post_norm, index, BlockKind::Ffn, forms_of_ffn(layer));
         layer.is_moe() ? moe_ffn(worker, index, x) : dense_ffn(worker, layer, x);
         post_norm = &layer.ffn_post_norm;
     }
@@ -99,8 +100,12 @@ void Step::norm_rows(Worker& worker, const Norm& post_norm, const Norm& norm) co
     worker.barrier();
 }
 
-Prepared Step::norm(Worker& worker, const Norm& post_norm, const Norm& norm, Forms forms) const {
-    norm_rows(worker, post_norm, norm);
+Prepared Step::norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind, Forms forms) const {
+    const Layer& layer = model_.layers[index];
+    norm_rows(worker, post_norm, kind == BlockKind::Attention ? layer.attention_norm : layer.ffn_norm);
+    if (worker.thread() == 0) {
+        blocks_.enter(index, kind);
+    }
     const Prepared prepared =
         scratch_.normed.prepare(0, batch_, model_.width, forms, worker.thread(), worker.threads());
     worker.barrier();

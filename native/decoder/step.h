@@ -10,6 +10,7 @@
 #include "decoder/expert_waves.h"
 #include "decoder/model.h"
 #include "decoder/scratch.h"
+#include "decoder/streamed_blocks.h"
 #include "kernels/worker.h"
 
 namespace moekit {
@@ -76,15 +77,16 @@ class Chunks {
 // Shared by the threads; what changes lies in the scratch.
 class Step {
    public:
-    Step(const Model& model, Scratch& scratch, ExpertWaves& waves, Cache* const* caches, const int64_t* tokens,
-         int64_t batch, float* logits, bool reads_ahead);
+    Step(const Model& model, Scratch& scratch, ExpertWaves& waves, StreamedBlocks& blocks, Cache* const* caches,
+         const int64_t* tokens, int64_t batch, float* logits, bool reads_ahead);
 
     // By every thread.
     void run(Worker& worker) const;
 
    private:
-    // The residual stream, with what the block before added to it, normed and prepared in those forms.
-    Prepared norm(Worker& worker, const Norm& post_norm, const Norm& norm, Forms forms) const;
+    // The residual stream, with what the block before added to it, normed and prepared in those forms for a block of
+    // layer `index`.
+    Prepared norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind, Forms forms) const;
     // The same, not prepared yet.
     void norm_rows(Worker& worker, const Norm& post_norm, const Norm& norm) const;
 
@@ -119,6 +121,7 @@ class Step {
     const Model& model_;
     Scratch& scratch_;
     ExpertWaves& waves_;
+    StreamedBlocks& blocks_;
     Cache* const* caches_;
     const int64_t* tokens_;
     int64_t batch_;

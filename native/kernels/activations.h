@@ -2,9 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
+#include "kernels/aligned_bytes.h"
 #include "kernels/matrix.h"
 
 namespace moekit {
@@ -67,10 +66,7 @@ class ActivationBuffer {
                         int thread, int threads);
 
    private:
-    struct Free {
-        void operator()(void* memory) const { std::free(memory); }
-    };
-    std::unique_ptr<void, Free> memory_;
+    AlignedBytes memory_;
     int64_t max_rows_;
     int64_t max_columns_;
 };

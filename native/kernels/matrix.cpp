@@ -1,7 +1,6 @@
 #include "kernels/matrix.h"
 
 #include <algorithm>
-#include <new>
 
 #include "kernels/activations.h"
 #include "kernels/kernels.h"
@@ -85,10 +84,7 @@ ActivationBuffer::ActivationBuffer(int64_t max_rows, int64_t max_columns)
     const int64_t quantized = blocks_of(max_columns) * static_cast<int64_t>(sizeof(ActivationBlock));
     const int64_t rounded = round_up(max_columns * 2, ALIGNMENT);
     const int64_t bytes = std::max<int64_t>(ALIGNMENT, max_rows * std::max(quantized, rounded));
-    memory_.reset(std::aligned_alloc(ALIGNMENT, static_cast<size_t>(round_up(bytes, ALIGNMENT))));
-    if (!memory_) {
-        throw std::bad_alloc();
-    }
+    memory_ = aligned_bytes(bytes, ALIGNMENT);
 }
 
 Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t from, int64_t to, int64_t columns,
@@ -116,12 +112,12 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
         const float* source = x + row * x_stride;
         if (form == Form::Q8) {
             kernels().quantize(source, columns, first, last,
-                               static_cast<ActivationBlock*>(memory_.get()) + row * prepared.stride);
+                               reinterpret_cast<ActivationBlock*>(memory_.get()) + row * prepared.stride);
         } else {
             const int64_t column = first * ActivationBlock::NUMBERS;
             const int64_t count = std::min(columns, last * ActivationBlock::NUMBERS) - column;
             kernels().round(source + column, count,
-                            static_cast<uint16_t*>(memory_.get()) + row * prepared.stride + column);
+                            reinterpret_cast<uint16_t*>(memory_.get()) + row * prepared.stride + column);
         }
         at += last - first;
     }

@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <random>
 #include <vector>
 
+#include "kernels/aligned_bytes.h"
 #include "streaming/direct_file.h"
 #include "streaming/reader.h"
 
@@ -22,17 +21,13 @@ double disk_speed(const std::string& path, int64_t piece, int threads, bool dire
     const int64_t of_piece = std::clamp<int64_t>(piece / DirectFile::BLOCK, 1, blocks);
     const int64_t bytes = of_piece * DirectFile::BLOCK,
                   together = std::clamp<int64_t>(MEMORY / bytes, 1, MOST_TOGETHER);
-    const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(DirectFile::BLOCK, together * bytes),
-                                                             &std::free);
-    if (!memory) {
-        throw std::bad_alloc();
-    }
+    const AlignedBytes memory = aligned_bytes(together * bytes, DirectFile::BLOCK);
     std::mt19937_64 random(1);
     std::vector<Load> loads(together);
     Reader reader(files, threads);
     const auto start = [&](int64_t i) {
         const int64_t first = static_cast<int64_t>(random() % static_cast<uint64_t>(blocks - of_piece + 1));
-        loads[i].pieces = {{{first * DirectFile::BLOCK, bytes}, static_cast<uint8_t*>(memory.get()) + i * bytes}};
+        loads[i].pieces = {{{first * DirectFile::BLOCK, bytes}, memory.get() + i * bytes}};
         reader.start(loads[i], true);
     };
     const auto began = std::chrono::steady_clock::now();

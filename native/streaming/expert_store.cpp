@@ -1,17 +1,13 @@
 #include "streaming/expert_store.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
-#include <new>
 #include <stdexcept>
+
+#include "streaming/seconds_now.h"
 
 namespace moekit {
 namespace {
-
-constexpr int64_t HUGE_PAGE = 2 << 20;
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 int64_t room(const StreamedLayer::Expert& expert) {
     int64_t bytes = 0;
@@ -22,8 +18,6 @@ int64_t room(const StreamedLayer::Expert& expert) {
 }
 
 }  // namespace
-
-void ExpertStore::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
 int64_t ExpertStore::place_bytes(const StreamedLayer& layer) {
     int64_t most = 0;
@@ -60,11 +54,7 @@ ExpertStore::ExpertStore(const std::vector<std::string>& paths, std::vector<Stre
         }
     }
     bytes_ += passing * largest;
-    memory_.reset(
-        static_cast<uint8_t*>(std::aligned_alloc(HUGE_PAGE, (bytes_ + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE)));
-    if (!memory_ && bytes_) {
-        throw std::bad_alloc();
-    }
+    memory_ = aligned_bytes(bytes_, DirectFile::HUGE_PAGE);
     uint8_t* memory = memory_.get();
     const auto add = [&](int64_t bytes) {
         places_.push_back(std::make_unique<Place>());
@@ -196,7 +186,7 @@ void ExpertStore::next() {
     }
     read_missing();
     if (!find_ready()) {
-        const double since = now();
+        const double since = seconds_now();
         if (loads_.empty()) {
             // What was foreseen, wrongly, has all the places.
             reader_->wait_for_all();
@@ -205,7 +195,7 @@ void ExpertStore::next() {
         }
         reader_->wait_for_any(loads_);
         find_ready();
-        counts_.stall_seconds += now() - since;
+        counts_.stall_seconds += seconds_now() - since;
     }
     const auto was_given = [&](int64_t index) { return std::binary_search(given_.begin(), given_.end(), index); };
     waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), was_given), waiting_.end());

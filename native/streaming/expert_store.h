@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/aligned_bytes.h"
 #include "streaming/direct_file.h"
 #include "streaming/policy.h"
 #include "streaming/reader.h"
@@ -93,9 +94,6 @@ class ExpertStore {
         std::vector<Place*> of_expert;  // null where an expert has none
         std::vector<char> used;         // by the pass
     };
-    struct Free {
-        void operator()(uint8_t* memory) const;
-    };
 
     // What the largest of a layer's experts takes, in whole blocks.
     static int64_t place_bytes(const StreamedLayer& layer);
@@ -112,7 +110,7 @@ class ExpertStore {
 
     std::vector<std::unique_ptr<DirectFile>> files_;
     std::vector<Layer> layers_;
-    std::unique_ptr<uint8_t, Free> memory_;
+    AlignedBytes memory_;
     int64_t bytes_ = 0;
     std::vector<std::unique_ptr<Place>> places_;
     std::vector<Place*> passing_;  // those that were taken longest ago come first

@@ -3,17 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <exception>
 #include <iterator>
 #include <utility>
 
+#include "streaming/seconds_now.h"
+
 namespace moekit {
-namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-}  // namespace
 
 Reader::Reader(const std::vector<std::unique_ptr<DirectFile>>& files, int threads) : files_(files), owner_(getpid()) {
     try {
@@ -48,7 +44,7 @@ void Reader::start(Load& load, bool urgent) {
     load.failed_ = false;
     if (getpid() != owner_) {
         load.state_ = Load::State::Failed;
-        error_ = "Experts are read by threads that a forked process does not have; load the model there.";
+        error_ = "Weights are read by threads that a forked process does not have; load the model there.";
         return;
     }
     std::deque<Request>& queue = urgent ? urgent_ : later_;
@@ -99,7 +95,7 @@ Reader::Counts Reader::counts() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     Counts counts = counts_;
     if (reading_ > 0) {
-        counts.busy_seconds += now() - busy_since_;
+        counts.busy_seconds += seconds_now() - busy_since_;
     }
     return counts;
 }
@@ -128,7 +124,7 @@ void Reader::work() {
         }
         const Request request = next();
         if (reading_++ == 0) {
-            busy_since_ = now();
+            busy_since_ = seconds_now();
         }
         lock.unlock();
         std::string error;
@@ -140,7 +136,7 @@ void Reader::work() {
         lock.lock();
         counts_.bytes += request.piece.blocks.bytes;
         if (--reading_ == 0) {
-            counts_.busy_seconds += now() - busy_since_;
+            counts_.busy_seconds += seconds_now() - busy_since_;
         }
         if (!error.empty() && error_.empty()) {
             error_ = error;

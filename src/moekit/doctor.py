@@ -14,7 +14,7 @@ import torch
 from moekit.core.errors import UsageError
 from moekit.core.hardware import hardware
 from moekit.kernels import native
-from moekit.kernels.native.expert_streaming import DirectReader, disk_speed
+from moekit.kernels.native.direct_reading import DirectReader, disk_speed
 
 # What kernels make use of, as Linux names them in /proc/cpuinfo.
 _USEFUL = (

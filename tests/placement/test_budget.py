@@ -15,7 +15,7 @@ import pytest
 
 from moekit.checkpoint.gguf import OutputTensor, write_gguf
 from moekit.checkpoint.views import stored_shape
-from moekit.config import AttentionConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
+from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.families.gguf import describe, layout
 from moekit.kernels.packed import F32, Q8_0, Bytes
 from moekit.models import Decoder
@@ -23,20 +23,32 @@ from moekit.models.folder import own_tensors
 from moekit.nn.meta import on_meta
 
 MOEKIT = str(Path(sys.executable).with_name("moekit"))
-# Large beside what is kept back, small beside a test: 38 MB of experts.
-CONFIG = ModelConfig(
-    vocab_size=256,
-    width=256,
-    context=512,
-    attention=AttentionConfig(heads=4, kv_heads=2, head_width=64),
-    layers=(MoEConfig(experts=12, expert_width=1024, router=SoftmaxTopKConfig(top_k=2)),) * 4,
+# Large beside what is kept back, small beside a test: 38 MB of experts, or of ffns.
+SHAPE: dict[str, Any] = {
+    "vocab_size": 256,
+    "width": 256,
+    "context": 512,
+    "attention": AttentionConfig(heads=4, kv_heads=2, head_width=64),
+}
+MIXTURE = ModelConfig(
+    **SHAPE, layers=(MoEConfig(experts=12, expert_width=1024, router=SoftmaxTopKConfig(top_k=2)),) * 4
 )
+DENSE = ModelConfig(**SHAPE, layers=(DenseConfig(width=6144),) * 8)
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of random blocks, whose tokens are bytes."""
-    path, generator = tmp_path_factory.mktemp("budget") / "mixture.gguf", np.random.default_rng(0)
+    return random_model(MIXTURE, tmp_path_factory.mktemp("budget") / "mixture.gguf")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(DENSE, tmp_path_factory.mktemp("budget") / "dense.gguf")
+
+
+def random_model(config: ModelConfig, path: Path) -> Path:
+    """A model of random blocks, whose tokens are bytes."""
+    generator = np.random.default_rng(0)
 
     def numbers(shape: tuple[int, ...], kind: Any) -> Iterator[Bytes]:
         rows = math.prod(shape[:-1])
@@ -48,10 +60,10 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yield data.reshape(rows, -1)
 
     with on_meta():
-        parameters = own_tensors(Decoder(CONFIG))
-    architecture, metadata = describe(CONFIG)
+        parameters = own_tensors(Decoder(config))
+    architecture, metadata = describe(config)
     tensors = []
-    for entry in layout(architecture, CONFIG):
+    for entry in layout(architecture, config):
         shape = stored_shape(entry, parameters)
         kind = F32 if len(shape) == 1 or "gate_inp" in entry.name else Q8_0
         tensors.append(
@@ -66,9 +78,9 @@ def generate(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
 
 
-def least(mixture: Path) -> int:
+def least(model: Path) -> int:
     """What a refusal says is the least, in megabytes."""
-    refused = generate(mixture, "a prompt", "--memory", "10MB")
+    refused = generate(model, "a prompt", "--memory", "10MB")
     assert refused.returncode == 2
     found = re.search(r"give --memory (\d+)MB", refused.stderr)
     assert found, refused.stderr
@@ -90,10 +102,28 @@ def test_the_same_text_within_the_least_memory(mixture: Path) -> None:
         assert row in ended.stderr
 
 
+def test_the_same_text_of_a_dense_model(dense: Path) -> None:
+    """In the least memory, and with some of its blocks in it."""
+    whole = json.loads(generate(dense, "a prompt").stdout)
+    kept = []
+    for more in (4, 16):
+        ended = generate(dense, "a prompt", "--memory", f"{least(dense) + more}MB")
+        assert ended.returncode == 0, ended.stderr
+        got = json.loads(ended.stdout)
+        assert got["text"] == whole["text"]
+        assert got["memory"]["experts"] is None
+        assert got["memory"]["blocks"]["bytes"] > 0
+        kept.append(sum(got["memory"]["placement"]["kept_blocks"]))
+        for row in ("read for every token", "through a ring", "measured on this file", "tokens/s"):
+            assert row in ended.stderr
+    assert kept[0] < kept[1] < 16
+
+
 def test_all_of_it_in_memory_where_there_is_room(mixture: Path) -> None:
     ended = json.loads(generate(mixture, "a prompt", "--memory", "2GB").stdout)
     assert ended["memory"]["experts"] is None
     assert ended["memory"]["placement"]["passing"] == 0
+    assert ended["memory"]["placement"]["ring_bytes"] == 0
 
 
 def test_a_longer_context_takes_its_memory_from_the_experts(mixture: Path) -> None:

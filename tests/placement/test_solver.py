@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 from moekit.core.errors import UsageError
-from moekit.kernels.native.expert_streaming import FileSpan
-from moekit.placement.model_memory import LayerExperts, ModelMemory
-from moekit.placement.solver import share, solve
+from moekit.kernels.native.block_streaming import BlockSpans
+from moekit.kernels.native.direct_reading import FileSpan
+from moekit.placement.model_memory import LayerBlock, LayerExperts, ModelMemory
+from moekit.placement.solver import keep_blocks, share, solve
 from moekit.placement.speed import Bandwidths, predict
 
 GB = 10**9
@@ -19,6 +20,11 @@ GB = 10**9
 def experts(count: int, top_k: int, size: int) -> LayerExperts:
     third = FileSpan(0, size // 3)
     return LayerExperts(spans=((third, third, third),) * count, top_k=top_k, bytes=size)
+
+
+def blocks(*sizes: int) -> tuple[LayerBlock, ...]:
+    spans = BlockSpans(layer=0, kind="attention", matrices=(FileSpan(0, 1),))
+    return tuple(LayerBlock(spans=spans, bytes=size) for size in sizes)
 
 
 def mixture(count: int, top_k: int, width: int) -> MoEConfig:
@@ -43,8 +49,14 @@ def models(draw: st.DrawFn) -> ModelMemory:
         attention=AttentionConfig(heads=4, kv_heads=draw(st.sampled_from([1, 2, 4])), head_width=16),
         layers=tuple(plan),
     )
-    dense = draw(st.integers(0, 4 * GB))
-    return ModelMemory(config=config, dense_bytes=dense, layers=tuple(layers), number_bytes=2, cache_number_bytes=2)
+    return ModelMemory(
+        config=config,
+        dense_bytes=draw(st.integers(0, 4 * GB)),
+        layers=tuple(layers),
+        blocks=blocks(*draw(st.lists(st.integers(4096, 500_000_000), max_size=12))),
+        number_bytes=2,
+        cache_number_bytes=2,
+    )
 
 
 @given(
@@ -75,13 +87,28 @@ def test_nothing_goes_beyond_the_budget(
         assert 0 <= places <= (len(layer.spans) if layer else 0)
     whole = all(places == len(layer.spans) for places, layer in zip(placed.places, memory.layers, strict=True) if layer)
     assert whole or placed.passing > 0
-    # No place is left that the smallest of the experts without one would fit into.
-    left = [
+    on_disk = [block.bytes for block, kept in zip(memory.blocks, placed.kept_blocks, strict=True) if not kept]
+    assert placed.block_bytes + sum(on_disk) == memory.block_bytes
+    assert (placed.ring_bytes > 0) == bool(on_disk)
+    assert not on_disk or placed.ring_bytes >= 2 * max(on_disk)
+    # No place is left that the smallest of what has none would fit into.
+    left = on_disk + [
         layer.bytes
         for places, layer in zip(placed.places, memory.layers, strict=True)
         if layer and places < len(layer.spans)
     ]
     assert not left or budget - placed.used_bytes < min(left)
+    # Experts have places only once all has one that every token uses, or none of that is small enough.
+    assert not on_disk or placed.place_bytes <= min(on_disk)
+
+
+def test_the_blocks_that_stay_are_spread_over_the_model() -> None:
+    """Whatever their number, so that there is always something to compute while another is read."""
+    for share_kept in (2, 3, 4):
+        kept = keep_blocks([10] * 24, 240 // share_kept)
+        assert sum(kept) == 24 // share_kept
+        runs = "".join("x" if one else " " for one in kept).split("x")
+        assert max(map(len, runs)) <= share_kept + 1
 
 
 def test_equal_layers_share_alike() -> None:
@@ -100,6 +127,20 @@ def test_a_dense_layer_gets_none() -> None:
 
 def test_the_first_place_that_does_not_fit_does_not_end_the_sharing() -> None:
     assert share([experts(2, 2, 1000), experts(8, 1, 10)], 60) == (0, 6)
+
+
+def test_speed_of_blocks_on_disk_is_that_of_the_slower_of_the_two() -> None:
+    attention = AttentionConfig(heads=1, kv_heads=1, head_width=8)
+    config = ModelConfig(vocab_size=16, width=8, context=8, attention=attention, layers=(DenseConfig(width=8),))
+    memory = ModelMemory(
+        config=config, dense_bytes=0, layers=(None,), blocks=blocks(*[GB // 10] * 10), number_bytes=2,
+        cache_number_bytes=2,
+    )  # fmt: skip
+    placed = solve(memory, budget=8 * GB // 10, resident=0)
+    assert sum(placed.kept_blocks) == 5
+    for disk, seconds in ((GB, 0.5), (100 * GB, 1 / 8)):
+        speed = predict(memory, placed, Bandwidths(memory=10 * GB, disk=disk, disk_threads=4, disk_is_direct=True))
+        assert speed.slow == speed.fast == pytest.approx(1 / seconds)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8])

@@ -1,27 +1,22 @@
 """Experts that stay on disk change no bit of an answer, whatever stays in memory."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from tests.families.test_gguf import changed, file_of, folder_of, single_experts
-from tests.placement.streamed_runner import streamed
+from tests.placement.streamed_runner import CHANGES, answers, check_same, streamed
 from tests.test_every_verb import split_gguf
 
 from moekit.core.errors import MoekitError
 from moekit.families.gguf import GGUFModel
 from moekit.inference.native_runner import NativeRunner
 from moekit.kernels.native.expert_streaming import PolicyName
-from moekit.kernels.packed import Numbers
 
 EXPERTS, LAYERS = 6, 3
 SHAPE: dict[str, Any] = {
@@ -57,21 +52,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def answers(runner: NativeRunner, batch: int, prompt: int = 530, steps: int = 12) -> list[Numbers]:
-    """Logits after a prompt of several chunks, and after each of some steps of several sequences."""
-    tokens = np.random.default_rng(batch).integers(0, 96, (batch, prompt + steps)).tolist()
-    caches = [runner.new_cache() for _ in range(batch)]
-    found = [
-        runner.prefill(cache, row[: prompt - 5 * i]) for i, (cache, row) in enumerate(zip(caches, tokens, strict=True))
-    ]
-    return found + [runner.decode(caches, [row[prompt + step] for row in tokens]) for step in range(steps)]
-
-
-def check_same(got: list[Numbers], expected: list[Numbers]) -> None:
-    for ours, theirs in zip(got, expected, strict=True):
-        assert ours.tobytes() == theirs.tobytes()
-
-
 @pytest.mark.parametrize("name", ["mixtral", "fp32", "qwen2_moe", "single experts"])
 @pytest.mark.parametrize("places", [0, 1, 2, 4, EXPERTS])
 def test_no_bit_changes(name: str, places: int, files: dict[str, Path]) -> None:
@@ -83,7 +63,7 @@ def test_no_bit_changes(name: str, places: int, files: dict[str, Path]) -> None:
         for policy, prefetch in zip(POLICIES, ("off", "on") * 2 if places % 2 else ("on", "off") * 2, strict=True):
             runner = streamed(files[name], places=places, policy=policy, prefetch=prefetch, passing=1 + places % 3)
             check_same(answers(runner, batch), expected)
-            counts = runner.store_counts
+            counts = runner.streaming_counts.experts
             assert counts is not None
             assert counts.hits + counts.misses > 0
             assert counts.misses > LAYERS or places == EXPERTS
@@ -94,7 +74,7 @@ def test_reading_ahead_is_tried_and_changes_no_bit(files: dict[str, Path]) -> No
     stored = GGUFModel(files["mixtral"])
     runner = streamed(files["mixtral"], places=3, prefetch="measured")
     check_same(answers(runner, 1, steps=80), answers(NativeRunner(stored.config, stored.weights()), 1, steps=80))
-    counts = runner.store_counts
+    counts = runner.streaming_counts.experts
     assert counts is not None
     assert 0 < counts.foreseen_used <= counts.foreseen
 
@@ -126,17 +106,7 @@ def test_a_file_that_is_replaced_while_it_is_open_changes_nothing(files: dict[st
     check_same(answers(runner, 1), answers(NativeRunner(stored.config, stored.weights()), 1))
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def written_to(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"x")
-
-
-@pytest.mark.parametrize(("change", "why"), [(cut, "shorter|written to"), (written_to, "written to")])
+@pytest.mark.parametrize(("change", "why"), CHANGES)
 def test_a_file_that_changes_under_the_store_is_one_sentence(
     change: Callable[[Path], None], why: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -150,53 +120,3 @@ def test_a_file_that_changes_under_the_store_is_one_sentence(
             runner.prefill(cache, list(range(90)))
         assert str(path) in str(raised.value)
     assert cache.length == 3
-
-
-EIO = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <sys/types.h>
-static int calls;
-ssize_t pread64(int file, void *into, size_t bytes, off_t at) {
-    ssize_t (*real)(int, void *, size_t, off_t) = dlsym(RTLD_NEXT, "pread64");
-    if (bytes >= 4096 && ++calls > atoi(getenv("GOOD_READS"))) { errno = EIO; return -1; }
-    return real(file, into, bytes, at);
-}
-ssize_t pread(int file, void *into, size_t bytes, off_t at) { return pread64(file, into, bytes, at); }
-"""
-
-
-READS = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.placement.streamed_runner import streamed
-from moekit.checkpoint.gguf import GGUFTensor
-from moekit.core.errors import MoekitError
-try:
-    runner = streamed(Path({path!r}), places=1)
-    cache = runner.new_cache()
-    for step in range(40):
-        runner.decode([cache], [step])
-except MoekitError as error:
-    sys.exit(f"said: {{error}}")
-"""
-
-
-@pytest.mark.parametrize("good", [0, 3, 40, 120])
-def test_a_disk_that_fails_is_one_sentence(good: int, files: dict[str, Path], tmp_path: Path) -> None:
-    """Whenever it does."""
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc")
-    (tmp_path / "eio.c").write_text(EIO)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "eio.so", tmp_path / "eio.c", "-ldl"], check=True)
-    root = str(Path(__file__).parents[2])
-    ended = subprocess.run(
-        [sys.executable, "-c", READS.format(root=root, path=str(files["mixtral"]))],
-        env=os.environ | {"LD_PRELOAD": str(tmp_path / "eio.so"), "GOOD_READS": str(good)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 1
-    assert ended.stderr.strip().endswith(f"said: Cannot read {files['mixtral']}: Input/output error.")

@@ -81,8 +81,8 @@ def generate(
         _print_json(completions, before, loaded, meter.joules())
     else:
         _print(completions, before)
-        if (counts := loaded.expert_counts) is not None:
-            click.echo(reading_figures(counts), err=True)
+        for line in [] if (counts := loaded.streaming_counts) is None else reading_figures(counts):
+            click.echo(line, err=True)
         if (joules := meter.joules()) is not None:
             click.echo(f"{joules / sum(one.completion_tokens for one in completions):.2f} J per token", err=True)
     for number, completion in enumerate(completions, start=1):
@@ -145,7 +145,7 @@ def _print_json(completions: "list[Completion]", before: float, loaded: "LoadedM
     shown = [asdict(one) | {"time_to_first_token_s": before + one.time_to_first_token_s} for one in completions]
     whole = shown[0] if len(shown) == 1 else {"completions": shown}
     if loaded.placed is not None:
-        whole |= {"memory": placement_json(loaded.placed, loaded.expert_counts)}
+        whole |= {"memory": placement_json(loaded.placed, loaded.streaming_counts)}
     if joules is not None:
         whole |= {"joules": joules, "joules_per_token": joules / sum(one.completion_tokens for one in completions)}
     click.echo(json.dumps(whole, indent=2))

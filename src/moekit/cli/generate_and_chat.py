@@ -52,7 +52,7 @@ def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callab
         click.option(
             "--memory",
             metavar="SIZE",
-            help="What the process may take, like 4GB; experts that have no place are read from disk when they are "
+            help="What the process may take, like 4GB; of a GGUF file, what has no place is read from disk when it is "
             "needed.  [default: what is free]",
         ),
         click.option("--quantize", type=BlockTypeName(), help="Pack the matrices of a folder into this type."),

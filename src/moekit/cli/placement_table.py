@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moekit.kernels.native.block_streaming import RingCounts
     from moekit.kernels.native.expert_streaming import StoreCounts
+    from moekit.kernels.native.streaming import StreamingCounts
     from moekit.placement import PlacedModel
 
 
@@ -26,10 +28,15 @@ def placement_rows(placed: "PlacedModel") -> dict[str, str]:
     rows = {
         "budget": f"{bytes_text(placement.budget)} for the whole process",
         "this program": bytes_text(placement.resident_bytes),
-        "read by every token": bytes_text(placement.dense_bytes),
+        "read by every token": bytes_text(placement.dense_bytes + placement.block_bytes),
         "KV cache": f"{bytes_text(placement.cache_bytes)} for {placement.context:,} tokens",
         "computed in": f"{bytes_text(placement.work_bytes)}, the longest prompt included",
     }
+    if placement.ring_bytes:
+        on_disk = placement.kept_blocks.count(False)
+        parts = f"{on_disk:,} of {len(placement.kept_blocks):,} attention and feed-forward blocks"
+        rows["read for every token"] = f"{bytes_text(memory.block_bytes - placement.block_bytes)}, {parts}"
+        rows["through a ring of"] = bytes_text(placement.ring_bytes)
     experts = sum(len(layer.spans) for layer in memory.layers if layer is not None)
     if experts:
         kept = sum(placement.places)
@@ -45,18 +52,31 @@ def placement_rows(placed: "PlacedModel") -> dict[str, str]:
     return rows
 
 
-def reading_figures(counts: "StoreCounts") -> str:
-    """Write a line: `experts: 51 % of uses in memory · 3.21 GB read at 1.40 GB/s · waited 4.2 s for the disk`."""
+def reading_figures(counts: "StreamingCounts") -> list[str]:
+    """Write a line of what was read of each kind.
+
+    `experts: 51 % of uses in memory · 3.21 GB read at 1.40 GB/s · waited 4.2 s for the disk`
+    """
+    lines = []
+    if counts.experts is not None:
+        uses = max(1, counts.experts.hits + counts.experts.misses)
+        share = f"experts: {100 * counts.experts.hits / uses:.0f} % of uses in memory"
+        lines.append(" · ".join([share, *_reading(counts.experts)]))
+    if counts.blocks is not None:
+        lines.append("attention and feed-forward: " + " · ".join(_reading(counts.blocks)))
+    return lines
+
+
+def _reading(counts: "StoreCounts | RingCounts") -> list[str]:
     from moekit.core.formatting import bytes_text, duration_text
 
-    uses = max(1, counts.hits + counts.misses)
-    parts = [f"experts: {100 * counts.hits / uses:.0f} % of uses in memory"]
+    parts = [f"waited {duration_text(counts.stall_seconds)} for the disk"]
     if counts.bytes:
-        parts.append(f"{bytes_text(counts.bytes)} read at {bytes_text(counts.bytes / counts.busy_seconds)}/s")
-    return " · ".join([*parts, f"waited {duration_text(counts.stall_seconds)} for the disk"])
+        parts.insert(0, f"{bytes_text(counts.bytes)} read at {bytes_text(counts.bytes / counts.busy_seconds)}/s")
+    return parts
 
 
-def placement_json(placed: "PlacedModel", counts: "StoreCounts | None") -> dict[str, Any]:
+def placement_json(placed: "PlacedModel", counts: "StreamingCounts | None") -> dict[str, Any]:
     """Give what lies where, what was expected, and what was counted, as JSON takes it."""
     from dataclasses import asdict
 
@@ -64,5 +84,5 @@ def placement_json(placed: "PlacedModel", counts: "StoreCounts | None") -> dict[
         "placement": asdict(placed.placement),
         "bandwidths": None if placed.bandwidths is None else asdict(placed.bandwidths),
         "expected_tokens_per_second": None if placed.speed is None else asdict(placed.speed),
-        "experts": None if counts is None else asdict(counts),
+        **(dict.fromkeys(("experts", "blocks")) if counts is None else asdict(counts)),
     }

@@ -27,9 +27,9 @@ def load_runner(
         context: the most tokens of a sequence; None for the model's.
         quantize: the type (q8_0, q4_k, …) that a folder's matrices are packed into, as `moekit.quantize` would write
             them; until then all of them are in memory as they are stored.
-        memory: bytes that the process may take, or more to say about it; by default what is free. Of a mixture in a
-            GGUF file that is larger, the experts that have no place in memory are read from disk when they are needed,
-            which changes no bit of an answer.
+        memory: bytes that the process may take, or more to say about it; by default what is free. Of a GGUF file that
+            is larger, experts, and at last attention and ffns, that have no place in memory are read from disk when
+            they are needed, which changes no bit of an answer.
         progress: gets how many bytes of the weights are read.
 
     Returns:

@@ -58,7 +58,7 @@ def _runner(
             return NativeRunner(stored.config, stored.weights(), context), None
         placed = place(stored, memory, context)
         memory.on_placed(placed)
-        if not placed.placement.passing:  # everything fits
+        if not placed.placement.streams:  # everything fits
             return NativeRunner(stored.config, stored.weights(), placed.placement.context), placed
         weights, streaming = placed_weights(stored, placed, progress)
         return NativeRunner(stored.config, weights, placed.placement.context, streaming), placed

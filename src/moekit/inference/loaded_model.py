@@ -12,7 +12,7 @@ from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
 from moekit.kernels import native
 from moekit.kernels.native.decoder_description import unsupported
-from moekit.kernels.native.expert_streaming import StoreCounts
+from moekit.kernels.native.streaming import StreamingCounts
 from moekit.placement import PlacedModel
 
 
@@ -39,9 +39,11 @@ class LoadedModel:
     placed: PlacedModel | None = None
 
     @property
-    def expert_counts(self) -> StoreCounts | None:
-        """What was counted of experts that are read from disk; None where none are."""
-        return self.runner.store_counts if isinstance(self.runner, NativeRunner) else None
+    def streaming_counts(self) -> StreamingCounts | None:
+        """What was counted of what is read from disk; None where all of it is in memory."""
+        if self.placed is None or not self.placed.placement.streams or not isinstance(self.runner, NativeRunner):
+            return None
+        return self.runner.streaming_counts
 
 
 def is_native(config: ModelConfig) -> bool:

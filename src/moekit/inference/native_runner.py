@@ -13,7 +13,7 @@ from moekit.config import ModelConfig
 from moekit.inference.checks import checked_context
 from moekit.inference.runner import Cache, OnTokens
 from moekit.kernels.native.decoder import NativeCache, NativeDecoder
-from moekit.kernels.native.expert_streaming import ExpertStreaming, StoreCounts
+from moekit.kernels.native.streaming import Streaming, StreamingCounts
 from moekit.kernels.native.weights import DecoderWeights, matrices
 from moekit.kernels.packed import Numbers
 
@@ -25,8 +25,8 @@ class NativeRunner:
     """Run a decoder that `kernels.native.description.unsupported` has nothing against.
 
     context: tokens of a sequence, at most the model's, which is the default. With fp32 weights everything is fp32;
-    otherwise the cache is bf16, and so are products of prompts where the processor has such. streaming: experts that
-    stay on disk.
+    otherwise the cache is bf16, and so are products of prompts where the processor has such. streaming: what stays
+    on disk.
 
     Attributes:
         config: the model's configuration.
@@ -39,7 +39,7 @@ class NativeRunner:
         config: ModelConfig,
         weights: DecoderWeights,
         context: int | None = None,
-        streaming: ExpertStreaming | None = None,
+        streaming: Streaming | None = None,
     ) -> None:
         self.config = config
         self.vocab_size = config.vocab_size
@@ -51,9 +51,9 @@ class NativeRunner:
         self.weight_bytes, self.weight_type = taken.total(), max(taken, key=lambda name: taken[name])
 
     @property
-    def store_counts(self) -> StoreCounts | None:
-        """What was counted of experts that stay on disk; None where none do."""
-        return self._decoder.store_counts
+    def streaming_counts(self) -> StreamingCounts:
+        """What was counted of what stays on disk."""
+        return self._decoder.streaming_counts
 
     def new_cache(self) -> NativeCache:
         """Make an empty cache, which takes its memory as tokens come."""

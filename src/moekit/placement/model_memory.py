@@ -1,19 +1,20 @@
 """What the parts of a decoder take in memory, before any of it is taken."""
 
-import re
 from dataclasses import dataclass
 
-from moekit.checkpoint.gguf import PACKED_TYPES, GGUFTensor
-from moekit.config import ModelConfig
+from moekit.checkpoint.gguf import PACKED_TYPES
+from moekit.config import ModelConfig, MoEConfig
 from moekit.families.gguf import GGUFModel
+from moekit.families.gguf.streamable import expert_tensors, streamable_blocks, streamable_experts
 from moekit.kernels.native import instruction_set, threads
+from moekit.kernels.native.block_streaming import BlockSpans
 from moekit.kernels.native.decoder_description import AttentionDescription, FfnDescription, MoeDescription, describe
-from moekit.kernels.native.expert_streaming import ExpertSpans, FileSpan
+from moekit.kernels.native.direct_reading import FileSpan
+from moekit.kernels.native.expert_streaming import ExpertSpans
 from moekit.kernels.packed import F32
 
 # Reads begin and end at such blocks (native/streaming/direct_file.h).
 _BLOCK = 4096
-_SINGLE_EXPERT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.\d+\.weight")
 _PAGE_POSITIONS = 256
 """Positions that a KV cache takes memory for at a time."""
 _PART_POSITIONS = 512
@@ -36,11 +37,28 @@ class LayerExperts:
         spans: where they lie.
         top_k: how many of them a token uses.
         bytes: what a place for one of them takes.
+        names: of their tensors.
     """
 
     spans: tuple[ExpertSpans, ...]
     top_k: int
     bytes: int
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBlock:
+    """An attention or a dense ffn that can be streamed.
+
+    Attributes:
+        spans: where its matrices lie.
+        bytes: what it takes.
+        names: of its tensors.
+    """
+
+    spans: BlockSpans
+    bytes: int
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +67,9 @@ class ModelMemory:
 
     Attributes:
         config: its configuration.
-        dense_bytes: matrices that every token reads, and experts that cannot be streamed.
+        dense_bytes: what is in memory in any case: matrices that every token reads, and all that cannot be streamed.
         layers: of each layer the experts that can; None where it has none.
+        blocks: attention and ffns that can, in the order of their use.
         converted: the types of matrices that are not computed with as they are, and become bf16 as they are loaded.
         row_bytes: of the embedding, where a token's row of it is read from the file.
         number_bytes: of a number that prompts are computed with.
@@ -62,6 +81,7 @@ class ModelMemory:
     layers: tuple[LayerExperts | None, ...]
     number_bytes: int
     cache_number_bytes: int
+    blocks: tuple[LayerBlock, ...] = ()
     converted: tuple[str, ...] = ()
     row_bytes: int = 0
 
@@ -74,6 +94,11 @@ class ModelMemory:
     def largest_expert(self) -> int:
         """What the largest of them takes."""
         return max((layer.bytes for layer in self.layers if layer is not None), default=0)
+
+    @property
+    def block_bytes(self) -> int:
+        """What all blocks that can be streamed take."""
+        return sum(block.bytes for block in self.blocks)
 
     def cache_bytes(self, context: int, sequences: int = 1) -> int:
         """Count the KV caches of so many sequences, once they are full."""
@@ -127,59 +152,62 @@ class ModelMemory:
 
 def model_memory(stored: GGUFModel) -> ModelMemory:
     """Look at a model in a GGUF file, of which no weight is read."""
-    layers: list[LayerExperts | None] = []
-    streamable = 0
-    for index, layer in enumerate(describe(stored.config).layers):
-        spans = stored.expert_spans(index)
-        if spans is None or not isinstance(layer.ffn, MoeDescription):
-            layers.append(None)
-            continue
-        place = max(sum(map(_blocks, expert)) for expert in spans)
-        layers.append(LayerExperts(spans=tuple(spans), top_k=layer.ffn.top_k, bytes=place))
-        streamable += sum(span.size for expert in spans for span in expert if span is not None)
-    tensors = stored.file.tensors
-    embedding = tensors["token_embd.weight"]
+    layers = tuple(_layer_experts(stored, index) for index in range(len(stored.config.layers)))
+    blocks = tuple(
+        LayerBlock(spans=block.spans, bytes=sum(map(_blocks, block.spans.matrices)), names=block.names)
+        for block in streamable_blocks(stored.file, stored.config)
+    )
+    streamable = {name for part in (*layers, *blocks) if part is not None for name in part.names}
+    embedding = stored.file["token_embd.weight"]
     # Of an embedding that is not the head, too, a token reads a row, from the file.
-    in_file = embedding.size if not stored.config.tie_embeddings and embedding.code in PACKED_TYPES else 0
-    is_fp32 = tensors["blk.0.attn_q.weight"].code == F32.code
+    in_file = not stored.config.tie_embeddings and embedding.code in PACKED_TYPES
+    is_fp32 = stored.file["blk.0.attn_q.weight"].code == F32.code
+    mixed = _mixed_experts(stored)
     return ModelMemory(
         config=stored.config,
-        dense_bytes=_dense_bytes(stored, streamable) - in_file,
-        layers=tuple(layers),
-        converted=_converted(stored),
-        row_bytes=0 if not in_file else embedding.size // embedding.rows,
+        dense_bytes=_dense_bytes(stored, streamable | ({embedding.name} if in_file else set()), mixed),
+        layers=layers,
+        blocks=blocks,
+        converted=tuple(sorted({stored.file[name].type.name for name in mixed} | set(stored.converted))),
+        row_bytes=embedding.size // embedding.rows if in_file else 0,
         number_bytes=2 if instruction_set() in _MULTIPLY_BF16 and not is_fp32 else 4,
         cache_number_bytes=4 if is_fp32 else 2,
     )
 
 
-def _dense_bytes(stored: GGUFModel, streamable: int) -> int:
+def _layer_experts(stored: GGUFModel, index: int) -> LayerExperts | None:
+    layer, found = stored.config.layers[index].feed_forward, streamable_experts(stored.file, stored.config, index)
+    if found is None or not isinstance(layer, MoEConfig):
+        return None
+    place = max(sum(map(_blocks, expert)) for expert in found.spans)
+    return LayerExperts(spans=found.spans, top_k=layer.router.experts_per_token, bytes=place, names=found.names)
+
+
+def _dense_bytes(stored: GGUFModel, elsewhere: set[str], mixed: set[str]) -> int:
     """Count what is in memory in any case; while a matrix is converted, it is there twice."""
-    mixed = set(_mixed_experts(stored))
-    taken = 0
-    largest = 0
+    taken = largest = 0
     for tensor in stored.file.tensors.values():
+        if tensor.name in elsewhere:
+            continue
         if tensor.code in PACKED_TYPES and tensor.name not in mixed:
             taken += tensor.size
         else:
             taken += 2 * tensor.rows * tensor.columns
             largest = max(largest, 2 * tensor.rows * tensor.columns)
-    return taken + 2 * largest * bool(_converted(stored)) - streamable
+    return taken + 2 * largest
 
 
-def _converted(stored: GGUFModel) -> tuple[str, ...]:
-    """Name the types of matrices that become bf16."""
-    mixed = {stored.file[name].type.name for name in _mixed_experts(stored)}
-    return tuple(sorted(set(stored.converted) | mixed))
-
-
-def _mixed_experts(stored: GGUFModel) -> list[str]:
+def _mixed_experts(stored: GGUFModel) -> set[str]:
     """Name the tensors of single experts of several types, which are put on end in bf16."""
-    groups: dict[str, list[GGUFTensor]] = {}
-    for tensor in stored.file.tensors.values():
-        if found := _SINGLE_EXPERT.fullmatch(tensor.name):
-            groups.setdefault(found[1], []).append(tensor)
-    return [tensor.name for group in groups.values() if len({one.code for one in group}) > 1 for tensor in group]
+    return {
+        tensor.name
+        for index, layer in enumerate(stored.config.layers)
+        if isinstance(layer.feed_forward, MoEConfig)
+        for part in ("ffn_gate", "ffn_up", "ffn_down")
+        for tensors in [expert_tensors(stored.file, f"blk.{index}.{part}", layer.feed_forward.experts)]
+        if len({tensor.code for tensor in tensors}) > 1
+        for tensor in tensors
+    }
 
 
 def _blocks(span: FileSpan | None) -> int:

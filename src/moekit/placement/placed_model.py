@@ -1,16 +1,12 @@
-"""From a GGUF file and a budget to weights that stay within it."""
+"""From a GGUF file and a budget to what lies where, and how fast that should be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from moekit.checkpoint.gguf import GGUFTensor
 from moekit.core.hardware import resident_bytes
-from moekit.core.progress import Progress, Task
 from moekit.families.gguf import GGUFModel
-from moekit.kernels.native.expert_streaming import DirectReader, ExpertStreaming, PolicyName, PrefetchName
-from moekit.kernels.native.weights import DecoderWeights
-from moekit.kernels.packed import Bytes
+from moekit.kernels.native.direct_reading import FileSpan
+from moekit.kernels.native.expert_streaming import PolicyName, PrefetchName
 from moekit.placement.memory_limit import default_budget, free_bytes
 from moekit.placement.model_memory import ModelMemory, model_memory
 from moekit.placement.solver import Placement, solve
@@ -19,7 +15,7 @@ from moekit.placement.speed import Bandwidths, PredictedSpeed, measure_bandwidth
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedModel:
-    """What lies where, how experts that have no place are read, and how fast that should be.
+    """What lies where, how the rest is read, and how fast that should be.
 
     Attributes:
         memory: what the model's parts take.
@@ -80,11 +76,8 @@ def place(stored: GGUFModel, options: MemoryOptions, context: int | None) -> Pla
     budget = default_budget(resident) if options.budget is None else options.budget
     placement = solve(memory, budget=budget, resident=resident, context=context, sequences=options.sequences)
     bandwidths = speed = None
-    if placement.passing:
-        largest = max(
-            (span for layer in memory.layers if layer for span in layer.spans[0] if span is not None),
-            key=lambda span: span.size,
-        )
+    if placement.streams:
+        largest = max(_streamed_spans(memory, placement), key=lambda span: span.size)
         bandwidths = measure_bandwidths(stored.file.paths[largest.file], largest.size)
         speed = predict(memory, placement, bandwidths)
     return PlacedModel(
@@ -97,40 +90,9 @@ def place(stored: GGUFModel, options: MemoryOptions, context: int | None) -> Pla
     )
 
 
-def placed_weights(
-    stored: GGUFModel, placed: PlacedModel, progress: Progress
-) -> tuple[DecoderWeights, ExpertStreaming]:
-    """Read what has its place in memory, and say how the rest is read.
-
-    All that every token reads goes into memory of its own: pages of a mapped file are given up as soon as experts that
-    are read once, and what every token needs would be read again and again.
-
-    Raises:
-        MoekitError: where the file cannot be read.
-    """
-    layers = placed.memory.layers
-    streamed = [index for index, layer in enumerate(layers) if layer is not None]
-    with Task(progress, "Loading", total=placed.memory.dense_bytes, unit="bytes") as task:
-        weights = stored.weights(streamed, _Reading(stored.file.paths, task))
-    assert placed.bandwidths is not None
-    streaming = ExpertStreaming(
-        files=stored.file.paths,
-        experts=[() if layer is None else layer.spans for layer in layers],
-        places=placed.placement.places,
-        passing=placed.placement.passing,
-        policy=placed.policy,
-        prefetch=placed.prefetch,
-        threads=placed.bandwidths.disk_threads,
-    )
-    return weights, streaming
-
-
-class _Reading:
-    def __init__(self, paths: Sequence[Path], task: Task) -> None:
-        self.readers = [DirectReader(path) for path in paths]
-        self.task = task
-
-    def __call__(self, tensor: GGUFTensor) -> Bytes:
-        data_B = self.readers[tensor.part].read(tensor.start, tensor.size)
-        self.task.advance(tensor.size)
-        return data_B.reshape(tensor.rows, -1)
+def _streamed_spans(memory: ModelMemory, placement: Placement) -> Iterator[FileSpan]:
+    """Give the matrices that are read from disk, of a layer's experts those of the first."""
+    for layer in memory.layers if placement.passing else ():
+        yield from (span for span in (layer.spans[0] if layer else ()) if span is not None)
+    for block, kept in zip(memory.blocks, placement.kept_blocks, strict=True):
+        yield from (span for span in block.spans.matrices if span is not None and not kept)

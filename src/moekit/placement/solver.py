@@ -2,6 +2,7 @@
 
 What every token reads comes first: the dense part, the KV cache and the memory that is computed in. What is left is for
 experts, in every layer as many as its share of what they are worth; the others are read from disk when they are needed.
+Where the dense part alone is too large, some of its attention and ffns are read for each token, through a ring.
 """
 
 import heapq
@@ -18,6 +19,9 @@ PASSING = 3
 # The C library, the interpreter and the page tables take some more than what they were asked for.
 _MARGIN_SHARE, _MARGIN_BYTES = 0.01, 24 << 20
 _LEAST_CONTEXT = 256
+_RING_BLOCKS = 2
+"""Of the largest size: one is computed with while another is read."""
+_GOLDEN = (5**0.5 - 1) / 2
 _CACHE_SHARE = 0.25
 """Of the budget, what a KV cache may take where nobody asked for a context."""
 
@@ -29,7 +33,10 @@ class Placement:
     Attributes:
         budget: bytes that nothing may go beyond.
         resident_bytes: what the process has before the model is loaded.
-        dense_bytes: what every token reads.
+        dense_bytes: what is in memory in any case.
+        kept_blocks: of each attention and ffn that could be on disk, whether it is in memory.
+        block_bytes: what those that are take.
+        ring_bytes: what the others pass through; 0 where there are none.
         cache_bytes: of the KV caches once they are full.
         work_bytes: what is computed in.
         places: of each layer, how many of its experts have a place in memory.
@@ -43,6 +50,9 @@ class Placement:
     budget: int
     resident_bytes: int
     dense_bytes: int
+    kept_blocks: tuple[bool, ...]
+    block_bytes: int
+    ring_bytes: int
     cache_bytes: int
     work_bytes: int
     places: tuple[int, ...]
@@ -55,8 +65,13 @@ class Placement:
     @property
     def used_bytes(self) -> int:
         """All of it together."""
-        parts = (self.resident_bytes, self.dense_bytes, self.cache_bytes, self.work_bytes, self.place_bytes)
-        return sum(parts) + self.passing_bytes + self.margin_bytes
+        weights = self.dense_bytes + self.block_bytes + self.ring_bytes + self.place_bytes + self.passing_bytes
+        return self.resident_bytes + weights + self.cache_bytes + self.work_bytes + self.margin_bytes
+
+    @property
+    def streams(self) -> bool:
+        """Whether some of it is read from disk while it computes."""
+        return self.passing > 0 or self.ring_bytes > 0
 
 
 def solve(
@@ -77,15 +92,23 @@ def solve(
     """
     chosen = context or _context_within(memory, budget, resident, sequences)
     free = budget - _fixed(memory, budget, resident, chosen, sequences)
-    passing = 0 if memory.expert_bytes <= free else PASSING
+    fits = memory.expert_bytes + memory.block_bytes <= free
+    passing = PASSING if memory.expert_bytes and not fits else 0
     free -= passing * memory.largest_expert
+    ring = 0 if memory.block_bytes <= free else _ring_bytes(memory)
+    free -= ring
     if free < 0:
         raise _too_small(memory, budget, resident, context, sequences)
-    places = share(memory.layers, free)
+    kept = keep_blocks([block.bytes for block in memory.blocks], free)
+    block_bytes = sum(block.bytes for block, is_kept in zip(memory.blocks, kept, strict=True) if is_kept)
+    places = share(memory.layers, free - block_bytes)
     return Placement(
         budget=budget,
         resident_bytes=resident,
         dense_bytes=memory.dense_bytes,
+        kept_blocks=kept,
+        block_bytes=block_bytes,
+        ring_bytes=ring,
         cache_bytes=memory.cache_bytes(chosen, sequences),
         work_bytes=memory.work_bytes(chosen, sequences),
         places=places,
@@ -95,6 +118,20 @@ def solve(
         context=chosen,
         margin_bytes=_margin(budget),
     )
+
+
+def keep_blocks(sizes: Sequence[int], free: int) -> tuple[bool, ...]:
+    """Choose the blocks that stay in memory, as many as so many bytes hold.
+
+    A token uses each of them once: all are worth their bytes. They are chosen from all over the model (by the golden
+    ratio's multiples), so that the disk can read the others while these are computed.
+    """
+    kept = [False] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: index * _GOLDEN % 1):
+        if sizes[index] <= free:
+            kept[index] = True
+            free -= sizes[index]
+    return tuple(kept)
 
 
 def share(layers: Sequence[LayerExperts | None], free: int) -> tuple[int, ...]:
@@ -127,12 +164,16 @@ def _worth(layer: LayerExperts, places: int) -> float:
     return layer.top_k / experts * (1 - places / experts)
 
 
+def _ring_bytes(memory: ModelMemory) -> int:
+    return _RING_BLOCKS * max((block.bytes for block in memory.blocks), default=0)
+
+
 def _margin(budget: int) -> int:
     return _MARGIN_BYTES + int(_MARGIN_SHARE * budget)
 
 
 def _fixed(memory: ModelMemory, budget: int, resident: int, context: int, sequences: int) -> int:
-    """Count what must be in memory whatever the experts do."""
+    """Count what must be in memory whatever is read from disk."""
     kept = memory.cache_bytes(context, sequences) + memory.work_bytes(context, sequences)
     return resident + memory.dense_bytes + kept + _margin(budget)
 
@@ -149,9 +190,13 @@ def _context_within(memory: ModelMemory, budget: int, resident: int, sequences: 
 
 
 def least_budget(memory: ModelMemory, resident: int, context: int, sequences: int) -> int:
-    """Count what the model takes with no expert but those that pass through."""
-    passing = min(PASSING * memory.largest_expert, memory.expert_bytes)
-    without_share = _fixed(memory, 0, resident, context, sequences) + passing
+    """Count what the model takes with nothing but what passes through."""
+    # What is smaller than the room that it would pass through is in memory.
+    dense = min(_ring_bytes(memory), memory.block_bytes)
+    passing = PASSING * memory.largest_expert
+    if dense == memory.block_bytes:
+        passing = min(passing, memory.expert_bytes)
+    without_share = _fixed(memory, 0, resident, context, sequences) + dense + passing
     return int(without_share / (1 - _MARGIN_SHARE)) + 1
 
 
@@ -163,7 +208,7 @@ def _too_small(memory: ModelMemory, budget: int, resident: int, context: int | N
     if memory.converted and not memory.expert_bytes:
         whole = f" (matrices of type {', '.join(memory.converted)} become bf16, and experts of them stay in memory)"
     sentence = (
-        f"The model does not fit {bytes_text(budget)}: what every token reads takes "
+        f"The model does not fit {bytes_text(budget)}: what cannot be left on disk takes "
         f"{bytes_text(memory.dense_bytes)}{whole}, "
         f"the KV cache of {asked:,} tokens {bytes_text(memory.cache_bytes(asked, sequences))}, and with all else "
         f"{bytes_text(needed)} are the least; give --memory {math.ceil(needed / 1e6)}MB"

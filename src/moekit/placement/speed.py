@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moekit.kernels.native import read_bandwidth
-from moekit.kernels.native.expert_streaming import DirectReader, disk_speed
+from moekit.kernels.native.direct_reading import DirectReader, disk_speed
 from moekit.placement.model_memory import LayerExperts, ModelMemory
 from moekit.placement.solver import Placement
 
@@ -59,7 +59,11 @@ def measure_bandwidths(path: Path, piece: int) -> Bandwidths:
 
 
 def predict(memory: ModelMemory, placement: Placement, bandwidths: Bandwidths) -> PredictedSpeed:
-    """Predict the speed of decoding one sequence: what is read from memory, and then what is missing from disk."""
+    """Predict the speed of decoding one sequence.
+
+    Blocks are read from disk while others are computed, so the slower of the two counts; experts are known only when
+    they are needed.
+    """
     return PredictedSpeed(
         slow=1 / _seconds(memory, placement, bandwidths, habit=1),
         expected=1 / _seconds(memory, placement, bandwidths, habit=1.5),
@@ -72,9 +76,11 @@ def _seconds(memory: ModelMemory, placement: Placement, bandwidths: Bandwidths, 
     layers = [
         (layer, places) for layer, places in zip(memory.layers, placement.places, strict=True) if layer is not None
     ]
-    used = memory.dense_bytes + sum(layer.top_k * layer.bytes for layer, _ in layers)
+    used = memory.dense_bytes + memory.block_bytes + sum(layer.top_k * layer.bytes for layer, _ in layers)
     missing = sum(layer.top_k * layer.bytes * _missing(layer, places) ** habit for layer, places in layers)
-    return float(used / (bandwidths.memory * _MEMORY_SHARE) + missing / bandwidths.disk)
+    blocks = memory.block_bytes - placement.block_bytes
+    computed = used / (bandwidths.memory * _MEMORY_SHARE)
+    return float(max(computed, blocks / bandwidths.disk) + missing / bandwidths.disk)
 
 
 def _missing(layer: LayerExperts, places: int) -> float:

@@ -3,14 +3,14 @@
 R rows, E experts, B bytes of a row.
 """
 
-import mmap
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile, GGUFTensor
 from moekit.config import AnyAttentionConfig, AttentionConfig, DenseConfig, ModelConfig, MoEConfig
 from moekit.core.errors import MoekitError
+from moekit.families.gguf.streamable import expert_tensors
 from moekit.families.gguf.tensors import norm_names
 from moekit.kernels.native.weights import (
     AttentionWeights,
@@ -21,30 +21,25 @@ from moekit.kernels.native.weights import (
 )
 from moekit.kernels.packed import BF16, Bytes, Numbers, PackedMatrix, dequantize
 
+TensorSource = Callable[[Sequence[GGUFTensor]], Bytes]
+"""What gives the bytes of tensors of one type and width, one under the other: (rows, bytes of a row)."""
+
 
 class GGUFWeights:
-    """Make the parts of a decoder's weights; `GGUFModel.weights` says what the arguments are."""
+    """Make the parts of a decoder's weights; `GGUFModel.weights` says what the source is."""
 
-    def __init__(
-        self,
-        file: GGUFFile,
-        config: ModelConfig,
-        streamed: Container[int],
-        read: Callable[[GGUFTensor], Bytes] | None,
-    ) -> None:
-        self.file, self.config = file, config
-        self._streamed, self._read = streamed, read
+    def __init__(self, file: GGUFFile, config: ModelConfig, source: TensorSource) -> None:
+        self.file, self.config, self._source = file, config, source
 
     def all(self, *, interleaved: bool) -> DecoderWeights:
         """Give all of them."""
         width, vocab = self.config.width, self.config.vocab_size
-        tied = self.config.tie_embeddings
-        embedding = self._packed("token_embd.weight", (vocab, width), in_place=not tied)
+        embedding = self._matrix("token_embd.weight", vocab, width)
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(len(self.config.layers))),
             norm_D=self._vector("output_norm.weight", width),
-            head=embedding if tied else self._matrix("output.weight", vocab, width),
+            head=embedding if self.config.tie_embeddings else self._matrix("output.weight", vocab, width),
             interleaved=interleaved,
         )
 
@@ -96,14 +91,13 @@ class GGUFWeights:
 
     def _mixture(self, index: int, layer: MoEConfig) -> MoEWeights:
         name, width, hidden = f"blk.{index}", self.config.width, layer.expert_width
-        experts = self._no_numbers if index in self._streamed else self._experts
         gated = layer.branch == "gated_shared"
         return MoEWeights(
             router=self._matrix(f"{name}.ffn_gate_inp.weight", layer.experts, width),
             experts=NetworkWeights(
-                gate=experts(f"{name}.ffn_gate", layer.experts, hidden, width),
-                up=experts(f"{name}.ffn_up", layer.experts, hidden, width),
-                down=experts(f"{name}.ffn_down", layer.experts, width, hidden),
+                gate=self._experts(f"{name}.ffn_gate", layer.experts, hidden, width),
+                up=self._experts(f"{name}.ffn_up", layer.experts, hidden, width),
+                down=self._experts(f"{name}.ffn_down", layer.experts, width, hidden),
             ),
             shared_expert=self._dense(name, "_shexp", layer.dense_branch) if gated else None,
             shared_expert_gate_D=self._vector(f"{name}.ffn_gate_inp_shexp.weight", width) if gated else None,
@@ -111,45 +105,30 @@ class GGUFWeights:
 
     def _experts(self, name: str, experts: int, rows: int, columns: int) -> PackedMatrix:
         """Give the experts' matrices with their rows on end."""
-        if f"{name}_exps.weight" in self.file:
-            return self._packed(f"{name}_exps.weight", (experts, rows, columns))
-        return _on_end([self._matrix(f"{name}.{expert}.weight", rows, columns) for expert in range(experts)])
-
-    def _no_numbers(self, name: str, experts: int, rows: int, columns: int) -> PackedMatrix:
-        """Give a matrix of the experts' shape and type, in memory that is never touched and so takes none."""
-        stacked = f"{name}_exps.weight"
-        if stacked in self.file:
-            first = stacked
-            self._check_shape(stacked, (experts, rows, columns))
-        else:
-            first = f"{name}.0.weight"
-            for expert in range(experts):
-                self._check_shape(f"{name}.{expert}.weight", (rows, columns))
-        type_ = PACKED_TYPES[self.file[first].code]
-        size = experts * rows * type_.row_bytes(columns)
-        # Neither shared nor ever written to: no system promises memory for it.
-        nothing = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
-        nothing_RB = np.frombuffer(nothing, np.uint8).reshape(experts * rows, -1)
-        return PackedMatrix(nothing_RB, type_, columns)
+        tensors = expert_tensors(self.file, name, experts)
+        stacked = tensors[0].name.endswith("_exps.weight")
+        for tensor in tensors:
+            self._check_shape(tensor.name, (experts, rows, columns) if stacked else (rows, columns))
+        return self._packed(tensors)
 
     def _matrix(self, name: str, rows: int, columns: int) -> PackedMatrix:
-        return self._packed(name, (rows, columns))
+        self._check_shape(name, (rows, columns))
+        return self._packed([self.file[name]])
 
-    def _packed(self, name: str, shape: tuple[int, ...], *, in_place: bool = False) -> PackedMatrix:
-        self._check_shape(name, shape)
-        tensor = self.file[name]
-        if tensor.code not in PACKED_TYPES:
-            return _on_end([_as_bf16(rows_RC) for _, rows_RC in self.file.chunks(name)])
-        if self._read is None or in_place:
-            return self.file.packed(name)
-        return PackedMatrix(self._read(tensor), PACKED_TYPES[tensor.code], tensor.columns)
+    def _packed(self, tensors: Sequence[GGUFTensor]) -> PackedMatrix:
+        """Make a matrix of tensors, one under the other; in bf16 where their types differ or are converted."""
+        first = tensors[0]
+        if {tensor.code for tensor in tensors} == {first.code} <= PACKED_TYPES.keys():
+            return PackedMatrix(self._source(tensors), PACKED_TYPES[first.code], first.columns)
+        parts = [_as_bf16(rows_RC) for tensor in tensors for _, rows_RC in self.file.chunks(tensor.name)]
+        return PackedMatrix(np.concatenate([part.data_RB for part in parts]), BF16, first.columns)
 
     def _vector(self, name: str, count: int) -> Numbers:
         self._check_shape(name, (count,))
         tensor = self.file[name]
-        if self._read is None or tensor.code not in PACKED_TYPES:
+        if tensor.code not in PACKED_TYPES:
             return self.file.numbers(name)
-        return dequantize(PackedMatrix(self._read(tensor), PACKED_TYPES[tensor.code], count)).reshape(count)
+        return dequantize(PackedMatrix(self._source([tensor]), PACKED_TYPES[tensor.code], count)).reshape(count)
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if self.file[name].shape != shape:
@@ -161,14 +140,6 @@ def wrong_shape(file: GGUFFile, name: str, shape: Sequence[int]) -> MoekitError:
     return MoekitError(
         f"Tensor {name!r} in {file.path} has the shape {list(file[name].shape)}, the model needs {list(shape)}."
     )
-
-
-def _on_end(parts: Sequence[PackedMatrix]) -> PackedMatrix:
-    """Copy matrices of one width one under the other; those of several types become bf16."""
-    first = parts[0]
-    if any(part.type is not first.type for part in parts):
-        parts = [_as_bf16(dequantize(part)) for part in parts]
-    return PackedMatrix(np.concatenate([part.data_RB for part in parts]), parts[0].type, first.columns)
 
 
 def _as_bf16(numbers_RC: Numbers) -> PackedMatrix:

@@ -1,17 +1,18 @@
 """A decoder that lies in a GGUF file: its configuration, and its weights where they are."""
 
-from collections.abc import Callable, Container
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from moekit.checkpoint.gguf import PACKED_TYPES, GGUFFile, GGUFTensor
 from moekit.checkpoint.layout import Stored
-from moekit.config import ModelConfig, MoEConfig
+from moekit.config import ModelConfig
 from moekit.core.errors import MoekitError
 from moekit.families.gguf.architectures import ARCHITECTURES, Contents, read_config
-from moekit.families.gguf.gguf_weights import GGUFWeights
+from moekit.families.gguf.gguf_weights import GGUFWeights, TensorSource
 from moekit.families.gguf.rope_metadata import FACTORS
 from moekit.families.gguf.tensors import layout
-from moekit.kernels.native.expert_streaming import ExpertSpans, FileSpan
 from moekit.kernels.native.weights import DecoderWeights
 from moekit.kernels.packed import Bytes
 
@@ -49,42 +50,22 @@ class GGUFModel:
                 found.setdefault(tensor.type.name, []).append(tensor.name)
         return found
 
-    def weights(
-        self, streamed: Container[int] = (), read: Callable[[GGUFTensor], Bytes] | None = None
-    ) -> DecoderWeights:
+    def weights(self, source: TensorSource | None = None) -> DecoderWeights:
         """Give all weights; raises MoekitError where a shape is not what the metadata says.
 
-        Matrices are views of the file, but for those of `converted` types, which become copies in bf16, and single
-        experts, which are put on end.
+        Matrices of `converted` types become copies in bf16; all others are what `source` gives.
 
         Args:
-            streamed: layers whose experts are read elsewhere, by `expert_spans`: their matrices have no numbers here.
-            read: gives the bytes of a tensor in memory of their own, (rows, bytes of a row); all matrices are read with
-                it but for the embedding where it is not the head, too: of that a token needs a row.
+            source: gives the bytes of tensors of one type and width, one under the other, (rows, bytes of a row); by
+                default views of the file, and copies of several tensors that make one matrix.
         """
-        return GGUFWeights(self.file, self.config, streamed, read).all(interleaved=self.architecture.interleaved)
+        weights = GGUFWeights(self.file, self.config, source or self.mapped)
+        return weights.all(interleaved=self.architecture.interleaved)
 
-    def expert_spans(self, index: int) -> list[ExpertSpans] | None:
-        """Tell where the experts of a layer lie; None where it has none, or they are of a `converted` type."""
-        layer = self.config.layers[index].feed_forward
-        if not isinstance(layer, MoEConfig):
-            return None
-        gates, ups, downs = (
-            self._expert_spans(f"blk.{index}.ffn_{part}", layer.experts) for part in ("gate", "up", "down")
-        )
-        return None if gates is None or ups is None or downs is None else list(zip(gates, ups, downs, strict=True))
-
-    def _expert_spans(self, name: str, experts: int) -> list[FileSpan] | None:
-        """Tell where one matrix of each expert lies; None unless all are of one type that is computed with."""
-        if (stacked := f"{name}_exps.weight") in self.file:
-            tensor = self.file[stacked]
-            tensors, size = [tensor], tensor.size // experts
-            spans = [FileSpan(tensor.start + expert * size, size, tensor.part) for expert in range(experts)]
-        else:
-            tensors = [self.file[f"{name}.{expert}.weight"] for expert in range(experts)]
-            spans = [FileSpan(tensor.start, tensor.size, tensor.part) for tensor in tensors]
-        codes = {tensor.code for tensor in tensors}
-        return spans if len(codes) == 1 and codes <= PACKED_TYPES.keys() else None
+    def mapped(self, tensors: Sequence[GGUFTensor]) -> Bytes:
+        """Give the bytes of tensors where they lie in the file; of several, a copy."""
+        views = [self.file.bytes_of(tensor.name) for tensor in tensors]
+        return views[0] if len(views) == 1 else np.concatenate(views)
 
     def _check_names(self) -> None:
         names = {entry.name for entry in self.layout}

@@ -11,9 +11,10 @@ import numpy as np
 
 from moekit.config import ModelConfig
 from moekit.kernels.native.decoder_description import describe, unsupported
-from moekit.kernels.native.expert_streaming import ExpertStreaming, StoreCounts, native_store, reading, store_counts
+from moekit.kernels.native.direct_reading import reading
 from moekit.kernels.native.module import native
 from moekit.kernels.native.native_model import native_model
+from moekit.kernels.native.streaming import NativeStreaming, Streaming, StreamingCounts
 from moekit.kernels.native.weights import DecoderWeights
 from moekit.kernels.packed import Numbers
 
@@ -60,28 +61,26 @@ class NativeDecoder:
     Raises ValueError where the weights do not have the configuration's shapes, and where `unsupported` has a reason
     against the configuration.
 
-    streaming: experts that stay on disk; of their matrices in `weights`, only shapes and types count.
+    streaming: what stays on disk; of those matrices in `weights`, only shapes and types count.
     """
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights, streaming: ExpertStreaming | None = None) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, streaming: Streaming | None = None) -> None:
         reason = unsupported(config)
         if reason:
             raise ValueError(f"the native decoder cannot compute this model because {reason}")
         description = describe(config)
         self.config = config
         module = native()
-        self._store = None if streaming is None else native_store(module, streaming)
-        self._native = native_model(
-            module, description, weights, self._store, "off" if streaming is None else streaming.prefetch
-        )
+        self._streaming = NativeStreaming(module, streaming or Streaming())
+        self._native = native_model(module, description, weights, self._streaming)
         self._cache_shapes = [
             (layer.attention.kv_heads, layer.attention.head_width) for layer in description.layers if layer.attention
         ]
 
     @property
-    def store_counts(self) -> StoreCounts | None:
-        """What was counted of experts that stay on disk; None where none do."""
-        return None if self._store is None else store_counts(self._store)
+    def streaming_counts(self) -> StreamingCounts:
+        """What was counted of what stays on disk."""
+        return self._streaming.counts()
 
     def new_cache(self, kind: CacheKind | None = None) -> NativeCache:
         """Make an empty cache for one sequence; by default fp32 where the model's matrices are, else bf16.
@@ -96,7 +95,7 @@ class NativeDecoder:
         """Compute logits_BV after one more token of each sequence, whose caches are extended.
 
         Raises ValueError where a context is full, IndexError where a token is not in the vocabulary, and MoekitError
-        where an expert cannot be read: nothing has changed then. Other Python threads run meanwhile; of several calls,
+        where a file cannot be read: nothing has changed then. Other Python threads run meanwhile; of several calls,
         one computes at a time.
         """
         logits_BV = np.empty((len(tokens_B), self.config.vocab_size), np.float32)

@@ -3,29 +3,16 @@
 The compiled side reads them around the page cache, while others are computed (`native/streaming/`).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from moekit.core.errors import MoekitError
+from moekit.kernels.native.direct_reading import FileSpan, native_span, reading
 from moekit.kernels.native.module import native
-from moekit.kernels.packed import Bytes
 
 PolicyName = Literal["lru", "lfu", "lfru", "static"]
 PrefetchName = Literal["off", "on", "measured"]
-
-
-@dataclass(frozen=True)
-class FileSpan:
-    """Bytes of one of several files."""
-
-    offset: int
-    size: int
-    file: int = 0
 
 
 ExpertSpans = tuple[FileSpan | None, FileSpan, FileSpan]
@@ -84,7 +71,7 @@ class StoreCounts:
 def native_store(module: Any, streaming: ExpertStreaming) -> Any:
     """Make the compiled store. Raises MoekitError where a file cannot be read or memory cannot be taken."""
     layers = [
-        module.StreamedLayer([[_span(module, span) for span in expert] for expert in experts], places)
+        module.StreamedLayer([[native_span(module, span) for span in expert] for expert in experts], places)
         for experts, places in zip(streaming.experts, streaming.places, strict=True)
     ]
     with reading():
@@ -104,45 +91,6 @@ def store_counts(store: Any) -> StoreCounts:
     return StoreCounts(**{name: getattr(counted, name) for name in StoreCounts.__dataclass_fields__})
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    """Raise MoekitError where the compiled side, within the block, cannot read a file."""
-    try:
-        yield
-    except native().ReadError as error:
-        raise MoekitError(str(error)) from error
-
-
-class DirectReader:
-    """A file that is read around the page cache, where its file system allows that (`direct`).
-
-    Raises:
-        MoekitError: where it cannot be opened.
-    """
-
-    def __init__(self, path: Path, *, direct: bool = True) -> None:
-        with reading():
-            self._file = native().DirectFile(str(path), direct)
-        self.direct = bool(self._file.direct)
-
-    def read(self, offset: int, size: int) -> Bytes:
-        """Give bytes of the file in memory of their own; raises MoekitError where they cannot be read."""
-        data_B = np.empty(size, np.uint8)
-        with reading():
-            self._file.read_into(offset, data_B)
-        return data_B
-
-
-def disk_speed(path: Path, piece: int, *, threads: int = 4, direct: bool = True, seconds: float = 0.2) -> float:
-    """Measure the bytes a second at which pieces of so many bytes are read from places all over a file.
-
-    Raises:
-        MoekitError: where it cannot be read.
-    """
-    with reading():
-        return float(native().disk_speed(str(path), piece, threads, direct, seconds))
-
-
 def simulated_hits(policy: PolicyName, experts: int, places: int, passes: Sequence[Sequence[int]]) -> int:
     """Count the uses that find their expert in memory, in a layer of so many experts and places.
 
@@ -150,7 +98,3 @@ def simulated_hits(policy: PolicyName, experts: int, places: int, passes: Sequen
     """
     module = native()
     return int(module.simulate_hits(getattr(module.PolicyKind, policy), experts, places, [list(one) for one in passes]))
-
-
-def _span(module: Any, span: FileSpan | None) -> Any:
-    return module.Span(0, 0) if span is None else module.Span(span.offset, span.size, span.file)

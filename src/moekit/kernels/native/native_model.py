@@ -19,8 +19,8 @@ from moekit.kernels.native.decoder_description import (
     MoeDescription,
     RopeDescription,
 )
-from moekit.kernels.native.expert_streaming import PrefetchName
 from moekit.kernels.native.products import native_matrix
+from moekit.kernels.native.streaming import NativeStreaming
 from moekit.kernels.native.weights import (
     AttentionWeights,
     DecoderWeights,
@@ -37,16 +37,12 @@ def native_model(
     module: ModuleType,
     description: ModelDescription,
     weights: DecoderWeights,
-    store: Any = None,
-    prefetch: PrefetchName = "off",
+    streaming: NativeStreaming,
 ) -> Any:
-    """Make the compiled decoder of a model. Raises ValueError where the weights are not those of the description.
-
-    store, prefetch: the compiled store of experts that stay on disk, and whether they are read ahead.
-    """
+    """Make the compiled decoder of a model. Raises ValueError where the weights are not those of the description."""
     if len(weights.layers) != len(description.layers):
         raise ValueError(f"weights of {len(weights.layers)} layers do not make a model of {len(description.layers)}")
-    return _Maker(module, description).model(weights, store, getattr(module.Prefetch, prefetch))
+    return _Maker(module, description).model(weights, streaming)
 
 
 class _Maker:
@@ -57,7 +53,7 @@ class _Maker:
         layers = (layer.attention for layer in description.layers)
         self.ropes = list(dict.fromkeys(part.rope for part in layers if part and part.rotary))
 
-    def model(self, weights: DecoderWeights, store: Any, prefetch: Any) -> Any:
+    def model(self, weights: DecoderWeights, streaming: NativeStreaming) -> Any:
         description = self.description
         pairs = zip(description.layers, weights.layers, strict=True)
         return self.module.Decoder(
@@ -70,8 +66,9 @@ class _Maker:
             embedding_scale=description.embedding_scale,
             logit_scale=description.logit_scale,
             norm=self._norm(weights.norm_D, description.norm_eps),
-            store=store,
-            prefetch=prefetch,
+            store=streaming.store,
+            prefetch=streaming.prefetch,
+            ring=streaming.ring,
         )
 
     def _rope(self, rope: RopeDescription, interleaved: bool) -> Any:

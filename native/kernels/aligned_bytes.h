@@ -1,0 +1,31 @@
+// Memory that begins at a multiple of some number of bytes, as wide vectors, huge pages and direct reads want it.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace moekit {
+
+struct FreeBytes {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
+using AlignedBytes = std::unique_ptr<uint8_t, FreeBytes>;
+
+// `bytes` or a few more, up to the next multiple of the alignment, which is a power of two; none where there are none
+// to take. Throws std::bad_alloc.
+inline AlignedBytes aligned_bytes(int64_t bytes, int64_t alignment) {
+    if (bytes == 0) {
+        return {};
+    }
+    void* memory = std::aligned_alloc(static_cast<size_t>(alignment),
+                                      static_cast<size_t>((bytes + alignment - 1) / alignment * alignment));
+    if (!memory) {
+        throw std::bad_alloc();
+    }
+    return AlignedBytes(static_cast<uint8_t*>(memory));
+}
+
+}  // namespace moekit
