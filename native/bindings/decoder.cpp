@@ -195,6 +195,18 @@ void prefill(BoundDecoder& bound, Cache& cache, const std::vector<int64_t>& toke
     bound.decoder.prefill(cache, tokens.data(), static_cast<int64_t>(tokens.size()), to);
 }
 
+void score(BoundDecoder& bound, Cache& cache, const std::vector<int64_t>& tokens, const std::vector<int64_t>& targets,
+           const Array<double, 1>& log_probs) {
+    const auto count = static_cast<int64_t>(tokens.size());
+    if (targets.size() != tokens.size()) {
+        throw std::invalid_argument(std::to_string(targets.size()) + " targets are not those of " +
+                                    std::to_string(count) + " tokens");
+    }
+    check_shape("log_probs", log_probs, {count});
+    const nb::gil_scoped_release released;
+    bound.decoder.score(cache, tokens.data(), targets.data(), count, log_probs.data());
+}
+
 void bind_caches(nb::module_& module) {
     nb::enum_<CacheKind>(module, "CacheKind")
         .value("fp32", CacheKind::F32)
@@ -238,6 +250,7 @@ void bind_decoder(nb::module_& module) {
             "kind"_a, "context"_a)
         .def("decode", &decode, "caches"_a, "tokens"_a, "logits"_a.noconvert())
         .def("prefill", &prefill, "cache"_a, "tokens"_a, "logits"_a.noconvert().none())
+        .def("score", &score, "cache"_a, "tokens"_a, "targets"_a, "log_probs"_a.noconvert())
         .def_prop_ro("fp32", [](const BoundDecoder& bound) { return bound.decoder.fp32(); });
 }
 

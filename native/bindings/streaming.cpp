@@ -41,7 +41,7 @@ void read_into(const DirectFile& file, int64_t offset, const Array<uint8_t, 1>& 
     const nb::gil_scoped_release released;
     // Through memory that is aligned to blocks, some of them at a time.
     constexpr int64_t TOGETHER = 8 << 20;
-    const AlignedBytes memory = aligned_bytes(TOGETHER, DirectFile::BLOCK);
+    const AlignedBytes memory = huge_pages(TOGETHER);
     uint8_t* blocks = memory.get();
     for (int64_t at = span.offset; at < span.end();) {
         const int64_t begin = at / DirectFile::BLOCK * DirectFile::BLOCK;

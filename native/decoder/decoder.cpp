@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -15,6 +16,19 @@
 #include "streaming/expert_store.h"
 
 namespace moekit {
+namespace {
+
+// Log softmax at one of so many logits, in nats.
+double log_prob(const float* logits, int64_t count, int64_t at) {
+    const double most = *std::max_element(logits, logits + count);
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        sum += std::exp(logits[i] - most);
+    }
+    return logits[at] - most - std::log(sum);
+}
+
+}  // namespace
 
 Decoder::Decoder(Model model, std::shared_ptr<ExpertStore> store, Prefetch prefetch, std::shared_ptr<BlockRing> ring)
     : model_(std::move(model)), store_(std::move(store)), prefetch_(store_ ? prefetch : Prefetch::Off) {
@@ -111,6 +125,34 @@ void Decoder::decode(Cache* const* caches, const int64_t* tokens, int64_t batch,
 
 void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float* logits) {
     const std::lock_guard<std::mutex> lock(entry_);
+    read(cache, tokens, count, [&](Worker& worker, const auto& prompt, int64_t begin, int64_t together) {
+        if (logits && begin + together == count) {
+            prompt.norm_tokens(worker, together - 1, 1, scratch_->normed.numbers());
+            multiply_head(worker, model_, scratch_->normed, 1, logits);
+        }
+    });
+}
+
+void Decoder::score(Cache& cache, const int64_t* tokens, const int64_t* targets, int64_t count, double* log_probs) {
+    const std::lock_guard<std::mutex> lock(entry_);
+    std::for_each(targets, targets + count, [this](int64_t token) { check(token); });
+    const int64_t vocabulary = model_.vocabulary;
+    scored_logits_.resize(MAX_BATCH * vocabulary);
+    read(cache, tokens, count, [&](Worker& worker, const auto& prompt, int64_t begin, int64_t together) {
+        for (int64_t at = 0; at < together; at += MAX_BATCH) {
+            const int64_t rows = std::min(MAX_BATCH, together - at);
+            prompt.norm_tokens(worker, at, rows, scratch_->normed.numbers());
+            multiply_head(worker, model_, scratch_->normed, rows, scored_logits_.data());
+            worker.each(rows, [&](int64_t row) {
+                const int64_t token = begin + at + row;
+                log_probs[token] = log_prob(scored_logits_.data() + row * vocabulary, vocabulary, targets[token]);
+            });
+        }
+    });
+}
+
+template <typename After>
+void Decoder::read(Cache& cache, const int64_t* tokens, int64_t count, After after) {
     if (count < 1) {
         throw std::invalid_argument("a prompt has a token or more");
     }
@@ -120,13 +162,12 @@ void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float*
     const bool bf16 = multiplies_bf16() && !fp32();
     const int64_t before = cache.length();
     try {
-        for (; count > 0; tokens += MAX_TOGETHER, count -= MAX_TOGETHER) {
-            const int64_t together = std::min(count, MAX_TOGETHER);
-            float* wanted = together == count ? logits : nullptr;
+        for (int64_t begin = 0; begin < count; begin += MAX_TOGETHER) {
+            const int64_t together = std::min(count - begin, MAX_TOGETHER);
             if (bf16) {
-                prefill_together(prompt_scratch_->bf16, cache, tokens, together, wanted);
+                read_together(prompt_scratch_->bf16, cache, tokens, begin, together, after);
             } else {
-                prefill_together(prompt_scratch_->fp32, cache, tokens, together, wanted);
+                read_together(prompt_scratch_->fp32, cache, tokens, begin, together, after);
             }
         }
     } catch (const ReadError&) {
@@ -135,19 +176,16 @@ void Decoder::prefill(Cache& cache, const int64_t* tokens, int64_t count, float*
     }
 }
 
-template <typename Number>
-void Decoder::prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
-                               float* logits) {
-    const Prompt<Number> prompt(model_, scratch, *waves_, *blocks_, cache, tokens, count);
+template <typename Number, typename After>
+void Decoder::read_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t begin,
+                            int64_t count, After after) {
+    const Prompt<Number> prompt(model_, scratch, *waves_, *blocks_, cache, tokens + begin, count);
     Pool& pool = Pool::shared();
     pool.run([&](int threads) { prompt.reserve(threads); },
              [&](int thread, int threads) {
                  Worker worker(pool, scratch.counters, thread, threads);
                  prompt.run(worker);
-                 if (logits) {
-                     prompt.norm_last(worker, scratch_->normed.numbers());
-                     multiply_head(worker, model_, scratch_->normed, 1, logits);
-                 }
+                 after(worker, prompt, begin, count);
              });
     check_reading();
     cache.extend(count);

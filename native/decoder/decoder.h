@@ -50,6 +50,9 @@ class Decoder {
     // the head's are those of a step. Throws like decode.
     void prefill(Cache& cache, const int64_t* tokens, int64_t count, float* logits);
 
+    // Extends a sequence like prefill; log_probs: of each token's target after the tokens up to it, in nats.
+    void score(Cache& cache, const int64_t* tokens, const int64_t* targets, int64_t count, double* log_probs);
+
     int64_t vocabulary() const { return model_.vocabulary; }
     // What caches of its sequences keep.
     const std::vector<CacheLayer>& cache_layers() const { return cache_layers_; }
@@ -58,9 +61,12 @@ class Decoder {
     bool fp32() const { return model_.layers.front().attention.query.type == Type::F32; }
 
    private:
-    template <typename Number>
-    void prefill_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t count,
-                          float* logits);
+    // after(worker, prompt, begin, count): by every thread, after each run of tokens that are computed together.
+    template <typename After>
+    void read(Cache& cache, const int64_t* tokens, int64_t count, After after);
+    template <typename Number, typename After>
+    void read_together(PromptScratch<Number>& scratch, Cache& cache, const int64_t* tokens, int64_t begin,
+                       int64_t count, After after);
     void check(const Cache& cache) const;
     void check(int64_t token) const;
     void check_reading();
@@ -77,6 +83,7 @@ class Decoder {
     std::unique_ptr<StreamedBlocks> blocks_;
     std::unique_ptr<Scratch> scratch_;
     std::unique_ptr<PromptScratches> prompt_scratch_;
+    std::vector<float> scored_logits_;  // of as many tokens as share a reading of the head
 };
 
 }  // namespace moekit

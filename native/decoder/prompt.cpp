@@ -78,13 +78,12 @@ void Prompt<Number>::run(Worker& worker) const {
 }
 
 template <typename Number>
-void Prompt<Number>::norm_last(Worker& worker, float* normed) const {
-    if (worker.thread() == 0) {
-        const int64_t at = (count_ - 1) * model_.width;
+void Prompt<Number>::norm_tokens(Worker& worker, int64_t begin, int64_t count, float* normed) const {
+    worker.each(count, [&](int64_t i) {
+        const int64_t at = (begin + i) * model_.width;
         add_residual(model_.layers.back().ffn_post_norm, model_.width, added_ + at, residual_ + at);
-        rms_norm(model_.norm, residual_ + at, model_.width, normed);
-    }
-    worker.barrier();
+        rms_norm(model_.norm, residual_ + at, model_.width, normed + i * model_.width);
+    });
 }
 
 template <typename Number>

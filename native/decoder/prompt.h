@@ -52,8 +52,9 @@ class Prompt {
 
     // By every thread. Room in the cache is reserved for the tokens, which are not counted yet.
     void run(Worker& worker) const;
-    // The residual stream of the last token after the model's last norm, `width` numbers. By every thread, after run.
-    void norm_last(Worker& worker, float* normed) const;
+    // The residual stream of some of its tokens after the model's last norm, `width` numbers each. By every thread,
+    // after run; once for each token.
+    void norm_tokens(Worker& worker, int64_t begin, int64_t count, float* normed) const;
 
    private:
     // The residual stream, with what the block before added to it, normed for a block of layer `index`.

@@ -1,6 +1,8 @@
 // Memory that begins at a multiple of some number of bytes, as wide vectors, huge pages and direct reads want it.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -26,6 +28,19 @@ inline AlignedBytes aligned_bytes(int64_t bytes, int64_t alignment) {
         throw std::bad_alloc();
     }
     return AlignedBytes(static_cast<uint8_t*>(memory));
+}
+
+// The same at huge pages, which the system is asked for: a disk then writes into long runs of memory and not into
+// thousands of pages.
+inline AlignedBytes huge_pages(int64_t bytes) {
+    constexpr int64_t HUGE_PAGE = 2 << 20;
+    AlignedBytes memory = aligned_bytes(bytes, HUGE_PAGE);
+#ifdef MADV_HUGEPAGE
+    if (memory) {
+        madvise(memory.get(), static_cast<size_t>((bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE), MADV_HUGEPAGE);
+    }
+#endif
+    return memory;
 }
 
 }  // namespace moekit

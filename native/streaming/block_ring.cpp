@@ -30,7 +30,7 @@ BlockRing::BlockRing(const std::vector<std::string>& paths, std::vector<Streamed
         }
         sizes_.push_back(size);
     }
-    memory_ = aligned_bytes(bytes, DirectFile::HUGE_PAGE);
+    memory_ = huge_pages(bytes);
     reader_ = std::make_unique<Reader>(files_, threads);
     if (!blocks_.empty()) {
         read_ahead();

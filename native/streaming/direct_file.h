@@ -25,8 +25,6 @@ class DirectFile {
    public:
     // Offsets, lengths and addresses of direct reads are multiples of it: what any disk in use takes.
     static constexpr int64_t BLOCK = 4096;
-    // What memory that much is read into begins at: the system has less to look up then.
-    static constexpr int64_t HUGE_PAGE = 2 << 20;
 
     // `direct`: whether to try reading around the page cache. Throws ReadError.
     explicit DirectFile(std::string path, bool direct = true);

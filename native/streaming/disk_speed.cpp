@@ -21,7 +21,7 @@ double disk_speed(const std::string& path, int64_t piece, int threads, bool dire
     const int64_t of_piece = std::clamp<int64_t>(piece / DirectFile::BLOCK, 1, blocks);
     const int64_t bytes = of_piece * DirectFile::BLOCK,
                   together = std::clamp<int64_t>(MEMORY / bytes, 1, MOST_TOGETHER);
-    const AlignedBytes memory = aligned_bytes(together * bytes, DirectFile::BLOCK);
+    const AlignedBytes memory = huge_pages(together * bytes);
     std::mt19937_64 random(1);
     std::vector<Load> loads(together);
     Reader reader(files, threads);

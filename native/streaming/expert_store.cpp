@@ -54,7 +54,7 @@ ExpertStore::ExpertStore(const std::vector<std::string>& paths, std::vector<Stre
         }
     }
     bytes_ += passing * largest;
-    memory_ = aligned_bytes(bytes_, DirectFile::HUGE_PAGE);
+    memory_ = huge_pages(bytes_);
     uint8_t* memory = memory_.get();
     const auto add = [&](int64_t bytes) {
         places_.push_back(std::make_unique<Place>());

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moekit.cli.memory_option import memory_option, memory_options
 from moekit.cli.option_types import WholeNumber
 from moekit.cli.verb import Verb
 
@@ -36,6 +37,7 @@ Examples:
     type=WholeNumber(1),
     help="Tokens that a prediction may see at most.  [default: the model's, up to 2048]",
 )
+@memory_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def evaluate(
@@ -44,6 +46,7 @@ def evaluate(
     text_column: str,
     domain_column: str | None,
     context: int | None,
+    memory: str | None,
     as_json: bool,
     debug: bool,
 ) -> None:
@@ -61,6 +64,7 @@ def evaluate(
         text_column=text_column,
         domain_column=domain_column,
         context=context,
+        memory=memory_options(memory),
         progress=ProgressDisplay(),
     )
     if as_json:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moekit.cli.memory_option import memory_option, memory_options
 from moekit.cli.option_types import BlockTypeName, Number, WholeNumber
-from moekit.cli.quantities import parse_bytes
 from moekit.cli.standard_streams import TextArgument
 from moekit.core.errors import UsageError
 
@@ -49,12 +49,7 @@ def sampling_options(temperature: str) -> Callable[[Callable[..., None]], Callab
             help="Ends an answer, and is not part of it; repeatable.",
         ),
         click.option("--context", type=WholeNumber(2), help="Tokens of a sequence.  [default: the model's]"),
-        click.option(
-            "--memory",
-            metavar="SIZE",
-            help="What the process may take, like 4GB; of a GGUF file, what has no place is read from disk when it is "
-            "needed.  [default: what is free]",
-        ),
+        memory_option(),
         click.option("--quantize", type=BlockTypeName(), help="Pack the matrices of a folder into this type."),
     )
 
@@ -104,13 +99,10 @@ def load_to_generate(
     model: str, context: int | None, quantize: str | None, memory: str | None, sequences: int = 1
 ) -> "LoadedModel":
     """Load the model as moekit.load_runner does, with a progress bar, and before it a table of what lies where."""
-    from moekit.cli.placement_table import print_placement
     from moekit.cli.progress_display import ProgressDisplay
     from moekit.inference import load_runner
-    from moekit.placement import MemoryOptions
 
-    budget = None if memory is None else parse_bytes(memory)
-    options = MemoryOptions(budget=budget, sequences=sequences, on_placed=print_placement)
+    options = memory_options(memory, sequences)
     return load_runner(model, context=context, quantize=quantize, memory=options, progress=ProgressDisplay())
 
 

@@ -8,7 +8,7 @@ from moekit.data.tokenizers import ByteTokenizer
 from moekit.evaluation.score import LineScorer, Score, WindowScorer
 from moekit.models import LanguageModel, NGram
 
-_LONGEST = 2048
+LONGEST = 2048
 """Tokens of context where neither the model nor the caller sets a limit: more costs memory and changes little."""
 
 
@@ -25,7 +25,7 @@ def scorer_of(model: LanguageModel | NGram, context: int | None = None) -> Calla
     if isinstance(model, NGram):
         if not model.vocabulary.is_bytes:
             return LineScorer(model)
-        return WindowScorer(model.log_prob, ByteTokenizer(model.vocabulary.begin), context or _LONGEST)
+        return WindowScorer(model.log_prob, ByteTokenizer(model.vocabulary.begin), context or LONGEST)
     limit = model.context
     if context is not None and limit is not None and context > limit:
         raise UsageError(f"The model's context is {limit:,} tokens; --context {context:,} is more.")
@@ -36,4 +36,4 @@ def scorer_of(model: LanguageModel | NGram, context: int | None = None) -> Calla
             f"{name} ({type(model).__name__}) scores pairs of texts, not a text; its `loss` measures pairs."
         )
     tokenizer = tokenizer_of(model.origin, vocab_size)
-    return WindowScorer(model.log_prob, tokenizer, context or min(limit or _LONGEST, _LONGEST))
+    return WindowScorer(model.log_prob, tokenizer, context or min(limit or LONGEST, LONGEST))

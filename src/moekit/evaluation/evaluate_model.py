@@ -1,17 +1,23 @@
 """`moekit.evaluate`: how well a model predicts a text, from its folder to the bits per byte, in one call."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from moekit.checkpoint.gguf import is_gguf
 from moekit.core.errors import UsageError
 from moekit.core.progress import Progress, Task, no_progress
 from moekit.data import Document, embedded_documents, read_sources, split_documents
-from moekit.evaluation.choose_scorer import scorer_of
-from moekit.evaluation.score import Evaluation, score_documents
+from moekit.evaluation.choose_scorer import LONGEST, scorer_of
+from moekit.evaluation.native_scorer import native_scorer
+from moekit.evaluation.score import Evaluation, Score, score_documents
+from moekit.families.gguf import GGUFModel
+from moekit.kernels import native
+from moekit.kernels.native.decoder_description import unsupported
 from moekit.models import LanguageModel, NGram, check_there, load
 from moekit.moe import without_capacity
+from moekit.placement import MemoryOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -23,12 +29,14 @@ def evaluate(
     text_column: str = "text",
     domain_column: str | None = None,
     context: int | None = None,
+    memory: int | MemoryOptions | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure bits per byte and perplexity of a model on a text.
 
     Bits per byte compare models with different tokenizers. Those of a masked model are of the pseudo-log-likelihood,
-    which is no probability of the text.
+    which is no probability of the text. A GGUF file is computed as it is for generating, with the weights that it
+    holds, where the native kernels compute such a model.
 
     Args:
         model: a folder, a hub id (owner/name), a GGUF file, an n-gram model's .arpa file, or what `moekit.load` gave.
@@ -36,6 +44,8 @@ def evaluate(
         text_column: where rows (jsonl, csv, parquet, hub) hold their text.
         domain_column: where rows name their domain.
         context: the most tokens that a prediction may see; None for what the model takes, up to 2048.
+        memory: bytes that the process may take, or more to say about it; by default what is free. Of a GGUF file that
+            is larger, what has no place in memory is read from disk when it is needed.
         progress: gets how much of the weights is read, and how many documents are scored.
 
     Returns:
@@ -56,11 +66,31 @@ def evaluate(
     if isinstance(model, str | Path):
         check_there(model)
     documents = _documents(data, text_column, domain_column)
+    options = memory if isinstance(memory, MemoryOptions) else MemoryOptions(budget=memory)
+    if isinstance(model, str | Path) and (stored := _native_gguf(Path(model))) is not None:
+        score = native_scorer(stored, context or min(stored.config.context, LONGEST), options, progress)
+        return _score(score, documents, progress)
+    if options.budget is not None:
+        raise UsageError(
+            f"{model} is computed by torch, which has all of a model in memory; leave --memory out, or make a GGUF "
+            "file of it with `moekit quantize`."
+        )
     loaded = load(model, progress=progress) if isinstance(model, str | Path) else model
-    score = scorer_of(loaded, context)
-    dropless = nullcontext() if isinstance(loaded, NGram) else without_capacity(loaded)
-    with dropless, Task(progress, "Documents", total=len(documents), unit="documents") as task:
+    with nullcontext() if isinstance(loaded, NGram) else without_capacity(loaded):
+        return _score(scorer_of(loaded, context), documents, progress)
+
+
+def _score(score: Callable[[str], Score], documents: list[Document], progress: Progress) -> Evaluation:
+    with Task(progress, "Documents", total=len(documents), unit="documents") as task:
         return score_documents(score, documents, task.set)
+
+
+def _native_gguf(path: Path) -> GGUFModel | None:
+    """Open a GGUF file that the native kernels compute; None for all else."""
+    if not is_gguf(path) or not native.available():
+        return None
+    stored = GGUFModel(path)
+    return stored if unsupported(stored.config) is None else None
 
 
 def _documents(data: Sequence[str | Path], text_column: str, domain_column: str | None) -> list[Document]:

@@ -14,7 +14,7 @@ from moekit.inference.model_sampling import gguf_sampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
 from moekit.kernels.packed import F32
-from moekit.placement import MemoryOptions, PlacedModel, fits, place, placed_weights
+from moekit.placement import MemoryOptions, PlacedModel, load_weights
 
 
 def load_gguf(path: Path, context: int | None, progress: Progress, memory: MemoryOptions) -> LoadedModel:
@@ -54,14 +54,9 @@ def _runner(
     hold in memory and speed, or to fp32 where they hold that.
     """
     if is_native(stored.config):
-        if memory.budget is None and fits(stored):
-            return NativeRunner(stored.config, stored.weights(), context), None
-        placed = place(stored, memory, context)
-        memory.on_placed(placed)
-        if not placed.placement.streams:  # everything fits
-            return NativeRunner(stored.config, stored.weights(), placed.placement.context), placed
-        weights, streaming = placed_weights(stored, placed, progress)
-        return NativeRunner(stored.config, weights, placed.placement.context, streaming), placed
+        loaded = load_weights(stored, memory, context, progress)
+        longest = context if loaded.placed is None else loaded.placed.placement.context
+        return NativeRunner(stored.config, loaded.weights, longest, loaded.streaming), loaded.placed
     if memory.budget is not None:
         raise UsageError(
             f"{path} is computed by torch, which has all of a model in memory; leave --memory out, "

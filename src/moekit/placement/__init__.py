@@ -1,17 +1,18 @@
 """What of a model lies in memory, and what on disk, so that it stays within a budget."""
 
-from moekit.placement.placed_model import MemoryOptions, PlacedModel, fits, place
-from moekit.placement.placed_weights import placed_weights
+from moekit.placement.placed_model import MemoryOptions, PlacedModel, place
+from moekit.placement.placed_weights import LoadedWeights, load_weights, placed_weights
 from moekit.placement.solver import Placement
 from moekit.placement.speed import Bandwidths, PredictedSpeed
 
 __all__ = [
     "Bandwidths",
+    "LoadedWeights",
     "MemoryOptions",
     "PlacedModel",
     "Placement",
     "PredictedSpeed",
-    "fits",
+    "load_weights",
     "place",
     "placed_weights",
 ]

@@ -1,7 +1,8 @@
-"""The weights of a placed model: what has its place is read into memory, what has none is told where it lies."""
+"""The weights of a model within a budget: what has its place is read into memory, of the rest is told where it lies."""
 
 import mmap
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,39 @@ from moekit.kernels.native.expert_streaming import ExpertStreaming
 from moekit.kernels.native.streaming import Streaming
 from moekit.kernels.native.weights import DecoderWeights
 from moekit.kernels.packed import Bytes
-from moekit.placement.placed_model import PlacedModel
+from moekit.placement.placed_model import MemoryOptions, PlacedModel, fits, place
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """Weights that are ready to be computed with.
+
+    Attributes:
+        weights: of a decoder; of what stays on disk, shapes and types alone.
+        streaming: what that is; None where all of it is in memory.
+        placed: what lies where; None where nobody needed to look.
+    """
+
+    weights: DecoderWeights
+    streaming: Streaming | None = None
+    placed: PlacedModel | None = None
+
+
+def load_weights(stored: GGUFModel, memory: MemoryOptions, context: int | None, progress: Progress) -> LoadedWeights:
+    """Place a model and load it; with no budget, and where there is plenty of memory, its weights are the file's pages.
+
+    Raises:
+        UsageError: where the model does not fit the budget, with what would.
+        MoekitError: where the file cannot be read.
+    """
+    if memory.budget is None and fits(stored):
+        return LoadedWeights(weights=stored.weights())
+    placed = place(stored, memory, context)
+    memory.on_placed(placed)
+    if not placed.placement.streams:
+        return LoadedWeights(weights=stored.weights(), placed=placed)
+    weights, streaming = placed_weights(stored, placed, progress)
+    return LoadedWeights(weights=weights, streaming=streaming, placed=placed)
 
 
 def placed_weights(stored: GGUFModel, placed: PlacedModel, progress: Progress) -> tuple[DecoderWeights, Streaming]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moekit.config import ModelConfig
 from moekit.kernels.native.decoder_description import describe, unsupported
@@ -19,6 +20,7 @@ from moekit.kernels.native.weights import DecoderWeights
 from moekit.kernels.packed import Numbers
 
 CacheKind = Literal["fp32", "bf16", "q8"]
+Doubles = npt.NDArray[np.float64]
 
 
 class NativeCache:
@@ -118,3 +120,13 @@ class NativeDecoder:
         """Extend a sequence like `prefill`, without computing logits."""
         with reading():
             self._native.prefill(cache.native, list(tokens_T), None)
+
+    def score(self, cache: NativeCache, tokens_T: Sequence[int], targets_T: Sequence[int]) -> Doubles:
+        """Extend a sequence like `prefill`; give log p in nats of each target after the tokens up to it, shape (T,).
+
+        Raises like `decode`. The logits of a few tokens at a time are in memory.
+        """
+        log_probs_T = np.empty(len(tokens_T), np.float64)
+        with reading():
+            self._native.score(cache.native, list(tokens_T), list(targets_T), log_probs_T)
+        return log_probs_T

@@ -1,0 +1,34 @@
+"""The scorer of a GGUF file that the native kernels compute: with the weights that it has, within a memory budget."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moekit.core.errors import UsageError
+from moekit.core.progress import Progress
+from moekit.data.gguf_tokenizer import gguf_tokenizer
+from moekit.evaluation.score import WindowScorer
+from moekit.families.gguf import GGUFModel
+from moekit.kernels.native.decoder import NativeDecoder
+from moekit.placement import MemoryOptions, load_weights
+
+
+def native_scorer(stored: GGUFModel, context: int, memory: MemoryOptions, progress: Progress) -> WindowScorer:
+    """Load the weights and make the function that gives (nats, tokens, bytes) of a text.
+
+    Raises:
+        UsageError: where the model takes fewer tokens than `context`, or does not fit into so much memory.
+        MoekitError: where the file cannot be read.
+    """
+    config = stored.config
+    if context > config.context:
+        raise UsageError(f"The model's context is {config.context:,} tokens; --context {context:,} is more.")
+    tokenizer = gguf_tokenizer(stored.file.metadata, config.vocab_size)
+    loaded = load_weights(stored, memory, context, progress)
+    decoder = NativeDecoder(config.model_copy(update={"context": context}), loaded.weights, loaded.streaming)
+
+    def log_prob(tokens_BT: Tensor) -> Tensor:
+        rows = [decoder.score(decoder.new_cache(), row[:-1], row[1:]) for row in tokens_BT.tolist()]
+        return torch.from_numpy(np.stack(rows))
+
+    return WindowScorer(log_prob, tokenizer, context)
