@@ -27,7 +27,7 @@ _TURNS, _STEPS_A_TURN, _SAMPLE = 9, 6, (1 << 29, 3)  # the last: bytes that are 
 
 
 def shapes() -> dict[str, Any]:
-    """Describe a Mixtral of 3.0 B parameters, dense Llamas of its total and active size, and a fine-grained MoE."""
+    """Describe a Mixtral of 3.0 B parameters, dense Llamas around its sizes, and a fine-grained MoE."""
     from moekit.config import AttentionConfig, DenseConfig, ModelConfig, MoEConfig, SoftmaxTopKConfig
 
     def decoder(layer: Any, depth: int = 8) -> ModelConfig:
@@ -47,6 +47,8 @@ def shapes() -> dict[str, Any]:
         "dense-total": decoder(DenseConfig(width=8 * 7168)),
         "dense-active": decoder(DenseConfig(width=2 * 7168)),
         "fine": decoder(mixture(64, 896, 8)),
+        "dense-deep": decoder(DenseConfig(width=2 * 7168), depth=28),
+        "dense-small": decoder(DenseConfig(width=2 * 2048), depth=12),
         "tiny": decoder(mixture(8, 512, 2), depth=2),
     }
 

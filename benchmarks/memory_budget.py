@@ -1,10 +1,9 @@
-"""A mixture larger than its memory: does moekit stay within a budget, does it answer the same, and how fast?
+"""A model larger than its memory: does moekit stay within a budget, does it answer the same, and how fast?
 
 Each run is a process of its own in a control group (version 1, which root may make) whose limit is 5 % above the
 budget, page cache counted. What it has is looked at every 50 ms, through loading, a prompt and some tokens; its logits
 are compared with those of a run that has all in memory, by their bytes. llama.cpp maps the same file within the same
-limit. The bound is what the disk gives: bytes of the experts that were missing, over its bandwidth, both measured in
-the run.
+limit. The bound is what the disk gives: the bytes that were missing, over its bandwidth, both measured in the run.
 
     python benchmarks/memory_budget.py --llama-python venv/bin/python --out benchmarks/results/memory_budget.json
 """
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +34,36 @@ def run_moekit(path: str, options: argparse.Namespace) -> dict[str, Any]:
     from moekit.core.progress import no_progress
     from moekit.families.gguf import GGUFModel
     from moekit.inference.native_runner import NativeRunner
-    from moekit.placement import MemoryOptions, place, placed_weights
+    from moekit.placement import MemoryOptions, load_weights
 
     began = time.perf_counter()
     stored = GGUFModel(Path(path))
-    found: dict[str, Any] = {}
-    if options.budget:
-        asked = MemoryOptions(budget=options.budget, policy=options.policy, prefetch=options.prefetch)
-        placed = place(stored, asked, options.context)
-        found |= {"places": placed.placement.places, "predicted": placed.speed and vars(placed.speed)}
-        found |= {"bandwidths": placed.bandwidths and vars(placed.bandwidths)}
-    if options.budget and placed.placement.passing:
-        weights, streaming = placed_weights(stored, placed, no_progress)
-        runner = NativeRunner(stored.config, weights, options.context, streaming)
-    else:
-        runner = NativeRunner(stored.config, stored.weights(), options.context)
-    found["load_seconds"] = time.perf_counter() - began
+    asked = MemoryOptions(budget=options.budget or None, policy=options.policy, prefetch=options.prefetch)
+    loaded = load_weights(stored, asked, options.context, no_progress)
+    runner = NativeRunner(stored.config, loaded.weights, options.context, loaded.streaming)
+    found: dict[str, Any] = {"load_seconds": time.perf_counter() - began}
+    if loaded.placed is not None:
+        placement, speed, bandwidths = loaded.placed.placement, loaded.placed.speed, loaded.placed.bandwidths
+        found |= {"places": placement.places, "blocks_in_memory": sum(placement.kept_blocks)}
+        found |= {"predicted": speed and vars(speed), "bandwidths": bandwidths and vars(bandwidths)}
     draw, digest, cache = random.Random(0), hashlib.sha256(), runner.new_cache()
     began = time.perf_counter()
     digest.update(runner.prefill(cache, [draw.randrange(32_000) for _ in range(options.prompt)]).tobytes())
     found["prompt_tokens_per_second"] = options.prompt / (time.perf_counter() - began)
-    before, began = runner.store_counts, time.perf_counter()
+    before, began = runner.streaming_counts, time.perf_counter()
     for _ in range(options.steps):
         digest.update(runner.decode([cache], [draw.randrange(32_000)]).tobytes())
-    seconds = time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, runner.streaming_counts
     found |= {"tokens_per_second": options.steps / seconds, "logits": digest.hexdigest()}
-    if before is not None and (after := runner.store_counts) is not None:
-        counted = {name: value - getattr(before, name) for name, value in vars(after).items()}
-        bound = counted["bytes"] / options.steps / (counted["bytes"] / max(counted["busy_seconds"], 1e-9))
-        found |= {"counted": counted, "hit_rate": counted["hits"] / (counted["hits"] + counted["misses"])}
-        found |= {"share_of_bound": bound * options.steps / seconds}
-    return found
+    busy = 0.0
+    for kind in ("experts", "blocks"):
+        counts = getattr(after, kind)
+        if counts is not None:
+            counted = {name: value - getattr(getattr(before, kind), name) for name, value in vars(counts).items()}
+            found[kind] = counted
+            # The bytes that were missing, over the bandwidth at which they came.
+            busy += counted["busy_seconds"]
+    return found | ({"share_of_bound": busy / seconds} if busy else {})
 
 
 def run_llama(path: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def run_llama(path: str, options: argparse.Namespace) -> dict[str, Any]:
     return found | {"tokens_per_second": options.steps / (time.perf_counter() - began)}
 
 
-def in_group(python: str, engine: str, path: Path, limit: int | None, arguments: list[str]) -> dict[str, Any]:
+def in_group(python: str, engine: str, path: Path, limit: int | None, arguments: Sequence[str]) -> dict[str, Any]:
     """Run one engine in a control group of its own; None for no limit."""
     group = GROUPS / f"moekit-benchmark-{os.getpid()}"
     group.mkdir()
@@ -139,9 +138,12 @@ def show(name: str, found: dict[str, Any], budget: int, expected: str) -> None:
         text += f"  resident {found['most_resident'] / budget:.3f}, in group {found['most_in_group'] / budget:.3f}"
     if "logits" in found:
         text += "  same" if found["logits"] == expected else "  OTHER LOGITS"
-    if "hit_rate" in found:
-        text += f"  hits {found['hit_rate']:.2f}, {found['share_of_bound']:.2f} of the disk's bound"
+    if "experts" in found:
+        counted = found["experts"]
+        text += f"  hits {counted['hits'] / (counted['hits'] + counted['misses']):.2f}"
+    if found.get("predicted"):
         predicted = found["predicted"]
+        text += f"  {found['share_of_bound']:.2f} of the disk's bound"
         text += f", predicted {predicted['expected']:.2f} ({predicted['slow']:.2f} to {predicted['fast']:.2f})"
     print(text, flush=True)
 

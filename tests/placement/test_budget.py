@@ -4,8 +4,10 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,46 @@ def test_folders_have_no_budget(tmp_path: Path) -> None:
     refused = generate(tmp_path, "x", "--memory", "1GB")
     assert refused.returncode == 2
     assert "GGUF" in refused.stderr
+
+
+def test_two_processes_on_one_file(mixture: Path) -> None:
+    megabytes = least(mixture) + 6
+    command = [MOEKIT, "generate", str(mixture), "a prompt", "-n", "60", "--json", "--memory", f"{megabytes}MB"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    first, second = (json.loads(text) for text in said)
+    assert first["text"] == second["text"]
+    assert first["memory"]["experts"]["bytes"] > 0 < second["memory"]["experts"]["bytes"]
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_experts_are_read_leaves_nothing_behind(
+    ended_by: signal.Signals, mixture: Path, tmp_path: Path
+) -> None:
+    megabytes = least(mixture) + 6
+    command = [MOEKIT, "generate", str(mixture), "a prompt", "-n", "400", "--memory", f"{megabytes}MB"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    before = sorted(mixture.parent.iterdir())
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout
+    process.stdout.read(20)  # in the middle of the text
+    process.send_signal(ended_by)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert b"Traceback" not in said
+    assert sorted(mixture.parent.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_takes_less_than_a_second_of_looking(mixture: Path) -> None:
+    """Beside what any command takes to start."""
+    seconds = []
+    for arguments in (["10MB"], ["nonsense"]):
+        began = time.perf_counter()
+        assert generate(mixture, "x", "--memory", *arguments).returncode == 2
+        seconds.append(time.perf_counter() - began)
+    assert seconds[0] - seconds[1] < 1
 
 
 GROUPS = Path("/sys/fs/cgroup/memory")

@@ -154,6 +154,10 @@ class Decode(Record):
         list[list[float]],
         Field(description="milliseconds of each token; the models of a comparison take turns, one list a turn"),
     ]
+    joules_per_token: Annotated[
+        float | None,
+        Field(description="of the machine's processors and memory, where the system tells them (powercap)"),
+    ] = None
 
 
 class ServedSize(Record):

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MINE = Path("/proc/self/cgroup")
 # A limit that nobody set is written as a number near 2^63 in version 1, as "max" in version 2.
 _NO_LIMIT = 1 << 60
 # What is free now, others may want in a minute.
@@ -14,8 +15,7 @@ _KEPT_FREE = 0.1
 
 def free_bytes() -> int:
     """Measure what this process may still take: of the machine, and of the control groups that it is in."""
-    free = int(psutil.virtual_memory().available)
-    return min([free, *(limit - used for limit, used in _limits())])
+    return min([int(psutil.virtual_memory().available), *left_in_groups(_CGROUPS, _MINE)])
 
 
 def default_budget(resident: int) -> int:
@@ -23,9 +23,12 @@ def default_budget(resident: int) -> int:
     return resident + int((1 - _KEPT_FREE) * max(0, free_bytes()))
 
 
-def _limits() -> Iterator[tuple[int, int]]:
-    """Give the limit of each control group of this process, and what the group uses, reclaimable pages apart."""
-    for group, names in _groups():
+def left_in_groups(cgroups: Path, mine: Path) -> Iterator[int]:
+    """Tell what each control group that has a limit has left; pages of files that it can give up are not used.
+
+    cgroups: where the groups lie. mine: what says which of them a process is in, in version 1 or 2.
+    """
+    for group, names in _groups(cgroups, mine):
         try:
             limit = (group / names["limit"]).read_text().strip()
             used = int((group / names["used"]).read_text())
@@ -33,21 +36,21 @@ def _limits() -> Iterator[tuple[int, int]]:
         except (OSError, ValueError):
             continue
         if limit.isdigit() and int(limit) < _NO_LIMIT:
-            yield int(limit), used - int(stat.get(names["cache"], 0))
+            yield int(limit) - (used - int(stat.get(names["cache"], 0)))
 
 
-def _groups() -> Iterator[tuple[Path, dict[str, str]]]:
-    """Give the folders of the control groups from this process's up to the root, and how their files are called."""
+def _groups(cgroups: Path, mine: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Give the folders of the control groups from the process's up to the root, and how their files are called."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = mine.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, names = _CGROUPS, {"limit": "memory.max", "used": "memory.current", "cache": "inactive_file"}
+            root, names = cgroups, {"limit": "memory.max", "used": "memory.current", "cache": "inactive_file"}
         elif "memory" in controllers.split(","):
-            root = _CGROUPS / "memory"
+            root = cgroups / "memory"
             names = {
                 "limit": "memory.limit_in_bytes",
                 "used": "memory.usage_in_bytes",

@@ -119,6 +119,23 @@ def test_the_dense_model_of_a_mixtures_total_size_is_found_and_told() -> None:
     assert SERVED_HEADINGS.name == "Contestant"
 
 
+def test_joules_are_said_where_every_model_was_told_its_own() -> None:
+    dense, mixture = contestant("dense", 2.0), contestant("moe", 2.5, config=model_config((MOE,) * 2))
+    found = results(dense, mixture)
+    assert not [sentence for sentence in served_sentences(found) if " J " in sentence]
+    runs = [
+        run.model_copy(update={"decode": run.decode and run.decode.model_copy(update={"joules_per_token": joules})})
+        for run, joules in zip(dense.runs, (1.0, 2.0, 3.0), strict=True)
+    ]
+    told = [one for one in served_sentences(results(dense.model_copy(update={"runs": runs}), mixture)) if " J " in one]
+    assert told == [
+        "At the comparison's own size, a token takes 2 J in `dense` (processors and memory, whatever else they did)."
+    ]
+    partly = [runs[0], *dense.runs[1:]]
+    found = results(dense.model_copy(update={"runs": partly}), mixture)
+    assert not [sentence for sentence in served_sentences(found) if " J " in sentence]
+
+
 def test_the_verdict_states_both_with_their_intervals() -> None:
     dense, mixture = contestant("dense", 2.0), contestant("moe", 2.5, config=model_config((MOE,) * 2))
     against = hold_against(mixture, dense)

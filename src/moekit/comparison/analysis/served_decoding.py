@@ -78,6 +78,13 @@ def median_ms(contestant: ContestantResults, at: At) -> float | None:
     return _over_tokens(contestant, at, lambda times: float(np.median(times)))
 
 
+def joules_per_token(contestant: ContestantResults, at: At) -> float | None:
+    """Give the joules of a token, mean over the models that were measured; None where the system told none of one."""
+    found = [decode.joules_per_token for decode in decodes(contestant, at).values()]
+    told = [one for one in found if one is not None]
+    return float(np.mean(told)) if told and len(told) == len(found) else None
+
+
 def token_spread(contestant: ContestantResults, at: At) -> float | None:
     """Give how far the slowest twentieth of the tokens lies above the median, p95 over it; each model by its own."""
     found = [

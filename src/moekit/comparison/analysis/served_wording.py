@@ -6,6 +6,7 @@ from moekit.comparison.analysis.served_decoding import (
     At,
     decode_ratio,
     decodes,
+    joules_per_token,
     median_ms,
     same_total,
     token_spread,
@@ -62,6 +63,11 @@ def served_sentences(results: Results) -> list[str]:
         if spreads:
             told = listed([f"{spread:.2f} times the median in `{name}`" for name, spread in spreads])
             sentences.append(f"{where}, the slowest twentieth of the tokens takes at least {told}.")
+        amounts = [(one.name, joules_per_token(one, at)) for one in results.contestants]
+        joules = [f"{amount:.3g} J in `{name}`" for name, amount in amounts if amount is not None]
+        if joules:
+            whole = "processors and memory, whatever else they did"
+            sentences.append(f"{where}, a token takes {listed(joules)} ({whole}).")
     return sentences
 
 

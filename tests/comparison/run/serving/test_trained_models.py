@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import MOE, SHARED, model_config
+from tests.core.test_energy import spend, zone
 
 from moekit.comparison.run.serving.decode_turns import FEWEST_ROUNDS, GreedyTurns, in_turns
 from moekit.comparison.run.serving.trained_models import cache_bytes, measure_trained, save_served, served_model
 from moekit.config import DenseConfig, ExpertChoiceConfig, LSTMConfig, ModelConfig, MoEConfig, SwitchConfig
+from moekit.core.energy import EnergyMeter
 from moekit.models import Decoder, LSTMLanguageModel, build
 
 PROMPT = list(range(40, 52))
@@ -104,5 +106,23 @@ def test_models_take_turns_and_stop_in_time() -> None:
     models = {name: (lambda tokens, name=name: turn(name, tokens)) for name in "abc"}
     found = in_turns(models, tokens=3, rounds=2, seconds=60.0)
     assert "".join(asked) == "abccba"
-    assert found == {name: [[1.0] * 3] * 2 for name in "abc"}
-    assert len(in_turns(models, tokens=1, rounds=100, seconds=0.0)["a"]) == FEWEST_ROUNDS
+    assert {name: turns.round_ms for name, turns in found.items()} == {name: [[1.0] * 3] * 2 for name in "abc"}
+    assert len(in_turns(models, tokens=1, rounds=100, seconds=0.0)["a"].round_ms) == FEWEST_ROUNDS
+
+
+def test_a_turn_s_joules_are_its_own(tmp_path: Path) -> None:
+    """Shared by its tokens and the one that is not timed; where one turn's are not told, none are."""
+    package = zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    spent = 0
+
+    def turn(microjoules: int, tokens: int) -> list[float]:
+        nonlocal spent
+        spent += microjoules
+        spend(package, spent)
+        return [1.0] * tokens
+
+    models = {joules: (lambda tokens, joules=joules: turn(10**6 * joules, tokens)) for joules in (2, 6)}
+    found = in_turns(models, tokens=3, rounds=4, seconds=60.0, energy=lambda: EnergyMeter(tmp_path))
+    assert {name: turns.joules_per_token for name, turns in found.items()} == {2: 0.5, 6: 1.5}
+    untold = in_turns(models, tokens=3, rounds=4, seconds=60.0, energy=lambda: EnergyMeter(tmp_path / "none"))
+    assert [turns.joules_per_token for turns in untold.values()] == [None, None]

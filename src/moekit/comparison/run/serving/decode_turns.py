@@ -6,10 +6,12 @@ V vocabulary.
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
+from moekit.core.energy import EnergyMeter
 from moekit.inference.runner import Runner
 from moekit.models import LSTMLanguageModel
 
@@ -21,7 +23,27 @@ weights and keys lie where the model before has left them."""
 FEWEST_ROUNDS = 5
 
 
-def in_turns(models: Mapping[Key, Turn], *, tokens: int, rounds: int, seconds: float) -> dict[Key, list[list[float]]]:
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """What a model's turns took; the names are those of `Decode`.
+
+    Attributes:
+        round_ms: milliseconds of each token, a list a round.
+        joules_per_token: of the machine's processors and memory; None where the system does not tell.
+    """
+
+    round_ms: list[list[float]]
+    joules_per_token: float | None
+
+
+def in_turns(
+    models: Mapping[Key, Turn],
+    *,
+    tokens: int,
+    rounds: int,
+    seconds: float,
+    energy: Callable[[], EnergyMeter] = EnergyMeter,
+) -> dict[Key, Turns]:
     """Let each model decode `tokens` tokens a round; every second round goes backwards.
 
     Args:
@@ -29,19 +51,26 @@ def in_turns(models: Mapping[Key, Turn], *, tokens: int, rounds: int, seconds: f
         tokens: of a turn.
         rounds: the most that there are.
         seconds: after which no round begins, once there were FEWEST_ROUNDS.
-
-    Returns:
-        The milliseconds of each token, a list a round.
+        energy: makes what counts joules from then on.
     """
     ends = time.monotonic() + seconds
     found: dict[Key, list[list[float]]] = {key: [] for key in models}
+    joules: dict[Key, list[float | None]] = {key: [] for key in models}
     order = list(models)
     for number in range(rounds):
         if number >= FEWEST_ROUNDS and time.monotonic() >= ends:
             break
         for key in order if number % 2 == 0 else reversed(order):
+            meter = energy()
             found[key].append(models[key](tokens))
-    return found
+            joules[key].append(meter.joules())
+    return {key: Turns(round_ms=found[key], joules_per_token=_per_token(joules[key], tokens)) for key in models}
+
+
+def _per_token(joules: Sequence[float | None], tokens: int) -> float | None:
+    """Give joules of a token; one comes before those of each turn, which is not timed and takes as much."""
+    told = [one for one in joules if one is not None]
+    return sum(told) / (len(told) * (tokens + 1)) if told and len(told) == len(joules) else None
 
 
 class GreedyTurns:

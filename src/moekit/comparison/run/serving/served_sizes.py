@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from moekit.comparison.results_schema import Run, ServedSize
-from moekit.comparison.run.serving.decode_turns import FEWEST_ROUNDS, GivenTurns, in_turns
+from moekit.comparison.run.serving.decode_turns import FEWEST_ROUNDS, GivenTurns, Turns, in_turns
 from moekit.comparison.run.serving.drawn_routing import draw_choices, shares_of
 from moekit.comparison.run.serving.random_weights import (
     Arena,
@@ -199,7 +199,7 @@ class _Grown:
         found_V: Numbers = self.runner.decode([self.turn.cache], [token])[0]
         return bool(np.linalg.norm(found_V - expected_V) > _CLOSE * np.linalg.norm(expected_V))
 
-    def measured(self, round_ms: list[list[float]]) -> ServedSize:
+    def measured(self, turns: Turns) -> ServedSize:
         """Give the record of this model and the times of its tokens."""
         counted = count_parameters(self.config)
         errors = [
@@ -211,5 +211,5 @@ class _Grown:
             params_total=counted.total,
             params_active=counted.active,
             load_error=max(errors, default=None),
-            decode=decode_with(self.runner, self.context).model_copy(update={"round_ms": round_ms}),
+            decode=decode_with(self.runner, self.context).model_copy(update=vars(turns)),
         )

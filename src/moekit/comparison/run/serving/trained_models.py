@@ -64,7 +64,7 @@ def measure_trained(
             models[run] = served_model(folder, prompt)
     tokens = max(1, min(_TOKENS, tokens - 1))
     times = in_turns({run: model.turn for run, model in models.items()}, tokens=tokens, rounds=_ROUNDS, seconds=seconds)
-    return {run: model.decode.model_copy(update={"round_ms": times[run]}) for run, model in models.items()}
+    return {run: model.decode.model_copy(update=vars(times[run])) for run, model in models.items()}
 
 
 def served_model(folder: Path, prompt: Sequence[int]) -> ServedModel:
