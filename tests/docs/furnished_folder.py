@@ -57,7 +57,7 @@ def furnish(folder: Path) -> None:
     for page in sorted((ROOT / "docs").glob("*.md")):
         (folder / "essays" / page.name).write_bytes(page.read_bytes())
     (folder / "notes.txt").write_bytes((folder / "essays" / "routers.md").read_bytes())
-    results = next((ROOT / "benchmarks" / "results").glob("*-compare-default.json"))
+    results = next((ROOT / "benchmarks" / "results").glob("*-compare-tuned.json"))
     (folder / "results.json").write_bytes(results.read_bytes())
     (folder / "experts.yaml").write_text(MERGE, encoding="utf-8")
     (folder / "mine.yaml").write_text(JOB, encoding="utf-8")
