@@ -30,16 +30,18 @@ LOOK_SECONDS = 0.05
 
 
 def run_moekit(path: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Load, compute a prompt and some tokens; no budget: all in memory."""
+    """Load, compute a prompt and some tokens; no budget: all in memory, as the file's own pages."""
     from moekit.core.progress import no_progress
     from moekit.families.gguf import GGUFModel
     from moekit.inference.native_runner import NativeRunner
-    from moekit.placement import MemoryOptions, load_weights
+    from moekit.placement import LoadedWeights, MemoryOptions, load_weights
 
     began = time.perf_counter()
     stored = GGUFModel(Path(path))
-    asked = MemoryOptions(budget=options.budget or None, policy=options.policy, prefetch=options.prefetch)
-    loaded = load_weights(stored, asked, options.context, no_progress)
+    loaded = LoadedWeights(weights=stored.weights())
+    if options.budget:
+        asked = MemoryOptions(budget=options.budget, policy=options.policy, prefetch=options.prefetch)
+        loaded = load_weights(stored, asked, options.context, no_progress)
     runner = NativeRunner(stored.config, loaded.weights, options.context, loaded.streaming)
     found: dict[str, Any] = {"load_seconds": time.perf_counter() - began}
     if loaded.placed is not None:
@@ -55,15 +57,18 @@ def run_moekit(path: str, options: argparse.Namespace) -> dict[str, Any]:
         digest.update(runner.decode([cache], [draw.randrange(32_000)]).tobytes())
     seconds, after = time.perf_counter() - began, runner.streaming_counts
     found |= {"tokens_per_second": options.steps / seconds, "logits": digest.hexdigest()}
-    busy = 0.0
+    reading, busy = 0, 0.0
     for kind in ("experts", "blocks"):
         counts = getattr(after, kind)
         if counts is not None:
             counted = {name: value - getattr(getattr(before, kind), name) for name, value in vars(counts).items()}
             found[kind] = counted
-            # The bytes that were missing, over the bandwidth at which they came.
-            busy += counted["busy_seconds"]
-    return found | ({"share_of_bound": busy / seconds} if busy else {})
+            reading, busy = reading + counted["bytes"], max(busy, counted["busy_seconds"])
+    if reading:
+        # The bytes that were missing, over the bandwidth at which they came: the seconds of reading. Where experts and
+        # blocks are read beside each other, those of the longer of the two.
+        found["share_of_bound"] = busy / seconds
+    return found
 
 
 def run_llama(path: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -136,12 +141,12 @@ def show(name: str, found: dict[str, Any], budget: int, expected: str) -> None:
     text = f"{name:<28} prompt {found['prompt_tokens_per_second']:7.1f}/s  decode {found['tokens_per_second']:6.2f}/s"
     if budget:
         text += f"  resident {found['most_resident'] / budget:.3f}, in group {found['most_in_group'] / budget:.3f}"
-    if "logits" in found:
+    if expected and "logits" in found:
         text += "  same" if found["logits"] == expected else "  OTHER LOGITS"
     if "experts" in found:
         counted = found["experts"]
         text += f"  hits {counted['hits'] / (counted['hits'] + counted['misses']):.2f}"
-    if found.get("predicted"):
+    if found.get("predicted") and "share_of_bound" in found:
         predicted = found["predicted"]
         text += f"  {found['share_of_bound']:.2f} of the disk's bound"
         text += f", predicted {predicted['expected']:.2f} ({predicted['slow']:.2f} to {predicted['fast']:.2f})"

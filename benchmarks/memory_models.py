@@ -13,6 +13,7 @@ Two questions, both within control groups as in memory_budget.py:
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -56,7 +57,7 @@ def measure(path: Path, share: float | None, arguments: argparse.Namespace) -> d
     limit = round(LIMIT_OVER_BUDGET * budget) if budget else None
     found = in_group(sys.executable, "moekit", path, limit, [*asked, f"--budget={budget}"])
     name = path.name + (" in memory" if share is None else f" {share:.0%}")
-    show(name, found, budget, found.get("logits", ""))
+    show(name, found, budget, expected="")
     return {"model": path.name, "bytes": size, "budget": budget, **found}
 
 
@@ -82,14 +83,16 @@ def main() -> None:
         for shape, share in SCENARIO:
             found["scenario"].append(measure(models.file(shape, arguments.types[0]), share, arguments))
             keep()
-        speeds = [one["tokens_per_second"] for one in found["scenario"]]
+        speeds = [one.get("tokens_per_second", math.nan) for one in found["scenario"]]
         print("for 100 tokens of the small model: " + ", ".join(f"{100 * one / speeds[0]:.1f}" for one in speeds))
         for shape in MODELS:
             for kind in arguments.types:
                 for share in arguments.shares:
                     found["combinations"].append(measure(models.file(shape, kind), share, arguments))
                     keep()
-    ratios = [one["tokens_per_second"] / one["predicted"]["expected"] for one in found["combinations"]]
+    ratios = [
+        one["tokens_per_second"] / one["predicted"]["expected"] for one in found["combinations"] if one.get("predicted")
+    ]
     close = sum(abs(ratio - 1) <= WITHIN for ratio in ratios)
     print(f"{close} of {len(ratios)} within {WITHIN:.0%} of the prediction; got over predicted: ", end="")
     print(", ".join(f"{ratio:.2f}" for ratio in ratios))

@@ -32,7 +32,8 @@ from moekit.families.gguf import GGUFModel, describe
 from moekit.inference.native_runner import NativeRunner
 from moekit.kernels.native.expert_streaming import ExpertStreaming, PolicyName, simulated_hits
 from moekit.kernels.native.streaming import Streaming
-from moekit.kernels.packed import F32, Q8_0, Bytes, quantize
+from moekit.kernels.packed import F32, Q8_0, Bytes
+from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 from moekit.moe import without_capacity
 from moekit.moe.routing import Decision
@@ -133,6 +134,7 @@ def run(path: Path, places: int, policy: PolicyName, pieces: list[list[int]], th
         experts=[() if layer is None else layer.spans for layer in memory.layers],
         places=[places if layer else 0 for layer in memory.layers],
         policy=policy,
+        prefetch="off",  # which would choose who leaves, too
         threads=threads,
         passing=3,
     )

@@ -80,10 +80,11 @@ void Decoder::check_streamed() const {
 }
 
 void Decoder::check_reading() {
-    if (store_) {
-        store_->check();
+    // Both, so that neither keeps an error for the next call.
+    const std::string of_experts = store_ ? store_->take_error() : std::string(), of_blocks = blocks_->take_error();
+    if (!of_experts.empty() || !of_blocks.empty()) {
+        throw ReadError(of_experts.empty() ? of_blocks : of_experts);
     }
-    blocks_->check();
 }
 
 void Decoder::check(int64_t token) const {

@@ -77,10 +77,6 @@ void StreamedBlocks::enter(int64_t layer, BlockKind kind) {
     }
 }
 
-void StreamedBlocks::check() {
-    if (ring_) {
-        ring_->check();
-    }
-}
+std::string StreamedBlocks::take_error() { return ring_ ? ring_->take_error() : std::string(); }
 
 }  // namespace moekit

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "decoder/model.h"
@@ -21,8 +22,8 @@ class StreamedBlocks {
     // block before and one before the use.
     void enter(int64_t layer, BlockKind kind);
 
-    // Throws the ReadError that there was since the last call.
-    void check();
+    // Why a block has had zeros since the last call; empty where none has.
+    std::string take_error();
 
    private:
     static constexpr int64_t IN_MEMORY = -1;

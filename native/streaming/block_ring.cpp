@@ -128,13 +128,13 @@ const uint8_t* BlockRing::matrix(int64_t which) const {
     return memory + matrices[which].offset % DirectFile::BLOCK;
 }
 
-void BlockRing::check() {
+std::string BlockRing::take_error() {
     if (!failed_) {
-        return;
+        return {};
     }
     failed_ = false;
     forget();
-    throw ReadError(reader_->take_error());
+    return reader_->take_error();
 }
 
 RingCounts BlockRing::counts() const {

@@ -32,7 +32,7 @@ struct RingCounts {
 };
 
 // All but the constructor is called by one thread at a time. Nothing throws where reading fails, since threads that
-// compute cannot: a block then has zeros, until check() says why.
+// compute cannot: a block then has zeros, until take_error() says why.
 class BlockRing {
    public:
     // `blocks`: in the order in which they are used. `bytes`: of the ring; the reading is ahead where it holds two
@@ -50,8 +50,8 @@ class BlockRing {
     // Where a matrix of the block stands that was entered last.
     const uint8_t* matrix(int64_t which) const;
 
-    // Throws the ReadError that there was since the last call.
-    void check();
+    // Why a block has had zeros since the last call; empty where none has.
+    std::string take_error();
 
     RingCounts counts() const;
 

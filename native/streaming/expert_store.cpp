@@ -277,9 +277,9 @@ bool ExpertStore::foresee(int64_t layer, int64_t expert, bool keep) {
     return true;
 }
 
-void ExpertStore::check() {
+std::string ExpertStore::take_error() {
     if (!failed_) {
-        return;
+        return {};
     }
     failed_ = false;
     reader_->wait_for_all();
@@ -288,7 +288,7 @@ void ExpertStore::check() {
             vacate(*place);
         }
     }
-    throw ReadError(reader_->take_error());
+    return reader_->take_error();
 }
 
 StoreCounts ExpertStore::counts() const {

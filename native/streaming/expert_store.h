@@ -45,7 +45,7 @@ struct StoreCounts {
 };
 
 // All but the constructor is called by one thread at a time. Nothing throws where reading fails, since threads that
-// compute cannot: experts then have zeros, until check() says why.
+// compute cannot: experts then have zeros, until take_error() says why.
 class ExpertStore {
    public:
     // Throws ReadError, std::bad_alloc, and std::invalid_argument where an expert lies beyond its file.
@@ -74,8 +74,8 @@ class ExpertStore {
     // uses half of its layer's or more.
     void foresee_all(int64_t layer);
 
-    // Throws the ReadError that there was since the last call.
-    void check();
+    // Why experts have had zeros since the last call; empty where none have.
+    std::string take_error();
 
     StoreCounts counts() const;
 

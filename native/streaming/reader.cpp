@@ -22,7 +22,18 @@ Reader::Reader(const std::vector<std::unique_ptr<DirectFile>>& files, int thread
     }
 }
 
-Reader::~Reader() { stop(); }
+Reader::~Reader() {
+    if (in_child()) {
+        // Nobody is there to be waited for, and nobody to let go of the lock.
+        for (std::thread& thread : threads_) {
+            thread.detach();
+        }
+        return;
+    }
+    stop();
+}
+
+bool Reader::in_child() const { return getpid() != owner_; }
 
 void Reader::stop() {
     {
@@ -38,15 +49,14 @@ void Reader::stop() {
 }
 
 void Reader::start(Load& load, bool urgent) {
+    if (in_child()) {
+        load.state_ = Load::State::Failed;
+        return;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     load.state_ = Load::State::Reading;
     load.left_ = 0;
     load.failed_ = false;
-    if (getpid() != owner_) {
-        load.state_ = Load::State::Failed;
-        error_ = "Weights are read by threads that a forked process does not have; load the model there.";
-        return;
-    }
     std::deque<Request>& queue = urgent ? urgent_ : later_;
     for (const Piece& piece : load.pieces) {
         for (int64_t at = 0; at < piece.blocks.bytes; at += REQUEST) {
@@ -62,6 +72,9 @@ void Reader::start(Load& load, bool urgent) {
 }
 
 void Reader::hurry(Load& load) {
+    if (in_child()) {
+        return;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto of_load = [&](const Request& request) { return request.load == &load; };
     std::copy_if(later_.begin(), later_.end(), std::back_inserter(urgent_), of_load);
@@ -69,11 +82,17 @@ void Reader::hurry(Load& load) {
 }
 
 Load::State Reader::state(const Load& load) const {
+    if (in_child()) {
+        return load.state_ == Load::State::Done ? Load::State::Done : Load::State::Failed;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     return load.state_;
 }
 
 void Reader::wait_for_any(const std::vector<Load*>& loads) {
+    if (in_child()) {
+        return;
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [&] {
         return std::any_of(loads.begin(), loads.end(),
@@ -82,16 +101,25 @@ void Reader::wait_for_any(const std::vector<Load*>& loads) {
 }
 
 void Reader::wait_for_all() {
+    if (in_child()) {
+        return;
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [&] { return reading_ == 0 && urgent_.empty() && later_.empty(); });
 }
 
 std::string Reader::take_error() {
+    if (in_child()) {
+        return "Weights are read by threads that a forked process does not have; load the model there.";
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     return std::exchange(error_, {});
 }
 
 Reader::Counts Reader::counts() const {
+    if (in_child()) {
+        return counts_;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     Counts counts = counts_;
     if (reading_ > 0) {

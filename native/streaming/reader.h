@@ -39,7 +39,8 @@ class Reader {
     // Pieces are cut into requests of this size, so that a disk has several to do at a time.
     static constexpr int64_t REQUEST = 2 << 20;
 
-    // The files must live as long as the reader. A child of this process has no reader: whatever it starts fails.
+    // The files must live as long as the reader. A forked child has none of its threads: whatever it starts or waits
+    // for has failed there, and the error says so.
     Reader(const std::vector<std::unique_ptr<DirectFile>>& files, int threads);
     // Waits for the requests that have begun; others are dropped.
     ~Reader();
@@ -70,6 +71,7 @@ class Reader {
         Piece piece;
     };
 
+    bool in_child() const;
     void work();
     void stop();
     Request next();  // with mutex_ held, where one is wanted

@@ -102,6 +102,34 @@ def test_nothing_goes_beyond_the_budget(
     assert not on_disk or placed.place_bytes <= min(on_disk)
 
 
+def test_a_shorter_context_comes_before_blocks_on_disk() -> None:
+    """Where nobody asked for one; who did has it."""
+    attention = AttentionConfig(heads=4, kv_heads=4, head_width=128)
+    config = ModelConfig(
+        vocab_size=16, width=8, context=131_072, attention=attention, layers=(DenseConfig(width=8),) * 16
+    )
+    memory = ModelMemory(
+        config=config, dense_bytes=0, layers=(None,) * 16, blocks=blocks(*[GB // 10] * 32), number_bytes=2,
+        cache_number_bytes=2,
+    )  # fmt: skip
+    for budget in (34 * GB // 10, 38 * GB // 10, 46 * GB // 10):
+        placed = solve(memory, budget=budget, resident=0)
+        assert placed.ring_bytes == 0
+        assert 256 <= placed.context < 131_072
+        if placed.cache_bytes < budget // 8:
+            # The next longer one would not have left room.
+            assert solve(memory, budget=budget, resident=0, context=2 * placed.context).ring_bytes > 0
+    assert solve(memory, budget=2 * GB, resident=0).ring_bytes > 0
+
+
+def test_what_is_free_is_all_there_is() -> None:
+    attention = AttentionConfig(heads=1, kv_heads=1, head_width=8)
+    config = ModelConfig(vocab_size=16, width=8, context=8, attention=attention, layers=(DenseConfig(width=8),))
+    memory = ModelMemory(config=config, dense_bytes=GB, layers=(None,), number_bytes=2, cache_number_bytes=2)
+    with pytest.raises(UsageError, match="are the least; no more is free"):
+        solve(memory, budget=GB // 2, resident=0, is_free=True)
+
+
 def test_the_blocks_that_stay_are_spread_over_the_model() -> None:
     """Whatever their number, so that there is always something to compute while another is read."""
     for share_kept in (2, 3, 4):

@@ -1,6 +1,8 @@
 """Attention and ffns that stay on disk change no bit of an answer, whatever else does and however small the ring."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,36 @@ def test_a_file_that_changes_under_the_ring_is_one_sentence(
             runner.prefill(cache, list(range(90)))
         assert str(path) in str(raised.value)
     assert cache.length == 3
+
+
+@pytest.mark.parametrize("on_disk", [{"kept": set[int]()}, {"places": 1, "prefetch": "on"}])
+def test_a_forked_child_is_told_and_does_not_hang(on_disk: dict[str, Any], files: dict[str, Path]) -> None:
+    """With reads under way that nobody ends there; the parent goes on."""
+    runner = streamed(files["mixtral"], **on_disk)
+    cache = runner.new_cache()
+    expected = runner.prefill(cache, [5, 6, 7])
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(20)
+        said = "computed"
+        try:
+            runner.decode([cache], [8])
+        except MoekitError as error:
+            said = str(error)
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        assert "a forked process does not have" in told.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    cache.truncate(0)
+    assert runner.prefill(cache, [5, 6, 7]).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_scores_through_a_ring(name: str, files: dict[str, Path]) -> None:
+    stored = GGUFModel(files[name])
+    whole, ids = NativeRunner(stored.config, stored.weights()), [token % 96 for token in range(0, 1800, 3)]
+    within = streamed(files[name], kept={2}, ring=1.5)
+    got, expected = (runner._decoder.score(runner.new_cache(), ids[:-1], ids[1:]) for runner in (within, whole))
+    assert got.tobytes() == expected.tobytes()

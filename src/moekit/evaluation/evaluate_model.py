@@ -53,7 +53,8 @@ def evaluate(
 
     Raises:
         UsageError: where there is no such model or text, the tokenizer is missing, the model takes fewer tokens than
-            `context`, or there is nothing to score.
+            `context`, it does not fit into so much memory or has no part that could stay on disk, or there is nothing
+            to score.
         MoekitError: where a file cannot be read.
 
     Examples:
@@ -65,16 +66,18 @@ def evaluate(
         raise UsageError("data is a list of sources: [data], not the source itself.")
     if isinstance(model, str | Path):
         check_there(model)
-    documents = _documents(data, text_column, domain_column)
+    stored = _native_gguf(Path(model)) if isinstance(model, str | Path) else None
     options = memory if isinstance(memory, MemoryOptions) else MemoryOptions(budget=memory)
-    if isinstance(model, str | Path) and (stored := _native_gguf(Path(model))) is not None:
+    if stored is None and options.budget is not None:
+        what = model if isinstance(model, str | Path) else "The model"
+        raise UsageError(
+            f"{what} is not computed by the native kernels out of a GGUF file, so all of it has to be in memory; leave "
+            "--memory out."
+        )
+    documents = _documents(data, text_column, domain_column)
+    if stored is not None:
         score = native_scorer(stored, context or min(stored.config.context, LONGEST), options, progress)
         return _score(score, documents, progress)
-    if options.budget is not None:
-        raise UsageError(
-            f"{model} is computed by torch, which has all of a model in memory; leave --memory out, or make a GGUF "
-            "file of it with `moekit quantize`."
-        )
     loaded = load(model, progress=progress) if isinstance(model, str | Path) else model
     with nullcontext() if isinstance(loaded, NGram) else without_capacity(loaded):
         return _score(scorer_of(loaded, context), documents, progress)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moekit.checkpoint.gguf import PACKED_TYPES
+from moekit.checkpoint.gguf import PACKED_TYPES, GGUFTensor
 from moekit.config import ModelConfig, MoEConfig
 from moekit.families.gguf import GGUFModel
 from moekit.families.gguf.streamable import expert_tensors, streamable_blocks, streamable_experts
@@ -150,8 +150,11 @@ class ModelMemory:
         return [(layer.attention, layer.ffn) for layer in describe(self.config).layers]
 
 
-def model_memory(stored: GGUFModel) -> ModelMemory:
-    """Look at a model in a GGUF file, of which no weight is read."""
+def model_memory(stored: GGUFModel, *, every_row: bool = False) -> ModelMemory:
+    """Look at a model in a GGUF file, of which no weight is read.
+
+    every_row: whether the whole embedding comes to be in memory, and not only rows of it.
+    """
     layers = tuple(_layer_experts(stored, index) for index in range(len(stored.config.layers)))
     blocks = tuple(
         LayerBlock(spans=block.spans, bytes=sum(map(_blocks, block.spans.matrices)), names=block.names)
@@ -160,12 +163,13 @@ def model_memory(stored: GGUFModel) -> ModelMemory:
     streamable = {name for part in (*layers, *blocks) if part is not None for name in part.names}
     embedding = stored.file["token_embd.weight"]
     # Of an embedding that is not the head, too, a token reads a row, from the file.
-    in_file = not stored.config.tie_embeddings and embedding.code in PACKED_TYPES
+    in_file = not (every_row or stored.config.tie_embeddings) and embedding.code in PACKED_TYPES
     is_fp32 = stored.file["blk.0.attn_q.weight"].code == F32.code
-    mixed = _mixed_experts(stored)
+    groups = _mixed_experts(stored)
+    mixed = {tensor.name for group in groups for tensor in group}
     return ModelMemory(
         config=stored.config,
-        dense_bytes=_dense_bytes(stored, streamable | ({embedding.name} if in_file else set()), mixed),
+        dense_bytes=_dense_bytes(stored, streamable | ({embedding.name} if in_file else set()), groups),
         layers=layers,
         blocks=blocks,
         converted=tuple(sorted({stored.file[name].type.name for name in mixed} | set(stored.converted))),
@@ -183,31 +187,30 @@ def _layer_experts(stored: GGUFModel, index: int) -> LayerExperts | None:
     return LayerExperts(spans=found.spans, top_k=layer.router.experts_per_token, bytes=place, names=found.names)
 
 
-def _dense_bytes(stored: GGUFModel, elsewhere: set[str], mixed: set[str]) -> int:
-    """Count what is in memory in any case; while a matrix is converted, it is there twice."""
-    taken = largest = 0
+def _dense_bytes(stored: GGUFModel, elsewhere: set[str], mixed: list[list[GGUFTensor]]) -> int:
+    """Count what is in memory in any case; while a matrix is converted, it is there twice, and in fp32 in part."""
+    taken = 0
+    converted = [sum(2 * tensor.rows * tensor.columns for tensor in group) for group in mixed]
+    in_groups = {tensor.name for group in mixed for tensor in group}
     for tensor in stored.file.tensors.values():
-        if tensor.name in elsewhere:
+        if tensor.name in elsewhere or tensor.name in in_groups:
             continue
-        if tensor.code in PACKED_TYPES and tensor.name not in mixed:
+        if tensor.code in PACKED_TYPES:
             taken += tensor.size
         else:
-            taken += 2 * tensor.rows * tensor.columns
-            largest = max(largest, 2 * tensor.rows * tensor.columns)
-    return taken + 2 * largest
+            converted.append(2 * tensor.rows * tensor.columns)
+    return taken + sum(converted) + 2 * max(converted, default=0)
 
 
-def _mixed_experts(stored: GGUFModel) -> set[str]:
-    """Name the tensors of single experts of several types, which are put on end in bf16."""
-    return {
-        tensor.name
+def _mixed_experts(stored: GGUFModel) -> list[list[GGUFTensor]]:
+    """Find the single experts of several types that make one matrix, which are put on end in bf16."""
+    groups = [
+        expert_tensors(stored.file, f"blk.{index}.{part}", layer.feed_forward.experts)
         for index, layer in enumerate(stored.config.layers)
         if isinstance(layer.feed_forward, MoEConfig)
         for part in ("ffn_gate", "ffn_up", "ffn_down")
-        for tensors in [expert_tensors(stored.file, f"blk.{index}.{part}", layer.feed_forward.experts)]
-        if len({tensor.code for tensor in tensors}) > 1
-        for tensor in tensors
-    }
+    ]
+    return [tensors for tensors in groups if len({tensor.code for tensor in tensors}) > 1]
 
 
 def _blocks(span: FileSpan | None) -> int:

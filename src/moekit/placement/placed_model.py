@@ -34,6 +34,10 @@ class PlacedModel:
     speed: PredictedSpeed | None
 
 
+_LONGEST_PIECE = 16 << 20
+"""What the disk is measured with at most: longer ones are no faster, and a slow disk takes seconds for them."""
+
+
 def _ignore(placed: PlacedModel) -> None:
     """Show nothing."""
 
@@ -45,6 +49,7 @@ class MemoryOptions:
     Attributes:
         budget: bytes for the whole process; None for what is free, less a margin.
         sequences: how many are generated at a time.
+        every_row: whether so many texts are read that all rows of the embedding will be in memory.
         policy: which experts keep their places; `ExpertStreaming` says what each name means.
         prefetch: whether experts are read ahead.
         on_placed: is told what lies where, before the weights are read.
@@ -52,6 +57,7 @@ class MemoryOptions:
 
     budget: int | None = None
     sequences: int = 1
+    every_row: bool = False
     policy: PolicyName = "lru"
     prefetch: PrefetchName = "measured"
     on_placed: Callable[[PlacedModel], None] = _ignore
@@ -69,16 +75,23 @@ def place(stored: GGUFModel, options: MemoryOptions, context: int | None) -> Pla
         UsageError: where the model does not fit the budget, with what would.
         MoekitError: where the file cannot be read.
     """
-    memory = model_memory(stored)
+    memory = model_memory(stored, every_row=options.every_row)
     if memory.converted:
         import torch  # noqa: F401 -- what converts them, and takes memory of its own
     resident = resident_bytes()
     budget = default_budget(resident) if options.budget is None else options.budget
-    placement = solve(memory, budget=budget, resident=resident, context=context, sequences=options.sequences)
+    placement = solve(
+        memory,
+        budget=budget,
+        resident=resident,
+        context=context,
+        sequences=options.sequences,
+        is_free=options.budget is None,
+    )
     bandwidths = speed = None
     if placement.streams:
         largest = max(_streamed_spans(memory, placement), key=lambda span: span.size)
-        bandwidths = measure_bandwidths(stored.file.paths[largest.file], largest.size)
+        bandwidths = measure_bandwidths(stored.file.paths[largest.file], min(largest.size, _LONGEST_PIECE))
         speed = predict(memory, placement, bandwidths)
     return PlacedModel(
         memory=memory,

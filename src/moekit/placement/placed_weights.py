@@ -107,6 +107,7 @@ class TensorsInMemory:
         first = tensors[0]
         rows, size = sum(tensor.rows for tensor in tensors), sum(tensor.size for tensor in tensors)
         if first.name == self._in_file:
+            self._stored.file.expect_single_rows(first.name)
             return self._stored.mapped(tensors)
         if first.name in self._elsewhere:
             return _nothing(size).reshape(rows, -1)

@@ -18,6 +18,8 @@ PASSING = 3
 """Places for experts that pass through: one is computed with, one is being read, one is about to be."""
 # The C library, the interpreter and the page tables take some more than what they were asked for.
 _MARGIN_SHARE, _MARGIN_BYTES = 0.01, 24 << 20
+# What a process has by itself differs a little from one start to the next.
+_VARIES = 4 << 20
 _LEAST_CONTEXT = 256
 _RING_BLOCKS = 2
 """Of the largest size: one is computed with while another is read."""
@@ -75,7 +77,13 @@ class Placement:
 
 
 def solve(
-    memory: ModelMemory, *, budget: int, resident: int, context: int | None = None, sequences: int = 1
+    memory: ModelMemory,
+    *,
+    budget: int,
+    resident: int,
+    context: int | None = None,
+    sequences: int = 1,
+    is_free: bool = False,
 ) -> Placement:
     """Place a model.
 
@@ -86,6 +94,7 @@ def solve(
         context: the most tokens of a sequence; None for as many as the model's, of which less are taken where the
             budget is small.
         sequences: how many are generated at a time.
+        is_free: whether the budget is what is free, so that more would be of no use.
 
     Raises:
         UsageError: where it does not fit, with what would.
@@ -98,7 +107,7 @@ def solve(
     ring = 0 if memory.block_bytes <= free else _ring_bytes(memory)
     free -= ring
     if free < 0:
-        raise _too_small(memory, budget, resident, context, sequences)
+        raise _too_small(memory, budget, resident, context, sequences, is_free)
     kept = keep_blocks([block.bytes for block in memory.blocks], free)
     block_bytes = sum(block.bytes for block, is_kept in zip(memory.blocks, kept, strict=True) if is_kept)
     places = share(memory.layers, free - block_bytes)
@@ -179,20 +188,27 @@ def _fixed(memory: ModelMemory, budget: int, resident: int, context: int, sequen
 
 
 def _context_within(memory: ModelMemory, budget: int, resident: int, sequences: int) -> int:
-    """Choose a context: the model's, or what leaves most of the budget to the weights."""
+    """Choose a context: the model's, or what leaves most of the budget to the weights.
+
+    A shorter one comes before blocks that are read for every token.
+    """
+    all_blocks = least_budget(memory, resident, _LEAST_CONTEXT, sequences, with_blocks=True) <= budget
+
+    def too_long(context: int) -> bool:
+        cache = memory.cache_bytes(context, sequences)
+        needed = least_budget(memory, resident, context, sequences, with_blocks=all_blocks)
+        return cache > _CACHE_SHARE * budget or needed > budget
+
     most = memory.config.context
-    while most > _LEAST_CONTEXT and (
-        memory.cache_bytes(most, sequences) > _CACHE_SHARE * budget
-        or least_budget(memory, resident, most, sequences) > budget
-    ):
+    while most > _LEAST_CONTEXT and too_long(most):
         most = max(_LEAST_CONTEXT, most // 2)
     return most
 
 
-def least_budget(memory: ModelMemory, resident: int, context: int, sequences: int) -> int:
-    """Count what the model takes with nothing but what passes through."""
+def least_budget(memory: ModelMemory, resident: int, context: int, sequences: int, *, with_blocks: bool = False) -> int:
+    """Count what the model takes with nothing but what passes through; with_blocks: and all attention and ffns."""
     # What is smaller than the room that it would pass through is in memory.
-    dense = min(_ring_bytes(memory), memory.block_bytes)
+    dense = memory.block_bytes if with_blocks else min(_ring_bytes(memory), memory.block_bytes)
     passing = PASSING * memory.largest_expert
     if dense == memory.block_bytes:
         passing = min(passing, memory.expert_bytes)
@@ -200,19 +216,22 @@ def least_budget(memory: ModelMemory, resident: int, context: int, sequences: in
     return int(without_share / (1 - _MARGIN_SHARE)) + 1
 
 
-def _too_small(memory: ModelMemory, budget: int, resident: int, context: int | None, sequences: int) -> UsageError:
+def _too_small(
+    memory: ModelMemory, budget: int, resident: int, context: int | None, sequences: int, is_free: bool
+) -> UsageError:
     """Say what does not fit, and what would."""
     asked = context or min(_LEAST_CONTEXT, memory.config.context)
     needed = least_budget(memory, resident, asked, sequences)
     whole = ""
-    if memory.converted and not memory.expert_bytes:
-        whole = f" (matrices of type {', '.join(memory.converted)} become bf16, and experts of them stay in memory)"
+    if memory.converted:
+        whole = f" (matrices of type {', '.join(memory.converted)} become bf16 and stay in memory)"
     sentence = (
         f"The model does not fit {bytes_text(budget)}: what cannot be left on disk takes "
         f"{bytes_text(memory.dense_bytes)}{whole}, "
         f"the KV cache of {asked:,} tokens {bytes_text(memory.cache_bytes(asked, sequences))}, and with all else "
-        f"{bytes_text(needed)} are the least; give --memory {math.ceil(needed / 1e6)}MB"
+        f"{bytes_text(needed)} are the least; "
     )
+    sentence += "no more is free" if is_free else f"give --memory {math.ceil((needed + _VARIES) / 1e6)}MB"
     shorter = _LEAST_CONTEXT
     if asked > shorter and least_budget(memory, resident, shorter, sequences) <= budget:
         while shorter * 2 < asked and least_budget(memory, resident, shorter * 2, sequences) <= budget:

@@ -107,7 +107,8 @@ def main(folder: Path, kills: int, write: Write) -> None:
     begin = time.monotonic()
     assert ended(start(write, folder / "whole" / "out", 0.0005), 100)
     whole = time.monotonic() - begin
-    while kills or partial_folder(folder / str(number) / "out").exists():
+    # Until one came to its end, however slow this machine is today.
+    while kills or not number or partial_folder(folder / str(number) / "out").exists():
         target = folder / str(number) / "out"
         child = start(write, target, 0.0005)
         done = ended(child, draw.uniform(0, whole) if kills else 100)

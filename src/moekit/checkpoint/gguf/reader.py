@@ -101,6 +101,13 @@ class GGUFFile:
         data_B = self._parts[tensor.part].data_B
         return data_B[tensor.start : tensor.start + tensor.size].reshape(tensor.rows, -1)
 
+    def expect_single_rows(self, name: str) -> None:
+        """Tell the system that rows of a tensor are read here and there: it brings nothing around them into memory."""
+        tensor = self[name]
+        begin = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
+        size = tensor.start + tensor.size - begin
+        self._parts[tensor.part].mapping.madvise(mmap.MADV_RANDOM, begin, size)
+
     @property
     def paths(self) -> list[Path]:
         """List the files; a tensor's `part` counts them."""
@@ -161,7 +168,7 @@ class _Part:
             self._read(memoryview(data))
         except Damaged as error:
             raise MoekitError(f"{path} is damaged or incomplete ({short(str(error))}); get it again.") from error
-        self.data_B: Bytes = np.frombuffer(data, np.uint8)
+        self.mapping, self.data_B = data, np.frombuffer(data, np.uint8)
 
     def _read(self, data: memoryview) -> None:
         cursor = Cursor(data)
