@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,10 @@ def texts(count: int, length: int) -> list[list[int]]:
     """Cut so many pieces out of held-out documents, of all domains in turn; tokens are bytes."""
     by_domain: dict[str, list[bytes]] = {}
     for document in split_documents(embedded_documents(), seed=0).held_out:
-        if len(document.text) > 4 * length:
-            by_domain.setdefault(document.domain, []).append(document.text[length : 2 * length])
-    domains = list(by_domain.values())
-    return [list(domains[index % len(domains)][index // len(domains)]) for index in range(count)]
+        begins = range(length, len(document.text) - length, 8 * length)
+        by_domain.setdefault(document.domain, []).extend(document.text[at : at + length] for at in begins)
+    in_turn = (piece for pieces in zip_longest(*by_domain.values()) for piece in pieces if piece is not None)
+    return [list(piece) for piece in islice(in_turn, count)]
 
 
 def trace(model: Decoder, pieces: list[list[int]]) -> list[Passes]:
