@@ -39,8 +39,7 @@ BlockRing::BlockRing(const std::vector<std::string>& paths, std::vector<Streamed
 
 void BlockRing::check(const StreamedBlock& block) const {
     for (const Span& span : block.matrices) {
-        const bool known = span.file >= 0 && span.file < static_cast<int64_t>(files_.size());
-        if (!known || span.offset < 0 || span.bytes < 0 || span.end() > files_[span.file]->bytes()) {
+        if (!lies_within(span, files_)) {
             throw std::invalid_argument("a block does not lie within its file");
         }
     }

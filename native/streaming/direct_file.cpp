@@ -87,4 +87,9 @@ void DirectFile::read(Span blocks, uint8_t* into) const {
 #endif
 }
 
+bool lies_within(const Span& span, const std::vector<std::unique_ptr<DirectFile>>& files) {
+    const bool known = span.file >= 0 && span.file < static_cast<int64_t>(files.size());
+    return known && span.offset >= 0 && span.bytes >= 0 && span.end() <= files[span.file]->bytes();
+}
+
 }  // namespace moekit

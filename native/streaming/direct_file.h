@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace moekit {
 
@@ -55,5 +57,8 @@ class DirectFile {
     int64_t changed_ = 0;  // when the file was last written to, in nanoseconds
     bool direct_ = false;
 };
+
+// Whether a span lies within the file that it names.
+bool lies_within(const Span& span, const std::vector<std::unique_ptr<DirectFile>>& files);
 
 }  // namespace moekit

@@ -30,8 +30,7 @@ int64_t ExpertStore::place_bytes(const StreamedLayer& layer) {
 void ExpertStore::check(const StreamedLayer& layer) const {
     for (const StreamedLayer::Expert& expert : layer.experts) {
         for (const Span& span : expert) {
-            const bool known = span.file >= 0 && span.file < static_cast<int64_t>(files_.size());
-            if (!known || span.offset < 0 || span.bytes < 0 || span.end() > files_[span.file]->bytes()) {
+            if (!lies_within(span, files_)) {
                 throw std::invalid_argument("an expert does not lie within its file");
             }
         }

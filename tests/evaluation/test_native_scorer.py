@@ -6,13 +6,13 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from tests.families.test_gguf import file_of, folder_of
+from tests.placement.streamed_runner import SHAPE
 from tests.placement.test_budget import MIXTURE, random_model
 
 import moekit
@@ -22,24 +22,13 @@ from moekit.kernels.native.decoder import NativeDecoder
 from moekit.placement import MemoryOptions, PlacedModel
 
 MOEKIT = str(Path(sys.executable).with_name("moekit"))
-SHAPE: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 700,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SCORED = SHAPE | {"vocab_size": 300, "intermediate_size": 96}
 
 
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2)
+    config = transformers.MixtralConfig(**SCORED, num_local_experts=4, num_experts_per_tok=2)
     _, folder = folder_of(config, tmp_path_factory.mktemp("fp32") / "model")
     return file_of(folder, "f32")
 
@@ -103,7 +92,7 @@ def test_the_same_figure_within_a_budget(mixture: Path, tmp_path: Path) -> None:
 
 
 def test_what_torch_computes_has_no_budget(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(**SHAPE)
+    config = transformers.LlamaConfig(**SCORED)
     _, folder = folder_of(config, tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("Some text.")

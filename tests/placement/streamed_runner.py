@@ -17,6 +17,19 @@ from moekit.kernels.packed import Numbers
 from moekit.placement.model_memory import model_memory
 from moekit.placement.placed_weights import TensorsInMemory
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 700,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+"""What transformers takes for small models."""
+
 
 def streamed(path: Path, *, places: int | None = None, kept: set[int] | None = None, **options: Any) -> NativeRunner:
     """A runner with so many places a layer for experts, and of the blocks those with such numbers in memory.

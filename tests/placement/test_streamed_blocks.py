@@ -11,25 +11,13 @@ import pytest
 import torch
 import transformers
 from tests.families.test_gguf import file_of, folder_of
-from tests.placement.streamed_runner import CHANGES, answers, check_same, streamed
+from tests.placement.streamed_runner import CHANGES, SHAPE, answers, check_same, streamed
 from tests.test_every_verb import split_gguf
 
 from moekit.core.errors import MoekitError
 from moekit.families.gguf import GGUFModel
 from moekit.inference.native_runner import NativeRunner
 from moekit.placement.model_memory import model_memory
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 700,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 @pytest.fixture(scope="module")

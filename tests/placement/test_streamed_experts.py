@@ -4,13 +4,12 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from tests.families.test_gguf import changed, file_of, folder_of, single_experts
-from tests.placement.streamed_runner import CHANGES, answers, check_same, streamed
+from tests.placement.streamed_runner import CHANGES, SHAPE, answers, check_same, streamed
 from tests.test_every_verb import split_gguf
 
 from moekit.core.errors import MoekitError
@@ -18,18 +17,7 @@ from moekit.families.gguf import GGUFModel
 from moekit.inference.native_runner import NativeRunner
 from moekit.kernels.native.expert_streaming import PolicyName
 
-EXPERTS, LAYERS = 6, 3
-SHAPE: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 700,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+EXPERTS, LAYERS = 6, SHAPE["num_hidden_layers"]
 POLICIES: tuple[PolicyName, ...] = ("lru", "lfu", "lfru", "static")
 
 
