@@ -12,18 +12,16 @@ namespace moekit {
 BlockRing::BlockRing(const std::vector<std::string>& paths, std::vector<StreamedBlock> blocks, int64_t bytes,
                      int threads, bool direct)
     : blocks_(std::move(blocks)), places_(blocks_.size()), loads_(blocks_.size()), waited_(1), bytes_(bytes) {
-    for (const std::string& path : paths) {
-        files_.push_back(std::make_unique<DirectFile>(path, direct));
-    }
+    files_ = open_files(paths, direct);
     for (size_t i = 0; i < blocks_.size(); ++i) {
         check(blocks_[i]);
-        int64_t size = 0;
-        for (const Span& span : blocks_[i].matrices) {
+        const std::vector<Span>& matrices = blocks_[i].matrices;
+        for (const Span& span : matrices) {
             if (span.bytes) {
                 loads_[i].pieces.push_back({DirectFile::blocks(span), nullptr});
-                size += DirectFile::blocks(span).bytes;
             }
         }
+        const int64_t size = blocks_bytes(matrices.data(), matrices.data() + matrices.size());
         if (size == 0 || size > bytes) {
             throw std::invalid_argument("a ring of " + std::to_string(bytes) + " bytes does not hold a block of " +
                                         std::to_string(size));
@@ -119,12 +117,7 @@ void BlockRing::read(int64_t block, int64_t place) {
 }
 
 const uint8_t* BlockRing::matrix(int64_t which) const {
-    const std::vector<Span>& matrices = blocks_[first_].matrices;
-    const uint8_t* memory = memory_.get() + places_[first_];
-    for (int64_t before = 0; before < which; ++before) {
-        memory += matrices[before].bytes ? DirectFile::blocks(matrices[before]).bytes : 0;
-    }
-    return memory + matrices[which].offset % DirectFile::BLOCK;
+    return memory_.get() + places_[first_] + place_of(blocks_[first_].matrices.data(), which);
 }
 
 std::string BlockRing::take_error() {

@@ -87,6 +87,26 @@ void DirectFile::read(Span blocks, uint8_t* into) const {
 #endif
 }
 
+std::vector<std::unique_ptr<DirectFile>> open_files(const std::vector<std::string>& paths, bool direct) {
+    std::vector<std::unique_ptr<DirectFile>> files;
+    for (const std::string& path : paths) {
+        files.push_back(std::make_unique<DirectFile>(path, direct));
+    }
+    return files;
+}
+
+int64_t blocks_bytes(const Span* begin, const Span* end) {
+    int64_t bytes = 0;
+    for (const Span* span = begin; span != end; ++span) {
+        bytes += span->bytes ? DirectFile::blocks(*span).bytes : 0;
+    }
+    return bytes;
+}
+
+int64_t place_of(const Span* spans, int64_t which) {
+    return blocks_bytes(spans, spans + which) + spans[which].offset % DirectFile::BLOCK;
+}
+
 bool lies_within(const Span& span, const std::vector<std::unique_ptr<DirectFile>>& files) {
     const bool known = span.file >= 0 && span.file < static_cast<int64_t>(files.size());
     return known && span.offset >= 0 && span.bytes >= 0 && span.end() <= files[span.file]->bytes();

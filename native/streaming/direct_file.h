@@ -58,6 +58,13 @@ class DirectFile {
     bool direct_ = false;
 };
 
+std::vector<std::unique_ptr<DirectFile>> open_files(const std::vector<std::string>& paths, bool direct);
+
+// What spans take that are read into memory one after the other, each in its whole blocks.
+int64_t blocks_bytes(const Span* begin, const Span* end);
+// Where the bytes of one of them stand there.
+int64_t place_of(const Span* spans, int64_t which);
+
 // Whether a span lies within the file that it names.
 bool lies_within(const Span& span, const std::vector<std::unique_ptr<DirectFile>>& files);
 

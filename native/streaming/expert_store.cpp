@@ -7,22 +7,10 @@
 #include "streaming/seconds_now.h"
 
 namespace moekit {
-namespace {
-
-int64_t room(const StreamedLayer::Expert& expert) {
-    int64_t bytes = 0;
-    for (const Span& span : expert) {
-        bytes += span.bytes ? DirectFile::blocks(span).bytes : 0;
-    }
-    return bytes;
-}
-
-}  // namespace
-
 int64_t ExpertStore::place_bytes(const StreamedLayer& layer) {
     int64_t most = 0;
     for (const StreamedLayer::Expert& expert : layer.experts) {
-        most = std::max(most, room(expert));
+        most = std::max(most, blocks_bytes(expert.data(), expert.data() + expert.size()));
     }
     return most;
 }
@@ -39,9 +27,7 @@ void ExpertStore::check(const StreamedLayer& layer) const {
 
 ExpertStore::ExpertStore(const std::vector<std::string>& paths, std::vector<StreamedLayer> layers,
                          const StoreOptions& options) {
-    for (const std::string& path : paths) {
-        files_.push_back(std::make_unique<DirectFile>(path, options.direct));
-    }
+    files_ = open_files(paths, options.direct);
     int64_t largest = 0, passing = 0;
     for (const StreamedLayer& layer : layers) {
         check(layer);
@@ -231,12 +217,7 @@ void ExpertStore::fail(Place& place) {
 
 const uint8_t* ExpertStore::matrix(int64_t expert, int which) const {
     const Layer& here = layers_[layer_];
-    const StreamedLayer::Expert& spans = here.plan.experts[expert];
-    const uint8_t* memory = here.of_expert[expert]->memory;
-    for (int before = 0; before < which; ++before) {
-        memory += spans[before].bytes ? DirectFile::blocks(spans[before]).bytes : 0;
-    }
-    return memory + spans[which].offset % DirectFile::BLOCK;
+    return here.of_expert[expert]->memory + place_of(here.plan.experts[expert].data(), which);
 }
 
 void ExpertStore::foresee(int64_t layer, const std::vector<int64_t>& experts) {

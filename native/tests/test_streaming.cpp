@@ -75,7 +75,8 @@ class ModelFile {
         for (size_t i = 0; i < blocks.size(); ++i) {
             if (i % kept != kept - 1) {
                 streamed.push_back(blocks[i]);
-                largest = std::max(largest, room(blocks[i]));
+                largest = std::max(largest, blocks_bytes(blocks[i].matrices.data(),
+                                                         blocks[i].matrices.data() + blocks[i].matrices.size()));
             }
         }
         const auto bytes = static_cast<int64_t>(count * static_cast<double>(largest));
@@ -87,13 +88,6 @@ class ModelFile {
     std::vector<StreamedBlock> blocks;
 
    private:
-    static int64_t room(const StreamedBlock& block) {
-        int64_t bytes = 0;
-        for (const Span& span : block.matrices) {
-            bytes += span.bytes ? DirectFile::blocks(span).bytes : 0;
-        }
-        return bytes;
-    }
     static Span write(std::FILE* file, const Matrix& matrix, int64_t expert, int64_t experts) {
         if (!matrix.data) {
             return {};

@@ -60,7 +60,7 @@ def placed_weights(stored: GGUFModel, placed: PlacedModel, progress: Progress) -
         MoekitError: where the file cannot be read.
     """
     memory, placement = placed.memory, placed.placement
-    streaming = Streaming()
+    experts = ring = None
     elsewhere: set[str] = set()
     assert placed.bandwidths is not None
     threads = placed.bandwidths.disk_threads
@@ -75,7 +75,6 @@ def placed_weights(stored: GGUFModel, placed: PlacedModel, progress: Progress) -
             threads=threads,
         )
         elsewhere |= {name for layer in memory.layers if layer is not None for name in layer.names}
-        streaming = Streaming(experts=experts)
     if placement.ring_bytes:
         blocks = [block for block, kept in zip(memory.blocks, placement.kept_blocks, strict=True) if not kept]
         ring = BlockStreaming(
@@ -85,10 +84,10 @@ def placed_weights(stored: GGUFModel, placed: PlacedModel, progress: Progress) -
             threads=threads,
         )
         elsewhere |= {name for block in blocks for name in block.names}
-        streaming = Streaming(experts=streaming.experts, blocks=ring)
     total = placement.dense_bytes + placement.block_bytes + (0 if placement.passing else placement.place_bytes)
     with Task(progress, "Loading", total=total, unit="bytes") as task:
-        return stored.weights(TensorsInMemory(stored, elsewhere, task)), streaming
+        weights = stored.weights(TensorsInMemory(stored, elsewhere, task))
+    return weights, Streaming(experts=experts, blocks=ring)
 
 
 class TensorsInMemory:
