@@ -13,8 +13,7 @@ from moekit.evaluation.choose_scorer import LONGEST, scorer_of
 from moekit.evaluation.native_scorer import native_scorer
 from moekit.evaluation.score import Evaluation, Score, score_documents
 from moekit.families.gguf import GGUFModel
-from moekit.kernels import native
-from moekit.kernels.native.decoder_description import unsupported
+from moekit.kernels.native.decoder_description import is_native
 from moekit.models import LanguageModel, NGram, check_there, load
 from moekit.moe import without_capacity
 from moekit.placement import MemoryOptions
@@ -67,7 +66,7 @@ def evaluate(
     if isinstance(model, str | Path):
         check_there(model)
     stored = _native_gguf(Path(model)) if isinstance(model, str | Path) else None
-    options = memory if isinstance(memory, MemoryOptions) else MemoryOptions(budget=memory)
+    options = MemoryOptions.of(memory)
     if stored is None and options.budget is not None:
         what = model if isinstance(model, str | Path) else "The model"
         raise UsageError(
@@ -90,10 +89,10 @@ def _score(score: Callable[[str], Score], documents: list[Document], progress: P
 
 def _native_gguf(path: Path) -> GGUFModel | None:
     """Open a GGUF file that the native kernels compute; None for all else."""
-    if not is_gguf(path) or not native.available():
+    if not is_gguf(path):
         return None
     stored = GGUFModel(path)
-    return stored if unsupported(stored.config) is None else None
+    return stored if is_native(stored.config) else None
 
 
 def _documents(data: Sequence[str | Path], text_column: str, domain_column: str | None) -> list[Document]:

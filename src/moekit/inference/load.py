@@ -47,7 +47,7 @@ def load_runner(
         >>> model.runner.context, moekit.generate(model, "Once", max_tokens=4).completion_tokens
         (64, 4)
     """
-    options = memory if isinstance(memory, MemoryOptions) else MemoryOptions(budget=memory)
+    options = MemoryOptions.of(memory)
     if is_gguf(Path(model)):
         if quantize is not None:
             raise UsageError(f"{model} is a GGUF file, whose weights run in the types they have; leave --quantize out.")

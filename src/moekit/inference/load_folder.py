@@ -10,14 +10,14 @@ from moekit.data.tokenizer_files import ids_of, read_object, read_tokenizer_sett
 from moekit.data.tokenizers import FileTokenizer, Tokenizer
 from moekit.inference.chat_template import folder_template
 from moekit.inference.checks import checked_context, decoder_config
-from moekit.inference.loaded_model import LoadedModel, is_native
+from moekit.inference.loaded_model import LoadedModel
 from moekit.inference.model_sampling import folder_sampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.packed_weights import packed_weights
 from moekit.inference.runner import Runner
 from moekit.inference.torch_runner import TorchRunner
 from moekit.kernels import native
-from moekit.kernels.native.decoder_description import unsupported
+from moekit.kernels.native.decoder_description import is_native, unsupported
 from moekit.kernels.packed import BLOCK_TYPES_BY_NAME, BlockType
 from moekit.models import Decoder, load
 from moekit.models.folder import read_config

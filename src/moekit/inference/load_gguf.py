@@ -9,10 +9,11 @@ from moekit.data.tokenizers import Tokenizer
 from moekit.families.gguf import GGUFModel
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.checks import checked_context, decoder_config
-from moekit.inference.loaded_model import LoadedModel, is_native, token_ids
+from moekit.inference.loaded_model import LoadedModel, token_ids
 from moekit.inference.model_sampling import gguf_sampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
+from moekit.kernels.native.decoder_description import is_native
 from moekit.kernels.packed import F32
 from moekit.placement import MemoryOptions, PlacedModel, load_weights
 

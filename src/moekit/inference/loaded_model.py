@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moekit.config import ModelConfig
 from moekit.data.tokenizers import Tokenizer
 from moekit.inference.chat_template import ChatTemplate
 from moekit.inference.model_sampling import ModelSampling
 from moekit.inference.native_runner import NativeRunner
 from moekit.inference.runner import Runner
-from moekit.kernels import native
-from moekit.kernels.native.decoder_description import unsupported
 from moekit.kernels.native.streaming import StreamingCounts
 from moekit.placement import PlacedModel
 
@@ -44,11 +41,6 @@ class LoadedModel:
         if self.placed is None or not self.placed.placement.streams or not isinstance(self.runner, NativeRunner):
             return None
         return self.runner.streaming_counts
-
-
-def is_native(config: ModelConfig) -> bool:
-    """Tell whether the native kernels are there and compute such a model."""
-    return native.available() and unsupported(config) is None
 
 
 def token_ids(value: Any) -> frozenset[int]:

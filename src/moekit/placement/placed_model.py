@@ -62,6 +62,11 @@ class MemoryOptions:
     prefetch: PrefetchName = "measured"
     on_placed: Callable[[PlacedModel], None] = _ignore
 
+    @classmethod
+    def of(cls, memory: "int | MemoryOptions | None") -> "MemoryOptions":
+        """Take bytes as the budget alone, and None as none."""
+        return memory if isinstance(memory, MemoryOptions) else cls(budget=memory)
+
 
 def fits(stored: GGUFModel) -> bool:
     """Tell whether a model's file is so much smaller than what is free that nobody needs to look closer."""

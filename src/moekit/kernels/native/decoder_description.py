@@ -26,6 +26,7 @@ from moekit.config import (
     YarnScaling,
 )
 from moekit.config.comparing import TRAINING_ONLY, differences
+from moekit.kernels.native.module import available
 
 STORED_OTHERWISE = frozenset({"tie_embeddings", "zero_centered"})
 """Fields that say how weights are stored: `DecoderWeights` has them as they are computed with."""
@@ -127,6 +128,11 @@ def rebuild(description: ModelDescription) -> ModelConfig:
         embedding_scale=description.embedding_scale,
         logit_scale=description.logit_scale,
     )
+
+
+def is_native(config: ModelConfig) -> bool:
+    """Tell whether the native kernels are there and compute such a model."""
+    return available() and unsupported(config) is None
 
 
 def unsupported(config: ModelConfig) -> str | None:
