@@ -2,14 +2,18 @@
 
     .venv/bin/python benchmarks/ladder.py --out runs/ladder --budget 90m
 
-It prints what the ladder says and writes ladder.json, with date, machine and versions, to benchmarks/results/.
+It prints what the ladder says and writes ladder.json, with date, machine and versions, to benchmarks/results/. Without
+--data the text is Python and C++ of packages that constraints.txt pins: the embedded corpus is too small for the
+largest rung.
 """
 
 import argparse
 import json
 import logging
 import shlex
+import shutil
 import sys
+import sysconfig
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +24,23 @@ from moekit.comparison.ladder.rungs import DEFAULT_LARGEST, LadderFolder
 from moekit.comparison.ladder.target_scale import parse_scale
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = Path(sysconfig.get_path("purelib"))
+TEXT = {
+    "python": (["numpy", "scipy", "sympy"], ".py"),
+    "c++": (["torch/include"], ".h"),
+}
+"""Folders of installed packages, and what their files end with, by domain."""
+
+
+def gather(folder: Path) -> None:
+    """Copy the sources of TEXT, without tests, to a sub-folder for each domain."""
+    for domain, (roots, suffix) in TEXT.items():
+        for root in roots:
+            for path in sorted((PACKAGES / root).rglob(f"*{suffix}")):
+                to = folder / domain / path.relative_to(PACKAGES)
+                if not {"test", "tests"} & set(to.parts):
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, to)
 
 
 def main() -> None:
@@ -36,9 +57,12 @@ def main() -> None:
     if LadderFolder(arguments.out).plan.exists():
         found = resume_ladder(arguments.out, target=parse_scale(arguments.at))
     else:
+        text = arguments.out.with_name(f"{arguments.out.name}-text")
+        if not arguments.data:
+            gather(text)
         found = compare_ladder(
             arguments.out,
-            data=arguments.data,
+            data=arguments.data or [str(text)],
             largest=arguments.size,
             seeds=arguments.seeds,
             budget_seconds=parse_duration(arguments.budget),

@@ -71,12 +71,13 @@ void multiply(const Kept<Matrix>& kept, const Array<const float, 2>& x, const Ar
     });
 }
 
-// y (T, R) = x (T, D) @ matrix^T, all fp32, x and the matrix as those numbers.
+// y (T, R) = x (T, D) @ matrix^T, all fp32, as prompts are multiplied: what becomes tiles, as those numbers.
 template <typename Number>
 void multiply_tokens_as(const Matrix& matrix, const float* rows, int64_t tokens, float* y) {
     // So many at a time that sums stay in a core's own cache.
     constexpr int64_t TOGETHER = 512;
-    Aligned<Number> tiles;
+    const ManyForms forms = many_forms({&matrix});
+    ManyBuffer<Number> buffer;
     std::vector<PieceSpace<Number>> spaces;
     TaskCounters counters;
     Pool& pool = Pool::shared();
@@ -85,16 +86,16 @@ void multiply_tokens_as(const Matrix& matrix, const float* rows, int64_t tokens,
         counters.reset();
         pool.run(
             [&](int threads) {
-                tiles.get(tile_blocks(count) * tile_stride(matrix.columns));
+                buffer.reserve(tile_blocks(count), count, matrix.columns, forms);
                 spaces.resize(threads);
                 for (PieceSpace<Number>& space : spaces) {
-                    space.reserve(count);
+                    space.reserve(count, matrix.columns);
                 }
             },
             [&](int thread, int threads) {
                 Worker worker(pool, counters, thread, threads);
-                const Tiles<Number> x =
-                    pack_many(worker, rows + first * matrix.columns, count, matrix.columns, tiles.get(0));
+                const ManyInput<Number> x =
+                    put_many(worker, rows + first * matrix.columns, count, matrix.columns, forms, buffer);
                 multiply_many(worker, spaces[thread], x, count,
                               {{matrix, y + first * matrix.rows, matrix.rows, nullptr}});
             });

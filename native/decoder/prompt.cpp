@@ -3,9 +3,21 @@
 #include <algorithm>
 
 #include "decoder/heads.h"
-#include "kernels/kernels.h"
 
 namespace moekit {
+namespace {
+
+template <typename Number>
+typename PromptScratch<Number>::Forms forms_of(const Layer& layer) {
+    const Attention& attention = layer.attention;
+    ManyForms ffn = many_forms(layer.ffn);
+    if (layer.moe.has_shared_expert()) {
+        ffn.add(in_bytes(layer.moe.shared_expert));
+    }
+    return {many_forms({&attention.query, &attention.key, &attention.value}), many_forms({&attention.output}), ffn};
+}
+
+}  // namespace
 
 template <typename Number>
 Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, ExpertWaves& waves, StreamedBlocks& blocks,
@@ -22,25 +34,31 @@ Prompt<Number>::Prompt(const Model& model, PromptScratch<Number>& scratch, Exper
       normed_(scratch.normed.get(count * model.width)),
       added_(scratch.added.get(count * model.width)),
       projected_(scratch.projected.get(count * scratch.sizes.projected)),
-      attended_(scratch.attended.get(count * scratch.sizes.attended)),
-      tiles_(scratch.tiles.get(tile_blocks(count) * tile_stride(std::max(model.width, scratch.sizes.attended)))) {}
+      attended_(scratch.attended.get(count * scratch.sizes.attended)) {}
 
 template <typename Number>
 void Prompt<Number>::reserve(int threads) const {
     scratch_.counters.reset();
     scratch_.rope.reserve(count_);
     scratch_.spaces.resize(threads);
+    const Sizes& sizes = scratch_.sizes;
     for (PieceSpace<Number>& space : scratch_.spaces) {
-        space.reserve(count_);
+        space.reserve(count_, std::max({model_.width, sizes.attended, sizes.hidden, sizes.shared_expert}));
     }
     reserve_attention(threads);
     const int64_t blocks = tile_blocks(count_);
+    scratch_.forms.clear();
     for (const Layer& layer : model_.layers) {
+        const auto& forms = scratch_.forms.emplace_back(forms_of<Number>(layer));
+        scratch_.rows.reserve(blocks, count_, model_.width, forms.attention);
+        scratch_.rows.reserve(blocks, count_, layer.attention.query_rows(), forms.attended);
+        scratch_.rows.reserve(blocks, count_, model_.width, forms.ffn);
         // Every expert's last block may hold a single token.
         const int64_t used = layer.is_moe() ? tile_blocks(count_ * layer.moe.top_k) + layer.moe.experts : blocks;
-        scratch_.hidden.get(used * tile_stride(layer.ffn.hidden));
+        const int64_t rows = layer.is_moe() ? count_ * layer.moe.top_k : count_;
+        scratch_.hidden.reserve(used, rows, layer.ffn.hidden, many_forms(layer.ffn));
         if (layer.is_moe()) {
-            scratch_.routed.get(used * tile_stride(model_.width));
+            scratch_.routed.reserve(used, rows, model_.width, many_forms(layer.ffn));
             scratch_.expert_added.get(count_ * layer.moe.top_k * model_.width);
             scratch_.router_logits.get(count_ * layer.moe.experts);
             scratch_.places.resize(std::max<size_t>(scratch_.places.size(), count_ * layer.moe.top_k));
@@ -49,7 +67,8 @@ void Prompt<Number>::reserve(int threads) const {
             scratch_.routes.reserve(layer.moe.experts, count_ * layer.moe.top_k);
         }
         if (layer.moe.has_shared_expert()) {
-            scratch_.shared_hidden.get(blocks * tile_stride(layer.moe.shared_expert.hidden));
+            const Ffn& shared = layer.moe.shared_expert;
+            scratch_.shared_hidden.reserve(blocks, count_, shared.hidden, many_forms(shared));
             scratch_.shared_added.get(count_ * model_.width);
             scratch_.shared_expert_gate.get(count_);
         }
@@ -67,7 +86,7 @@ void Prompt<Number>::run(Worker& worker) const {
     for (int64_t index = 0; index < static_cast<int64_t>(model_.layers.size()); ++index) {
         const Layer& layer = model_.layers[index];
         attention(worker, index, norm(worker, *post_norm, index, BlockKind::Attention));
-        const Tiles<Number> x = norm(worker, layer.attention_post_norm, index, BlockKind::Ffn);
+        const ManyInput<Number> x = norm(worker, layer.attention_post_norm, index, BlockKind::Ffn);
         if (layer.is_moe()) {
             moe_ffn(worker, index, x);
         } else {
@@ -87,15 +106,17 @@ void Prompt<Number>::norm_tokens(Worker& worker, int64_t begin, int64_t count, f
 }
 
 template <typename Number>
-Tiles<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind) const {
+ManyInput<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind) const {
     const Layer& layer = model_.layers[index];
-    const Norm& norm = kind == BlockKind::Attention ? layer.attention_norm : layer.ffn_norm;
-    const Tiles<Number> x{tiles_, model_.width, tile_blocks(count_)};
+    const bool before_attention = kind == BlockKind::Attention;
+    const Norm& norm = before_attention ? layer.attention_norm : layer.ffn_norm;
+    const ManyForms forms = before_attention ? scratch_.forms[index].attention : scratch_.forms[index].ffn;
+    const int64_t blocks = tile_blocks(count_);
     if (worker.thread() == 0) {
         // While the others begin.
         blocks_.enter(index, kind);
     }
-    worker.each(x.blocks, [&](int64_t block) {
+    worker.each(blocks, [&](int64_t block) {
         const float* rows[TILE_TOKENS];
         const int64_t begin = block * TILE_TOKENS, count = std::min(TILE_TOKENS, count_ - begin);
         for (int64_t i = 0; i < count; ++i) {
@@ -105,9 +126,9 @@ Tiles<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, int64_
             rms_norm(norm, residual_ + at, model_.width, normed);
             rows[i] = normed;
         }
-        tile_kernels<Number>().pack(rows, count, model_.width, tiles_ + block * x.block_stride());
+        scratch_.rows.put(rows, count, model_.width, forms, block, begin);
     });
-    return x;
+    return scratch_.rows.input(blocks, count_, model_.width, forms);
 }
 
 template class Prompt<float>;

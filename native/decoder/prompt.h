@@ -27,19 +27,27 @@ struct PromptScratch {
     TaskCounters counters;
     std::vector<PieceSpace<Number>> spaces;  // of each thread
     RopeTable rope;                          // of each token's position
+    struct Forms {
+        ManyForms attention, attended, ffn;  // of their inputs
+    };
+    std::vector<Forms> forms;  // of each layer
     Aligned<float> residual, normed, added, projected, attended;
-    Aligned<Number> tiles;                  // of the rows that all products of a phase share
+    ManyBuffer<Number> rows;                // that all products of a phase share
     Aligned<Number> keys;                   // of a layer, for each key head (positions, width)
     Aligned<Number> values;                 // the same transposed: (width, positions)
     std::vector<Aligned<float>> attention;  // of each thread
     std::vector<Aligned<Number>> queries;   // of each thread
-    Aligned<Number> routed, hidden, shared_hidden;
+    ManyBuffer<Number> routed, hidden, shared_hidden;
     Aligned<float> expert_added, shared_added, router_logits, shared_expert_gate;
     Routes routes;
     std::vector<int64_t> blocks;  // where the tiles of each expert that has any begin
     std::vector<int64_t> places;  // of each token: where its experts' rows stand, top_k of them
     std::vector<int64_t> placed;  // how many of them are known
 };
+
+// Whether all matrices of an ffn are multiplied in bytes; its other form is tiles.
+bool in_bytes(const Ffn& ffn);
+ManyForms many_forms(const Ffn& ffn);
 
 template <typename Number>
 class Prompt {
@@ -58,10 +66,10 @@ class Prompt {
 
    private:
     // The residual stream, with what the block before added to it, normed for a block of layer `index`.
-    Tiles<Number> norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind) const;
+    ManyInput<Number> norm(Worker& worker, const Norm& post_norm, int64_t index, BlockKind kind) const;
 
     void reserve_attention(int threads) const;
-    void attention(Worker& worker, int64_t index, const Tiles<Number>& x) const;
+    void attention(Worker& worker, int64_t index, const ManyInput<Number>& x) const;
     void write_cache(int64_t index, int64_t token) const;
     void gather_cache(Worker& worker, int64_t index) const;
     // `group` is some tokens that look at the cache together.
@@ -69,18 +77,17 @@ class Prompt {
     Tiles<Number> load_queries(const Attention& attention, int64_t head, int64_t first, int64_t count,
                                int thread) const;
 
-    void dense_ffn(Worker& worker, const Ffn& ffn, const Tiles<Number>& x, Aligned<Number>& hidden, float* added) const;
-    void moe_ffn(Worker& worker, int64_t index, const Tiles<Number>& x) const;
+    void dense_ffn(Worker& worker, const Ffn& ffn, const ManyInput<Number>& x, ManyBuffer<Number>& hidden,
+                   float* added) const;
+    void moe_ffn(Worker& worker, int64_t index, const ManyInput<Number>& x) const;
     void route(Worker& worker, int64_t index) const;
     // Of the experts that are in memory now.
-    void compute_experts(Worker& worker, const Layer& layer, const Tiles<Number>& routed) const;
+    void compute_experts(Worker& worker, const Layer& layer, const ManyInput<Number>& routed) const;
     void place(const Layer& layer) const;
-    Tiles<Number> gather(Worker& worker) const;
+    ManyInput<Number> gather(Worker& worker, const ManyInput<Number>& x, ManyForms forms) const;
     void combine(const Layer& layer, int64_t token) const;
-    // Rows `from` to `to` of an expert's hidden numbers for its tokens, as tiles.
-    void activate(const Ffn& ffn, int64_t expert, const Tiles<Number>& x, int64_t from, int64_t to, Number* hidden,
-                  PieceSpace<Number>& space) const;
-    Tiles<Number> expert_tiles(const Number* data, int64_t columns, int64_t used) const;
+    // The part of an input that is the `used`th expert's of those that have tokens.
+    ManyInput<Number> of_expert(const ManyInput<Number>& input, int64_t used) const;
 
     int64_t seen() const { return start_ + count_; }
 
@@ -93,7 +100,6 @@ class Prompt {
     int64_t count_;
     int64_t start_;  // of the tokens, in the cache
     float *residual_, *normed_, *added_, *projected_, *attended_;
-    Number* tiles_;
 };
 
 // Both kinds' memory, of which a decoder fills what it uses.

@@ -43,7 +43,7 @@ void Prompt<Number>::reserve_attention(int threads) const {
 }
 
 template <typename Number>
-void Prompt<Number>::attention(Worker& worker, int64_t index, const Tiles<Number>& x) const {
+void Prompt<Number>::attention(Worker& worker, int64_t index, const ManyInput<Number>& x) const {
     const Attention& part = model_.layers[index].attention;
     const int64_t query_rows = part.query_rows(), stride = part.projected_rows();
     PieceSpace<Number>& space = scratch_.spaces[worker.thread()];
@@ -58,7 +58,8 @@ void Prompt<Number>::attention(Worker& worker, int64_t index, const Tiles<Number
     worker.each(groups * part.heads, [&](int64_t task) {
         attend(index, task % part.heads, groups - 1 - task / part.heads, worker.thread());
     });
-    const Tiles<Number> attended = pack_many(worker, attended_, count_, query_rows, tiles_);
+    const ManyInput<Number> attended =
+        put_many(worker, attended_, count_, query_rows, scratch_.forms[index].attended, scratch_.rows);
     multiply_many(worker, space, attended, count_, {{part.output, added_, model_.width, part.output_bias.data}});
 }
 
@@ -164,8 +165,10 @@ void Prompt<Number>::attend(int64_t index, int64_t head, int64_t group, int thre
     }
     const int64_t begin = first_unmasked(start_ + first, attention.window) / TILE_COLUMNS * TILE_COLUMNS;
     const int64_t end = in_tiles(start_ + first + count);
-    for (int64_t panel = begin; panel < end; panel += PANEL) {
-        const int64_t rows = std::min(PANEL, end - panel);
+    // Panels end at the same positions wherever the tokens begin, so that no bit depends on how a prompt is cut: what
+    // is masked adds zeros.
+    for (int64_t panel = begin, rows = 0; panel < end; panel += rows) {
+        rows = std::min(PANEL - panel % PANEL, end - panel);
         kernel.multiply(keys + panel * width, width, rows, queries.data, queries.block_stride(), queries.blocks, width,
                         false, scores, STRIDE);
         for (int64_t block = 0; block < queries.blocks; ++block) {
@@ -192,7 +195,7 @@ void Prompt<Number>::attend(int64_t index, int64_t head, int64_t group, int thre
 
 template void Prompt<float>::reserve_attention(int) const;
 template void Prompt<uint16_t>::reserve_attention(int) const;
-template void Prompt<float>::attention(Worker&, int64_t, const Tiles<float>&) const;
-template void Prompt<uint16_t>::attention(Worker&, int64_t, const Tiles<uint16_t>&) const;
+template void Prompt<float>::attention(Worker&, int64_t, const ManyInput<float>&) const;
+template void Prompt<uint16_t>::attention(Worker&, int64_t, const ManyInput<uint16_t>&) const;
 
 }  // namespace moekit

@@ -35,6 +35,11 @@ struct alignas(64) ActivationBlock {
     int32_t minus_32[2][8];  // times 32, of first and of second halves
 };
 
+// How many of them a row of so many numbers takes.
+inline int64_t activation_blocks(int64_t columns) {
+    return (columns + ActivationBlock::NUMBERS - 1) / ActivationBlock::NUMBERS;
+}
+
 // `rows` rows of activations in one form. Small, without memory of its own: each thread has its copy.
 struct Activations {
     Form form = Form::F32;

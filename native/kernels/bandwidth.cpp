@@ -10,12 +10,13 @@
 namespace moekit {
 namespace {
 
-constexpr int64_t STREAMS = 4;
+constexpr int64_t STREAMS = 8;
 constexpr int64_t LINE = 64;
-constexpr int64_t AHEAD = 2048;
+constexpr int64_t AHEAD = 1024;
+constexpr int SECOND_CACHE = 2;
 
-// Every byte is loaded, in the way that was the fastest of those tried: a few streams, each asked for ahead. A plain
-// loop reads at two thirds of this, and a product measured against it would come out above 1.
+// Every byte is loaded, in the way that was the fastest of those tried: some streams, each asked for ahead, into the
+// second cache. A plain loop reads at two thirds of this, and a product measured against it would come out above 1.
 uint64_t sum_of(const uint64_t* memory, int64_t lines) {
     constexpr int64_t NUMBERS = LINE / 8;
     const int64_t part = lines / STREAMS;
@@ -23,7 +24,7 @@ uint64_t sum_of(const uint64_t* memory, int64_t lines) {
     for (int64_t line = 0; line < part; ++line) {
         for (int64_t stream = 0; stream < STREAMS; ++stream) {
             const uint64_t* from = memory + (stream * part + line) * NUMBERS;
-            __builtin_prefetch(from + AHEAD / 8);
+            __builtin_prefetch(from + AHEAD / 8, 0, SECOND_CACHE);
             for (int64_t i = 0; i < NUMBERS; ++i) {
                 sums[stream][i] += from[i];
             }

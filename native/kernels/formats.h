@@ -70,10 +70,8 @@ struct Q8_0 {
     }
 #endif
 
-    // Of the even or the odd blocks: what ZERO adds to their sums.
-    static inline Ints offsets(const ActivationBlock& x, int odd, int) {
-        return SIGNED_BYTES ? set_ints(0) : repeat(x.minus_128 + 4 * odd);
-    }
+    // Of each block, or half block: what takes ZERO off its sums; null where nothing does.
+    static inline const int32_t* offsets(const ActivationBlock& x, int) { return SIGNED_BYTES ? nullptr : x.minus_128; }
 };
 
 struct Q4_0 {
@@ -107,7 +105,7 @@ struct Q4_0 {
     }
 #endif
 
-    static inline Ints offsets(const ActivationBlock& x, int odd, int) { return repeat(x.minus_8 + 4 * odd); }
+    static inline const int32_t* offsets(const ActivationBlock& x, int) { return x.minus_8; }
 
     static inline Unpacked unpack(const uint8_t* p) {
         const uint8_t* q = p + 2;
@@ -181,7 +179,7 @@ struct Q4_K {
     }
 #endif
 
-    static inline Ints offsets(const ActivationBlock&, int, int) { return set_ints(0); }
+    static inline const int32_t* offsets(const ActivationBlock&, int) { return nullptr; }
 };
 
 // Of each 128: 64 bytes with the low 4 bits (blocks 0 and 1 in the low, 2 and 3 in the high halves), 32 bytes with the
@@ -240,9 +238,7 @@ struct Q6_K {
         }
     }
 
-    static inline Ints offsets(const ActivationBlock& x, int odd, int half) {
-        return repeat(x.minus_32[half] + 4 * odd);
-    }
+    static inline const int32_t* offsets(const ActivationBlock& x, int half) { return x.minus_32[half]; }
 };
 
 }  // namespace moekit::MOEKIT_ISA

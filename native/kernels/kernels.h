@@ -5,6 +5,7 @@
 
 #include "kernels/activations.h"
 #include "kernels/matrix.h"
+#include "kernels/panel_block.h"
 #include "kernels/tiles.h"
 #include "kernels/vector_ops.h"
 
@@ -18,10 +19,17 @@ struct Kernels {
                        int64_t stride);
     void (*dequantize_bf16)(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, uint16_t* out,
                             int64_t stride);
-    // x in 256s, the last of which ends at `columns`: those from begin to end, to the same places of out.
-    void (*quantize)(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
+    // Columns begin to end of a row that has `columns`, of which x has those; out is the row's. begin is a multiple of
+    // 32, and so is end, unless it is the last: zeros follow it then, up to a multiple of 256.
+    void (*quantize)(const float* x, int64_t begin, int64_t end, int64_t columns, ActivationBlock* out);
     // To bf16, followed by zeros up to a multiple of 32.
     void (*round)(const float* x, int64_t count, uint16_t* out);
+    // The same of packed weights with many rows of 8-bit blocks, to the same bits. memory: panel_blocks of the columns
+    // for each of MAX_PANELS.
+    void (*multiply_panels)(const Matrix&, const Activations&, int64_t begin, int64_t end, PanelBlock* memory, float* y,
+                            int64_t y_stride);
+    // Whether that is faster than tiles.
+    bool prefers_panels;
     // Products of many tokens. In bf16 null where the processor has no products of bf16 numbers: fp32 is faster then.
     const TileKernels<float>* fp32_tiles;
     const TileKernels<uint16_t>* bf16_tiles;
@@ -61,7 +69,9 @@ extern const Kernels KERNELS;
 void multiply_rows(const Matrix&, const Activations&, int64_t begin, int64_t end, float* y, int64_t y_stride);
 void dequantize_fp32(const Matrix&, int64_t begin, int64_t end, int64_t column, int64_t columns, float* out,
                      int64_t stride);
-void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out);
+void quantize(const float* x, int64_t begin, int64_t end, int64_t columns, ActivationBlock* out);
+void multiply_panels(const Matrix&, const Activations&, int64_t begin, int64_t end, PanelBlock* memory, float* y,
+                     int64_t y_stride);
 void round_to_bf16(const float* x, int64_t count, uint16_t* out);
 extern const TileKernels<float> FP32_TILES;
 }  // namespace avx512

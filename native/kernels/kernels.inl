@@ -6,6 +6,7 @@
 #include "kernels/dequantize.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix.h"
+#include "kernels/panels.h"
 #include "kernels/products.h"
 #include "kernels/rounding.h"
 #include "kernels/tiles_fp32.h"
@@ -30,8 +31,13 @@ void dequantize_bf16(const Matrix& matrix, int64_t begin, int64_t end, int64_t c
     dequantize(matrix, begin, end, column, columns, out, stride);
 }
 
-void quantize(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out) {
-    quantize_numbers(x, columns, begin, end, out);
+void quantize(const float* x, int64_t begin, int64_t end, int64_t columns, ActivationBlock* out) {
+    quantize_numbers(x, begin, end, columns, out);
+}
+
+void multiply_panels(const Matrix& matrix, const Activations& x, int64_t begin, int64_t end, PanelBlock* memory,
+                     float* y, int64_t y_stride) {
+    multiply_packed(matrix, x, begin, end, memory, y, y_stride);
 }
 
 void round_to_bf16(const float* x, int64_t count, uint16_t* out) { round_numbers(x, count, out); }
@@ -42,6 +48,8 @@ const Kernels KERNELS = {MOEKIT_NAME_OF(MOEKIT_ISA),
                          dequantize_bf16,
                          quantize,
                          round_to_bf16,
+                         multiply_panels,
+                         true,
                          &FP32_TILES,
                          nullptr,
                          &OPS};

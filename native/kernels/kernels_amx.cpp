@@ -106,6 +106,8 @@ const Kernels& table() {
         Kernels all = avx512_bf16::KERNELS;
         all.name = "amx";
         all.bf16_tiles = &tiles();
+        // A tile register's sums would have to leave it for every block of 32 columns, for their scales.
+        all.prefers_panels = false;
         return all;
     }();
     return kernels;

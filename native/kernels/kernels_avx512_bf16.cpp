@@ -27,8 +27,16 @@ static void dequantize_bf16(const Matrix& matrix, int64_t begin, int64_t end, in
     dequantize(matrix, begin, end, column, columns, out, stride);
 }
 
-const Kernels KERNELS = {"avx512_bf16",       multiply_rows,    avx512::dequantize_fp32,
-                         dequantize_bf16,     avx512::quantize, avx512::round_to_bf16,
-                         &avx512::FP32_TILES, &TILES,           &avx512::OPS};
+const Kernels KERNELS = {"avx512_bf16",
+                         multiply_rows,
+                         avx512::dequantize_fp32,
+                         dequantize_bf16,
+                         avx512::quantize,
+                         avx512::round_to_bf16,
+                         avx512::multiply_panels,
+                         true,
+                         &avx512::FP32_TILES,
+                         &TILES,
+                         &avx512::OPS};
 
 }  // namespace moekit::avx512_bf16

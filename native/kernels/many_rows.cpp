@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/activations.h"
 #include "kernels/kernels.h"
 
 namespace moekit {
@@ -34,15 +35,6 @@ void dequantize_piece(const Matrix& matrix, int64_t begin, int64_t end, int64_t 
     }
 }
 
-// y[token * y_stride + row] = sums[row * stride + token]
-template <typename Number>
-void put_sums(const float* sums, int64_t stride, int64_t rows, int64_t tokens, float* y, int64_t y_stride) {
-    for (int64_t token = 0; token < tokens; token += TILE_TOKENS) {
-        tile_kernels<Number>().unpack(sums + token, stride, rows, std::min(TILE_TOKENS, tokens - token),
-                                      y + token * y_stride, y_stride);
-    }
-}
-
 }  // namespace
 
 bool multiplies_bf16() { return kernels().bf16_tiles != nullptr; }
@@ -52,10 +44,67 @@ int64_t share_of(int64_t rows, int threads, int64_t most) {
     return std::clamp(in_tiles(rows / (threads * TURNS)), TILE_COLUMNS, most);
 }
 
+bool in_bytes(const Matrix& matrix) { return kernels().prefers_panels && form_for(matrix.type) == Form::Q8; }
+
+ManyForms many_forms(std::initializer_list<const Matrix*> matrices) {
+    ManyForms forms;
+    for (const Matrix* matrix : matrices) {
+        forms.add(in_bytes(*matrix));
+    }
+    return forms;
+}
+
 template <typename Number>
-void PieceSpace<Number>::reserve(int64_t tokens) {
+void ManyBuffer<Number>::reserve(int64_t blocks, int64_t rows, int64_t columns, ManyForms forms) {
+    tiles_.get(forms.tiles ? blocks * tile_stride(columns) : 0);
+    bytes_.get(forms.bytes ? rows * activation_blocks(columns) : 0);
+}
+
+template <typename Number>
+ManyInput<Number> ManyBuffer<Number>::input(int64_t blocks, int64_t rows, int64_t columns, ManyForms forms) {
+    ManyInput<Number> input;
+    if (forms.tiles) {
+        input.tiles = {tiles_.get(0), columns, blocks};
+    }
+    if (forms.bytes) {
+        input.bytes = {Form::Q8, rows, columns, bytes_.get(0), activation_blocks(columns)};
+    }
+    return input;
+}
+
+template <typename Number>
+void ManyBuffer<Number>::put_bytes(const float* numbers, int64_t from, int64_t count, int64_t columns, int64_t row) {
+    kernels().quantize(numbers, from, from + count, columns, bytes(columns, row));
+}
+
+template <typename Number>
+void ManyBuffer<Number>::put(const float* const* rows, int64_t count, int64_t columns, ManyForms forms, int64_t block,
+                             int64_t row) {
+    if (forms.tiles) {
+        tile_kernels<Number>().pack(rows, count, columns, tiles() + block * tile_stride(columns));
+    }
+    for (int64_t i = 0; forms.bytes && i < count; ++i) {
+        put_bytes(rows[i], 0, columns, columns, row + i);
+    }
+}
+
+template <typename Number>
+void PieceSpace<Number>::reserve(int64_t tokens, int64_t packed_columns) {
     weights_.get(Piece<Number>::HEIGHT * Piece<Number>::STRIDE);
     sums_.get(SHARE_ROWS * (tile_blocks(tokens) + 1) * TILE_TOKENS);
+    panels_.get(MAX_PANELS * panel_blocks(packed_columns));
+}
+
+template <typename Number>
+void PieceSpace<Number>::multiply(const Matrix& matrix, int64_t begin, int64_t end, const Activations& x, float* y,
+                                  int64_t y_stride) {
+    // Unpacking takes as long as so many rows of activations do.
+    constexpr int64_t FEW = 12;
+    if (x.rows <= FEW) {
+        multiply_rows(matrix, x, begin, end, y, y_stride);
+    } else {
+        kernels().multiply_panels(matrix, x, begin, end, panels_.get(0), y, y_stride);
+    }
 }
 
 template <typename Number>
@@ -79,7 +128,28 @@ float* PieceSpace<Number>::sums(const Matrix& matrix, int64_t begin, int64_t end
 }
 
 template <typename Number>
-void multiply_many(Worker& worker, PieceSpace<Number>& space, const Tiles<Number>& x, int64_t tokens,
+void multiply_share(PieceSpace<Number>& space, const ManyInput<Number>& x, int64_t tokens, const ManyProduct& product,
+                    int64_t begin, int64_t end) {
+    const Matrix& matrix = product.matrix;
+    if (x.bytes.data && in_bytes(matrix)) {
+        space.multiply(matrix, begin, end, x.bytes.slice(0, tokens), product.y, product.y_stride);
+    } else {
+        const float* sums = space.sums(matrix, begin, end, x.tiles);
+        for (int64_t token = 0; token < tokens; token += TILE_TOKENS) {
+            tile_kernels<Number>().unpack(sums + token, sums_stride(x.tiles), end - begin,
+                                          std::min(TILE_TOKENS, tokens - token),
+                                          product.y + token * product.y_stride + begin, product.y_stride);
+        }
+    }
+    for (int64_t token = 0; product.bias && token < tokens; ++token) {
+        for (int64_t row = begin; row < end; ++row) {
+            product.y[token * product.y_stride + row] += product.bias[row];
+        }
+    }
+}
+
+template <typename Number>
+void multiply_many(Worker& worker, PieceSpace<Number>& space, const ManyInput<Number>& x, int64_t tokens,
                    std::initializer_list<ManyProduct> products) {
     int64_t rows = 0, tasks = 0;
     for (const ManyProduct& product : products) {
@@ -94,42 +164,38 @@ void multiply_many(Worker& worker, PieceSpace<Number>& space, const Tiles<Number
         for (; chunk >= chunks(product->matrix, size); ++product) {
             chunk -= chunks(product->matrix, size);
         }
-        const int64_t begin = chunk * size, end = std::min(begin + size, product->matrix.rows);
-        float* sums = space.sums(product->matrix, begin, end, x);
-        const int64_t stride = sums_stride(x);
-        if (product->bias) {
-            for (int64_t row = begin; row < end; ++row) {
-                float* of_row = sums + (row - begin) * stride;
-                for (int64_t token = 0; token < tokens; ++token) {
-                    of_row[token] += product->bias[row];
-                }
-            }
-        }
-        put_sums<Number>(sums, stride, end - begin, tokens, product->y + begin, product->y_stride);
+        const int64_t begin = chunk * size;
+        multiply_share(space, x, tokens, *product, begin, std::min(begin + size, product->matrix.rows));
     });
 }
 
 template <typename Number>
-Tiles<Number> pack_many(Worker& worker, const float* x, int64_t tokens, int64_t columns, Number* tiles) {
-    const Tiles<Number> all{tiles, columns, tile_blocks(tokens)};
-    worker.each(all.blocks, [&](int64_t block) {
+ManyInput<Number> put_many(Worker& worker, const float* x, int64_t tokens, int64_t columns, ManyForms forms,
+                           ManyBuffer<Number>& buffer) {
+    worker.each(tile_blocks(tokens), [&](int64_t block) {
         const float* rows[TILE_TOKENS];
-        const int64_t count = std::min(TILE_TOKENS, tokens - block * TILE_TOKENS);
+        const int64_t first = block * TILE_TOKENS, count = std::min(TILE_TOKENS, tokens - first);
         for (int64_t i = 0; i < count; ++i) {
-            rows[i] = x + (block * TILE_TOKENS + i) * columns;
+            rows[i] = x + (first + i) * columns;
         }
-        tile_kernels<Number>().pack(rows, count, columns, tiles + block * all.block_stride());
+        buffer.put(rows, count, columns, forms, block, first);
     });
-    return all;
+    return buffer.input(tile_blocks(tokens), tokens, columns, forms);
 }
 
+template class ManyBuffer<float>;
+template class ManyBuffer<uint16_t>;
 template class PieceSpace<float>;
 template class PieceSpace<uint16_t>;
-template void multiply_many(Worker&, PieceSpace<float>&, const Tiles<float>&, int64_t,
+template void multiply_share(PieceSpace<float>&, const ManyInput<float>&, int64_t, const ManyProduct&, int64_t,
+                             int64_t);
+template void multiply_share(PieceSpace<uint16_t>&, const ManyInput<uint16_t>&, int64_t, const ManyProduct&, int64_t,
+                             int64_t);
+template void multiply_many(Worker&, PieceSpace<float>&, const ManyInput<float>&, int64_t,
                             std::initializer_list<ManyProduct>);
-template void multiply_many(Worker&, PieceSpace<uint16_t>&, const Tiles<uint16_t>&, int64_t,
+template void multiply_many(Worker&, PieceSpace<uint16_t>&, const ManyInput<uint16_t>&, int64_t,
                             std::initializer_list<ManyProduct>);
-template Tiles<float> pack_many(Worker&, const float*, int64_t, int64_t, float*);
-template Tiles<uint16_t> pack_many(Worker&, const float*, int64_t, int64_t, uint16_t*);
+template ManyInput<float> put_many(Worker&, const float*, int64_t, int64_t, ManyForms, ManyBuffer<float>&);
+template ManyInput<uint16_t> put_many(Worker&, const float*, int64_t, int64_t, ManyForms, ManyBuffer<uint16_t>&);
 
 }  // namespace moekit

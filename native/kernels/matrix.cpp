@@ -12,8 +12,6 @@ constexpr int64_t ALIGNMENT = 64;
 
 int64_t round_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
 
-int64_t blocks_of(int64_t columns) { return (columns + ActivationBlock::NUMBERS - 1) / ActivationBlock::NUMBERS; }
-
 }  // namespace
 
 int64_t block_numbers(Type type) {
@@ -81,7 +79,7 @@ Activations Activations::slice(int64_t begin, int64_t end) const {
 
 ActivationBuffer::ActivationBuffer(int64_t max_rows, int64_t max_columns)
     : max_rows_(max_rows), max_columns_(max_columns) {
-    const int64_t quantized = blocks_of(max_columns) * static_cast<int64_t>(sizeof(ActivationBlock));
+    const int64_t quantized = activation_blocks(max_columns) * static_cast<int64_t>(sizeof(ActivationBlock));
     const int64_t rounded = round_up(max_columns * 2, ALIGNMENT);
     const int64_t bytes = std::max<int64_t>(ALIGNMENT, max_rows * std::max(quantized, rounded));
     memory_ = aligned_bytes(bytes, ALIGNMENT);
@@ -100,7 +98,7 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
     }
     prepared.data = memory_.get();
     // Shares are whole 256s, counted through all rows, so that one wide row is split as well as many narrow ones.
-    const int64_t blocks = blocks_of(columns);
+    const int64_t blocks = activation_blocks(columns);
     prepared.stride = form == Form::Q8 ? blocks : round_up(columns, ALIGNMENT / 2);
     const int64_t all = (to - from) * blocks;
     const int64_t begin = from * blocks + all * thread / threads;
@@ -109,14 +107,14 @@ Activations ActivationBuffer::prepare(const float* x, int64_t x_stride, int64_t 
         const int64_t row = at / blocks;
         const int64_t first = at % blocks;
         const int64_t last = std::min(blocks, first + end - at);
-        const float* source = x + row * x_stride;
+        const int64_t column = first * ActivationBlock::NUMBERS;
+        const int64_t to_column = std::min(columns, last * ActivationBlock::NUMBERS);
+        const float* source = x + row * x_stride + column;
         if (form == Form::Q8) {
-            kernels().quantize(source, columns, first, last,
+            kernels().quantize(source, column, to_column, columns,
                                reinterpret_cast<ActivationBlock*>(memory_.get()) + row * prepared.stride);
         } else {
-            const int64_t column = first * ActivationBlock::NUMBERS;
-            const int64_t count = std::min(columns, last * ActivationBlock::NUMBERS) - column;
-            kernels().round(source + column, count,
+            kernels().round(source, to_column - column,
                             reinterpret_cast<uint16_t*>(memory_.get()) + row * prepared.stride + column);
         }
         at += last - first;

@@ -51,20 +51,17 @@ inline void put(const QuantizedBlock& quantized, int index, ActivationBlock& blo
     block.minus_32[1][place] = -32 * static_cast<int32_t>(second);
 }
 
-inline void quantize_numbers(const float* x, int64_t columns, int64_t begin, int64_t end, ActivationBlock* out) {
-    for (int64_t index = begin; index < end; ++index) {
-        const float* from = x + index * ActivationBlock::NUMBERS;
-        const int64_t left = columns - index * ActivationBlock::NUMBERS;
-        float padded[ActivationBlock::NUMBERS];
-        if (left < ActivationBlock::NUMBERS) {
+inline void quantize_numbers(const float* x, int64_t begin, int64_t end, int64_t columns, ActivationBlock* out) {
+    const int64_t last =
+        end == columns ? (columns + ActivationBlock::NUMBERS - 1) / ActivationBlock::NUMBERS * 8 : end / 32;
+    for (int64_t index = begin / 32; index < last; ++index, x += 32) {
+        const int64_t left = end - 32 * index;
+        float padded[32];
+        if (left < 32) {
             memset(padded, 0, sizeof padded);
-            memcpy(padded, from, static_cast<size_t>(left) * sizeof(float));
-            from = padded;
+            memcpy(padded, x, static_cast<size_t>(left > 0 ? left : 0) * sizeof(float));
         }
-        ActivationBlock& block = out[index];
-        for (int i = 0; i < 8; ++i) {
-            put(quantize_block(from + 32 * i), i, block);
-        }
+        put(quantize_block(left < 32 ? padded : x), static_cast<int>(index % 8), out[index / 8]);
     }
 }
 

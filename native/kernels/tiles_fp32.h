@@ -3,33 +3,14 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
+#include "kernels/some_numbers.h"
 #include "kernels/tiles.h"
 #include "simd/isa.h"
 
 #include MOEKIT_VECTORS
 
 namespace moekit::MOEKIT_ISA {
-
-// Up to 16 numbers, and zeros behind them.
-inline Floats load_some(const float* from, int64_t count) {
-    if (count >= 16) {
-        return load(from);
-    }
-    float padded[16] = {};
-    memcpy(padded, from, static_cast<size_t>(count > 0 ? count : 0) * sizeof(float));
-    return load(padded);
-}
-
-inline void store_some(float* to, Floats v, int64_t count) {
-    if (count >= 16) {
-        return store(to, v);
-    }
-    float all[16];
-    store(all, v);
-    memcpy(to, all, static_cast<size_t>(count) * sizeof(float));
-}
 
 static void pack_fp32(const float* const* rows, int64_t count, int64_t columns, float* tiles) {
     const int64_t whole = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;

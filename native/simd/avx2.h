@@ -14,6 +14,7 @@ namespace moekit::MOEKIT_ISA {
 
 constexpr int TILE_BATCH = 2;
 constexpr int FP32_ROWS = 6, FP32_BLOCKS = 1;
+constexpr int PANELS = 1, PANEL_TOKENS = 4;
 
 struct Bytes {
     __m256i low, high;
@@ -111,6 +112,12 @@ inline void four_runs(const uint8_t* memory, int64_t distance, Bytes (&out)[8]) 
     }
 }
 
+inline Bytes spread_word(const int8_t* memory) {
+    int word;
+    memcpy(&word, memory, sizeof word);
+    const __m256i v = _mm256_set1_epi32(word);
+    return {v, v};
+}
 inline Bytes repeat(const int8_t* memory) {
     const __m256i twice = _mm256_broadcastsi128_si256(load_16(memory));
     return {twice, twice};

@@ -13,6 +13,7 @@ namespace moekit::MOEKIT_ISA {
 
 constexpr int TILE_BATCH = 8;
 constexpr int FP32_ROWS = 8, FP32_BLOCKS = 3;
+constexpr int PANELS = 2, PANEL_TOKENS = 8;
 
 #define MOEKIT_ROW_RUNS
 
@@ -111,6 +112,11 @@ inline Ints quarter_totals(const Ints (&v)[4]) {
     return pairs_of_quarters(pairs_of_quarters(v[0], v[1]), pairs_of_quarters(v[2], v[3]));
 }
 
+inline Bytes spread_word(const int8_t* memory) {
+    int word;
+    memcpy(&word, memory, sizeof word);
+    return _mm512_set1_epi32(word);
+}
 inline Bytes repeat(const int8_t* memory) { return _mm512_broadcast_i32x4(load_16(memory)); }
 inline Ints repeat(const int32_t* memory) { return _mm512_broadcast_i32x4(load_16(memory)); }
 inline Floats repeat(const float* memory) { return _mm512_broadcast_f32x4(_mm_loadu_ps(memory)); }

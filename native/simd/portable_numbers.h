@@ -12,6 +12,8 @@ namespace moekit::MOEKIT_ISA {
 constexpr int TILE_BATCH = 1;
 // Rows of a matrix (2, 4, 6 or 8) and blocks of 16 tokens whose fp32 sums stay in registers.
 constexpr int FP32_ROWS = 2, FP32_BLOCKS = 1;
+// Panels of 16 rows of packed weights (1 or 2), and rows of activations whose sums stay in registers.
+constexpr int PANELS = 1, PANEL_TOKENS = 2;
 
 // 64 bytes, 16 whole numbers, 16 floats.
 struct Bytes {
@@ -130,6 +132,15 @@ inline void four_runs(const uint8_t* memory, int64_t distance, Bytes (&out)[8]) 
             memcpy(out[i].at + 4 * lane, memory + lane / 4 * distance + lane % 4 * STRIDE + 4 * i, 4);
         }
     }
+}
+
+// Four bytes, as every word.
+inline Bytes spread_word(const int8_t* memory) {
+    Bytes v;
+    for (int word = 0; word < 16; ++word) {
+        memcpy(v.at + 4 * word, memory, 4);
+    }
+    return v;
 }
 
 // 16 bytes, four whole numbers, four floats: for each quarter.

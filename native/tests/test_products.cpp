@@ -42,9 +42,9 @@ std::vector<float> few_rows(const Matrix& matrix, const std::vector<float>& x, i
 }
 
 template <typename Number>
-std::vector<float> many_rows(const Matrix& matrix, const std::vector<float>& x, int threads) {
+std::vector<float> many_rows(const Matrix& matrix, const std::vector<float>& x, int threads, ManyForms forms) {
     std::vector<float> y(TOKENS * matrix.rows);
-    Aligned<Number> tiles;
+    ManyBuffer<Number> buffer;
     std::vector<PieceSpace<Number>> spaces;
     TaskCounters counters;
     counters.reset();
@@ -52,16 +52,16 @@ std::vector<float> many_rows(const Matrix& matrix, const std::vector<float>& x, 
     pool.set_threads(threads);
     pool.run(
         [&](int all) {
-            tiles.get(tile_blocks(TOKENS) * tile_stride(matrix.columns));
+            buffer.reserve(tile_blocks(TOKENS), TOKENS, matrix.columns, forms);
             spaces.resize(all);
             for (PieceSpace<Number>& space : spaces) {
-                space.reserve(TOKENS);
+                space.reserve(TOKENS, matrix.columns);
             }
         },
         [&](int thread, int all) {
             Worker worker(pool, counters, thread, all);
-            const Tiles<Number> packed = pack_many(worker, x.data(), TOKENS, matrix.columns, tiles.get(0));
-            multiply_many(worker, spaces[thread], packed, TOKENS, {{matrix, y.data(), matrix.rows, nullptr}});
+            const ManyInput<Number> input = put_many(worker, x.data(), TOKENS, matrix.columns, forms, buffer);
+            multiply_many(worker, spaces[thread], input, TOKENS, {{matrix, y.data(), matrix.rows, nullptr}});
         });
     return y;
 }
@@ -75,11 +75,15 @@ void check_matrix(const Matrix& matrix, RandomMemory& memory) {
         const std::vector<float> first(expected.begin(), expected.begin() + batch * matrix.rows);
         CHECK(difference(few_rows(matrix, x, batch), first) <= error);
     }
-    const std::vector<float> in_fp32 = many_rows<float>(matrix, x, 1);
+    const ManyForms tiles{true, false};
+    const std::vector<float> in_fp32 = many_rows<float>(matrix, x, 1, tiles);
     CHECK(difference(in_fp32, expected) <= 1e-5);
-    CHECK(many_rows<float>(matrix, x, 3) == in_fp32);
+    CHECK(many_rows<float>(matrix, x, 3, tiles) == in_fp32);
     if (multiplies_bf16()) {
-        CHECK(difference(many_rows<uint16_t>(matrix, x, 2), expected) <= 2e-2);
+        CHECK(difference(many_rows<uint16_t>(matrix, x, 2, tiles), expected) <= 2e-2);
+    }
+    if (in_bytes(matrix)) {
+        CHECK(many_rows<float>(matrix, x, 3, {false, true}) == few_rows(matrix, x, TOKENS));
     }
     // Parts of rows, as bf16 numbers: as many as fit.
     std::vector<uint16_t> rounded((matrix.rows - 2) * matrix.columns);

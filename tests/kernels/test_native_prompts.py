@@ -31,6 +31,7 @@ pytestmark = [
 SETS = native_module().instruction_sets() if available() else []
 IN_FP32 = [name for name in SETS if name not in ("avx512_bf16", "amx")]
 """Those without products of bf16 numbers."""
+QUANTIZED = [Q4_0, Q8_0, Q4_K, Q6_K]
 
 
 @pytest.fixture
@@ -112,29 +113,61 @@ def test_prompts_of_fp32_models(of: ModelConfig, interleaved: bool, chunks: list
     check_prompts(decoder, model, chunks)
 
 
-@pytest.mark.parametrize("kind", [F16, BF16, Q4_0, Q8_0, Q4_K, Q6_K], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("instructions", IN_FP32, indirect=True)
-def test_packed_weights_are_multiplied_as_the_numbers_they_stand_for(kind: BlockType, instructions: str) -> None:
-    """Without products of bf16 numbers. The head is that of a step, which rounds activations: here it is fp32."""
+def mixed_model(windows: list[int | None] | None = None) -> ModelConfig:
+    """Make a dense layer and one of experts, of widths that all types have whole blocks of."""
     mixture = {"kind": "moe", "experts": 3, "expert_width": 256, "router": {"top_k": 2}}
-    of = config(
+    return config(
         layers=[{"kind": "dense", "width": 512}, mixture],
         width=256,
-        context=100,
-        attention={"head_width": 64},
+        context=700,
+        attention={"head_width": 64, "windows": windows or [None, None]},
         init_std=1 / 16,
     )
+
+
+@pytest.mark.parametrize("instructions", IN_FP32, indirect=True)
+def test_fp16_weights_are_multiplied_as_the_numbers_they_stand_for(instructions: str) -> None:
+    """Without products of bf16 numbers. bf16 weights, too. The head is that of a step, and fp32 here."""
+    for kind in (F16, BF16):
+        of = mixed_model()
+        model = make(of)
+        weights = replace(packed(model, as_type(kind)), head=packed(model).head)
+        head_VD = model.head.weight.clone()
+        round_weights(model, as_type(kind))
+        model.head.weight.copy_(head_VD)
+        decoder = NativeDecoder(of, weights)
+        tokens_T = text(of, 83)
+        expected_TV = model.double()(tokens_T[None])[0]
+        cache = decoder.new_cache("fp32")
+        decoder.extend(cache, tokens_T[:13].tolist())
+        assert_same(prefill(decoder, cache, tokens_T[13:]), expected_TV[-1])
+
+
+@pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("instructions", IN_FP32, indirect=True)
+def test_quantised_weights_are_multiplied_as_in_a_step(kind: BlockType, instructions: str) -> None:
+    """Of short prompts, since a last bit of attention's may bring an activation to the next whole number."""
+    of = mixed_model()
     model = make(of)
-    weights = replace(packed(model, as_type(kind)), head=packed(model).head)
-    head_VD = model.head.weight.clone()
-    round_weights(model, as_type(kind))
-    model.head.weight.copy_(head_VD)
-    decoder = NativeDecoder(of, weights)
-    tokens_T = text(of, 83)
-    expected_TV = model.double()(tokens_T[None])[0]
-    cache = decoder.new_cache("fp32")
-    decoder.extend(cache, tokens_T[:13].tolist())
-    assert_same(prefill(decoder, cache, tokens_T[13:]), expected_TV[-1])
+    decoder = NativeDecoder(of, replace(packed(model, as_type(kind)), head=packed(model).head))
+    differences = []
+    for seed in range(12):
+        tokens_T, cache, stepwise = text(of, 5 + seed, seed=seed), decoder.new_cache("fp32"), decoder.new_cache("fp32")
+        expected_V = [decode(decoder, token_1, stepwise)[0] for token_1 in tokens_T.split(1)][-1]
+        differences.append((prefill(decoder, cache, tokens_T) - expected_V).abs().max() / expected_V.std())
+    assert torch.stack(differences).median() <= 1e-5
+    assert max(differences) <= 0.05
+
+
+@pytest.mark.parametrize("kind", [F32, BF16, *QUANTIZED], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("instructions", SETS, indirect=True)
+def test_how_a_prompt_is_cut_does_not_change_a_bit(kind: BlockType, instructions: str) -> None:
+    of = mixed_model([300, None])
+    decoder, tokens_T, results = native(make(of), as_type(kind)), text(of, 600), []
+    for chunks in ([600], [1, 599], [37, 300, 263], [511, 1, 88]):
+        cache = decoder.new_cache()
+        results.append([prefill(decoder, cache, chunk_T) for chunk_T in tokens_T.split(chunks)][-1])
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("kind", [F32, Q8_0], ids=lambda kind: kind.name)

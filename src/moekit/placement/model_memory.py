@@ -21,6 +21,8 @@ _PART_POSITIONS = 512
 """Positions that are one task of a step's attention."""
 _THREAD_BYTES = 1 << 20
 """What each thread computes prompts in."""
+_PANEL_BYTES = 40
+"""What it unpacks packed weights in, for each of their columns."""
 _CHUNK = 512
 """Tokens of a prompt that are computed at once."""
 _STEP_SEQUENCES = 16
@@ -117,12 +119,18 @@ class ModelMemory:
         # Rows of the embedding, each in pages of its own.
         shared += context * sequences * (self.row_bytes + _BLOCK) if self.row_bytes else 0
         parts = self._parts()
+        columns = max(width, *(self._columns(attention, ffn) for attention, ffn in parts))
         return (
             shared
-            + threads() * _THREAD_BYTES
+            + threads() * (_THREAD_BYTES + _PANEL_BYTES * columns)
             + max(self._attention_work(attention, tokens, context, sequences) for attention, _ in parts)
             + max(self._ffn_work(ffn, tokens) for _, ffn in parts)
         )
+
+    @staticmethod
+    def _columns(attention: AttentionDescription | None, ffn: FfnDescription | MoeDescription) -> int:
+        ffns = [ffn] if isinstance(ffn, FfnDescription) else [ffn.expert, *filter(None, [ffn.shared_expert])]
+        return max(attention.heads * attention.head_width if attention else 0, *(part.width for part in ffns))
 
     def _attention_work(self, attention: AttentionDescription | None, tokens: int, context: int, sequences: int) -> int:
         if attention is None:
