@@ -3,8 +3,9 @@
 Models are folders that read bytes, trained so that their distributions are not flat (`quantisation.py --folder` leaves
 some). Each is written in every type, and both engines read windows of the held-out text of the embedded corpus, one
 token after the other. KL divergences are KL(llama.cpp ‖ moekit) in nats per position. `prompts`: moekit's logits after
-whole prompts instead, at every 25th position. `from_f32`: KL(f32 ‖ type), both of moekit, which is what quantising
-itself changes. llama.cpp runs in a Python of its own, where llama-cpp-python is installed:
+whole prompts instead, one for each position. `from_f32`: KL(f32 ‖ type), both of moekit, which is what quantising
+itself changes. `off_llama_f32`: KL(llama.cpp's f32 ‖ type) of llama.cpp, and of moekit's steps and prompts, which is
+who keeps more of the model. llama.cpp runs in a Python of its own, where llama-cpp-python is installed:
 
     python benchmarks/logits.py --llama-python venv/bin/python --models dense=runs/dense-0/model --out logits.json
 """
@@ -19,7 +20,6 @@ from typing import Any
 
 HERE = Path(__file__)
 TYPES = ("f32", "bf16", "q8_0", "q6_k", "q4_k", "q4_0")
-_EVERY = 25
 _LLAMA = """
 import json, sys
 import llama_cpp, numpy
@@ -55,7 +55,7 @@ def windows(positions: int) -> Any:
 
 
 def own_logits(path: Path, tokens_NT: Any) -> tuple[Any, Any]:
-    """Compute logits_NTV step by step, and of whole prompts up to every 25th position."""
+    """Compute logits_NTV step by step, and of whole prompts up to every position."""
     import numpy as np
     import torch
 
@@ -64,11 +64,11 @@ def own_logits(path: Path, tokens_NT: Any) -> tuple[Any, Any]:
     runner = load_runner(path).runner
     caches = [runner.new_cache() for _ in tokens_NT]
     steps_NTV = np.stack([runner.decode(caches, tokens_N) for tokens_N in tokens_NT.T.tolist()], 1)
-    ends = range(_EVERY, tokens_NT.shape[1] + 1, _EVERY)
-    prompts_NPV = np.stack(
+    ends = range(1, tokens_NT.shape[1] + 1)
+    prompts_NTV = np.stack(
         [np.stack([runner.prefill(runner.new_cache(), tokens[:end]) for end in ends]) for tokens in tokens_NT.tolist()]
     )
-    return torch.from_numpy(steps_NTV), torch.from_numpy(prompts_NPV)
+    return torch.from_numpy(steps_NTV), torch.from_numpy(prompts_NTV)
 
 
 def llama_logits(path: Path, tokens_NT: Any, options: argparse.Namespace) -> Any:
@@ -104,21 +104,25 @@ def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace
     from moekit.convert.export.gguf_export import plan_quantization
     from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
-    rows, exact_NTV = [], None
+    rows: list[dict[str, Any]] = []
+    exact_NTV = llama_f32_NTV = None
     with tempfile.TemporaryDirectory() as temporary:
         for kind in TYPES:
             path = Path(temporary) / f"{kind}.gguf"
             plan_quantization(folder, BLOCK_TYPES_BY_NAME[kind]).run(path)
-            steps_NTV, prompts_NPV = own_logits(path, tokens_NT)
-            exact_NTV = steps_NTV if exact_NTV is None else exact_NTV
+            steps_NTV, prompts_NTV = own_logits(path, tokens_NT)
             theirs_NTV, version = llama_logits(path, tokens_NT, options)
+            exact_NTV = steps_NTV if exact_NTV is None else exact_NTV
+            llama_f32_NTV = theirs_NTV if llama_f32_NTV is None else llama_f32_NTV
+            engines = {"llama.cpp": theirs_NTV, "steps": steps_NTV, "prompts": prompts_NTV}
             row = {
                 "model": name,
                 "type": kind,
                 "llama_cpp_python": version,
                 "steps": compared(theirs_NTV, steps_NTV),
-                "prompts": compared(theirs_NTV[:, _EVERY - 1 :: _EVERY], prompts_NPV),
+                "prompts": compared(theirs_NTV, prompts_NTV),
                 "from_f32": compared(exact_NTV, steps_NTV),
+                "off_llama_f32": {engine: compared(llama_f32_NTV, of_NTV) for engine, of_NTV in engines.items()},
             }
             print(f"{name:6} {kind:5} {shown(row)}", file=sys.stderr, flush=True)
             rows.append(row)
@@ -128,7 +132,8 @@ def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace
 def shown(row: dict[str, Any]) -> str:
     """Write a row as a line."""
     parts = [f"{part} {row[part]['kl_mean']:.2e} {row[part]['top_1_agreement']:.3f}" for part in ("steps", "prompts")]
-    return "  ".join([*parts, f"from f32 {row['from_f32']['kl_mean']:.2e}"])
+    off = [f"{engine} {found['kl_mean']:.2e}" for engine, found in row["off_llama_f32"].items()]
+    return "  ".join([*parts, "off llama.cpp's f32:", *off])
 
 
 def main() -> None:

@@ -22,9 +22,6 @@
 
 namespace moekit::MOEKIT_ISA {
 
-// Where block `place` (see ActivationBlock) of 256 columns of a panel lies.
-inline PanelBlock& panel_block(PanelBlock* panel, int64_t chunk, int place) { return panel[chunk * 8 + place]; }
-
 inline Bytes as_bytes(Floats v) {
     Bytes bytes;
     memcpy(&bytes, &v, sizeof bytes);
@@ -99,11 +96,13 @@ inline void unpack_panel(const Matrix& matrix, int64_t row, PanelBlock* panel) {
     }
 }
 
-// Sums of a block, or of a half of it: 16 rows of each of V panels with T rows of activations.
-template <typename Format, int V, int T>
+// PANELS panels with PANEL_TOKENS rows of activations.
+template <typename Format>
 struct PanelSums {
+    static constexpr int V = PANELS, T = PANEL_TOKENS;
     Floats lanes[4][V][T];
 
+    // A block of each.
     MOEKIT_INLINE void add(const PanelBlock* const (&panels)[V], const ActivationBlock* const (&x)[T], int place) {
         constexpr int PARTS = Format::HALVES ? 2 : 1, VECTORS = 8 / PARTS;
         Floats(&sums)[V][T] = lanes[place % 4];
@@ -152,8 +151,8 @@ struct PanelSums {
 
     // row_sum
     inline Floats total(int v, int t) const {
-        return moekit::MOEKIT_ISA::add(moekit::MOEKIT_ISA::add(lanes[0][v][t], lanes[2][v][t]),
-                                       moekit::MOEKIT_ISA::add(lanes[1][v][t], lanes[3][v][t]));
+        using moekit::MOEKIT_ISA::add;
+        return add(add(lanes[0][v][t], lanes[2][v][t]), add(lanes[1][v][t], lanes[3][v][t]));
     }
 };
 
@@ -179,12 +178,15 @@ class NextPanels {
     int64_t step_bytes_;
 };
 
-// `rows` (at most 16 V) rows, unpacked, with T rows of activations.
-template <typename Format, int V, int T>
-static void multiply_panels(const PanelBlock* panel, int64_t rows, const Activations& x, int64_t first,
-                            NextPanels& next, float* y, int64_t y_stride) {
+// `rows` unpacked rows with up to PANEL_TOKENS rows of activations, from `first` on. What is missing of either,
+// something else stands for, and is not kept.
+template <typename Format>
+static void multiply_panels_of(const PanelBlock* panel, int64_t rows, const Activations& x, int64_t first,
+                               NextPanels& next, float* y, int64_t y_stride) {
+    constexpr int V = PANELS, T = PANEL_TOKENS;
     const int64_t blocks = x.columns / 32, of_panel = panel_blocks(x.columns);
-    PanelSums<Format, V, T> sums;
+    const int64_t tokens = x.rows - first < T ? x.rows - first : T;
+    PanelSums<Format> sums;
     for (auto& lane : sums.lanes) {
         clear(lane);
     }
@@ -192,7 +194,7 @@ static void multiply_panels(const PanelBlock* panel, int64_t rows, const Activat
         const ActivationBlock* rows_of_x[T];
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-            rows_of_x[t] = x.blocks(first + t) + chunk;
+            rows_of_x[t] = x.blocks(first + (t < tokens ? t : 0)) + chunk;
         }
         next.step();
         for (int place = 0; place < 8; ++place) {
@@ -202,27 +204,15 @@ static void multiply_panels(const PanelBlock* panel, int64_t rows, const Activat
             const PanelBlock* at[V];
 #pragma GCC unroll 2
             for (int v = 0; v < V; ++v) {
-                at[v] = panel + v * of_panel + chunk * 8 + place;
+                at[v] = panel + (16 * v < rows ? v : 0) * of_panel + chunk * 8 + place;
             }
             sums.add(at, rows_of_x, place);
         }
     }
-    for (int t = 0; t < T; ++t) {
+    for (int64_t t = 0; t < tokens; ++t) {
         for (int v = 0; v < V && 16 * v < rows; ++v) {
-            store_some(y + (first + t) * y_stride + 16 * v, sums.total(v, t), rows - 16 * v);
+            store_some(y + (first + t) * y_stride + 16 * v, sums.total(v, static_cast<int>(t)), rows - 16 * v);
         }
-    }
-}
-
-// T rows of activations at a time, and the rest by halves of that.
-template <typename Format, int V, int T>
-static void multiply_all(const PanelBlock* panel, int64_t rows, const Activations& x, int64_t first, NextPanels& next,
-                         float* y, int64_t y_stride) {
-    for (; x.rows - first >= T; first += T) {
-        multiply_panels<Format, V, T>(panel, rows, x, first, next, y, y_stride);
-    }
-    if constexpr (T > 1) {
-        multiply_all<Format, V, T / 2>(panel, rows, x, first, next, y, y_stride);
     }
 }
 
@@ -234,16 +224,13 @@ static void multiply_format(const Matrix& matrix, const Activations& x, int64_t 
     const int64_t steps = (x.rows + PANEL_TOKENS - 1) / PANEL_TOKENS * activation_blocks(matrix.columns);
     const Matrix upto{matrix.data, matrix.type, end, matrix.columns};
     for (int64_t row = begin; row < end; row += ROWS) {
-        for (int64_t v = 0; v < PANELS && row + 16 * v < end; ++v) {
+        const int64_t rows = end - row < ROWS ? end - row : ROWS;
+        for (int64_t v = 0; 16 * v < rows; ++v) {
             unpack_panel<Format>(upto, row + 16 * v, memory + v * of_panel);
         }
-        const int64_t rows = end - row < ROWS ? end - row : ROWS;
-        const int64_t ahead = end - row < 2 * ROWS ? end : row + 2 * ROWS;
-        NextPanels next(matrix.row(row + rows), matrix.row(ahead), steps);
-        if (PANELS > 1 && rows <= 16) {
-            multiply_all<Format, 1, PANEL_TOKENS>(memory, rows, x, 0, next, y + row, y_stride);
-        } else {
-            multiply_all<Format, PANELS, PANEL_TOKENS>(memory, rows, x, 0, next, y + row, y_stride);
+        NextPanels next(matrix.row(row + rows), matrix.row(end - row < 2 * ROWS ? end : row + 2 * ROWS), steps);
+        for (int64_t first = 0; first < x.rows; first += PANEL_TOKENS) {
+            multiply_panels_of<Format>(memory, rows, x, first, next, y + row, y_stride);
         }
     }
 }
