@@ -8,7 +8,7 @@ step reads of weights, times steps a second, over the read bandwidth; both are m
 second, and the median of the turns' quotients counts. llama.cpp runs in a Python of its own, where llama-cpp-python is
 installed, ik_llama.cpp as its llama-bench:
 
-    python benchmarks/cpu_inference.py --llama-python venv/bin/python --ik-bench build/bin/llama-bench --out results.json
+    python benchmarks/cpu_inference.py --llama-python venv/bin/python --ik-bench build/bin/llama-bench --out out.json
 """
 
 import argparse

@@ -107,7 +107,7 @@ def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace
     rows: list[dict[str, Any]] = []
     exact_NTV = llama_f32_NTV = None
     with tempfile.TemporaryDirectory() as temporary:
-        for kind in TYPES:
+        for kind in ("f32", *(kind for kind in options.types if kind != "f32")):
             path = Path(temporary) / f"{kind}.gguf"
             plan_quantization(folder, BLOCK_TYPES_BY_NAME[kind]).run(path)
             steps_NTV, prompts_NTV = own_logits(path, tokens_NT)
@@ -141,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-python", required=True, help="a Python with llama-cpp-python")
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES)
     parser.add_argument("--positions", type=int, default=1000)
     parser.add_argument("--repack", action="store_true", help="llama.cpp's own layouts of weights (use_extra_bufts)")
     parser.add_argument("--out", type=Path, help="also write everything to this JSON file")
