@@ -43,15 +43,17 @@ print(llama_cpp.__version__)
 """
 
 
-def windows(positions: int) -> Any:
-    """Cut tokens_NT from the held-out text: as many windows as domains, `positions` in all."""
+def windows(positions: int, context: int) -> Any:
+    """Cut tokens_NT from the held-out text: `positions` of all domains, or a few less."""
     import torch
 
     from moekit.data import held_out_windows, load_corpus
 
     corpus = load_corpus(())
-    length = positions // len(corpus.domains)
-    return torch.cat(list(held_out_windows(corpus, context=length, tokens_per_domain=length).values()))[:, :-1]
+    of_domain = positions // len(corpus.domains)
+    length = min(of_domain, context)
+    cut = held_out_windows(corpus, context=length, tokens_per_domain=of_domain // length * length)
+    return torch.cat(list(cut.values()))[:, :-1]
 
 
 def own_logits(path: Path, tokens_NT: Any) -> tuple[Any, Any]:
@@ -99,8 +101,10 @@ def compared(theirs_NTV: Any, ours_NTV: Any) -> dict[str, float]:
     }
 
 
-def rows_of(name: str, folder: Path, tokens_NT: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+def rows_of(name: str, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure a model in every type, a row each."""
+    context = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    tokens_NT = windows(options.positions, context)
     from moekit.convert.export.gguf_export import plan_quantization
     from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
 
@@ -149,11 +153,10 @@ def main() -> None:
     from environment import environment
     from moekit.kernels.native import instruction_set
 
-    where, tokens_NT = environment("gguf"), windows(options.positions)
-    rows = []
+    where, rows = environment("gguf"), []
     for model in options.models:
         name, _, folder = model.partition("=")
-        rows += rows_of(name, Path(folder), tokens_NT, options)
+        rows += rows_of(name, Path(folder), options)
     if options.out:
         record = {**where, "instruction_set": instruction_set(), "repack": options.repack, "rows": rows}
         options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
