@@ -17,11 +17,11 @@ def with_text(page: str, text: str, start: str = START, end: str = END) -> str:
 
 
 class DocTable:
-    """The figures of docs/`doc`, which `figures` makes of benchmarks/results/`results`."""
+    """The figures of docs/`doc` behind the mark `start`, which `figures` makes of benchmarks/results/`results`."""
 
-    def __init__(self, doc: str, results: str, figures: Callable[[dict[str, Any]], str]) -> None:
+    def __init__(self, doc: str, results: str, figures: Callable[[dict[str, Any]], str], start: str = START) -> None:
         self.doc, self.results = ROOT / "docs" / doc, ROOT / "benchmarks" / "results" / results
-        self._figures = figures
+        self._figures, self._start = figures, start
 
     @property
     def found(self) -> dict[str, Any]:
@@ -31,15 +31,15 @@ class DocTable:
     def check(self) -> None:
         """Assert that the page says it."""
         page = self.doc.read_text(encoding="utf-8")
-        assert START in page
-        assert page == with_text(page, self._figures(self.found)), (
+        assert self._start in page
+        assert page == with_text(page, self._figures(self.found), self._start), (
             f"docs/{self.doc.name} is not what was measured; its test, run as a module, writes it anew"
         )
 
     def write(self) -> None:
         """Say it anew."""
         page = self.doc.read_text(encoding="utf-8")
-        self.doc.write_text(with_text(page, self._figures(self.found)), encoding="utf-8")
+        self.doc.write_text(with_text(page, self._figures(self.found), self._start), encoding="utf-8")
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -1,10 +1,11 @@
-"""docs/generate.md says what the benchmark's JSON says: its table of speeds is made of it.
+"""docs/generate.md says what the benchmark's JSON says: its tables of speeds, one a kind of machine, are made of it.
 
 `python -m tests.inference.test_cpu_inference_doc` writes it anew after another run.
 """
 
 from typing import Any
 
+import pytest
 from tests.doc_tables import DocTable, table
 
 PROMPTS = (128, 512, 2048)
@@ -27,12 +28,42 @@ def row(shape: str, kind: str, ratios: dict[str, float]) -> list[str]:
     return [f"{shape} {kind}", *single, prefills("llama.cpp"), prefills("transformers"), batch]
 
 
-TABLE = DocTable("generate.md", "2026-11-22-cpu-inference.json", figures)
+def beside_two(found: dict[str, Any]) -> str:
+    """A row for each model and type, where ik_llama.cpp was measured, too."""
+    heads = [
+        "model",
+        "share",
+        "decode, × llama.cpp",
+        "× ik_llama.cpp",
+        "prefill, × llama.cpp",
+        "× ik_llama.cpp",
+        "batch 8",
+    ]
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        ratios = result["ratios"]
+        of_peers = [
+            " / ".join(f"{ratios[f'{key} / {peer}']:.2f}" for key in keys)
+            for keys in (["decode"], ["prefill_128", "prefill_512"])
+            for peer in ("llama.cpp", "ik_llama.cpp")
+        ]
+        share, batch = (f"{ratios[key]:.2f}" for key in ("share of bandwidth", "batch / single"))
+        return [f"{result['shape']} {result['type']}", share, *of_peers, batch]
+
+    return table(heads, map(cells, found["results"]))
 
 
-def test_the_table_is_what_was_measured() -> None:
-    TABLE.check()
+TABLES = [
+    DocTable("generate.md", "2026-11-22-cpu-inference.json", figures),
+    DocTable("generate.md", "2026-11-30-cpu-inference.json", beside_two, "<!-- figures: Zen 4 -->\n"),
+]
+
+
+@pytest.mark.parametrize("of", TABLES, ids=lambda of: of.results.stem)
+def test_the_tables_are_what_was_measured(of: DocTable) -> None:
+    of.check()
 
 
 if __name__ == "__main__":
-    TABLE.write()
+    for each in TABLES:
+        each.write()
