@@ -111,22 +111,20 @@ def write_model(config: Any, kind: Any, path: Path) -> int:
     return read
 
 
-def measure(
-    prefill: Callable[[int], None], step: Callable[[], None], prompts: list[int], contexts: list[int], steps: int
-) -> dict[str, float]:
+def measure(prefill: Callable[[int], None], step: Callable[[], None], options: argparse.Namespace) -> dict[str, float]:
     """Measure tokens a second: of prompts of each length, and of steps after each context and a first (a short) one."""
     found: dict[str, float] = {}
-    for length in prompts:
+    for length in options.prompts:
         begin = time.perf_counter()
         prefill(length)
         found[f"prefill_{length}"] = length / (time.perf_counter() - begin)
-    for context in contexts:
+    for context in options.contexts:
         prefill(context)
         step()
         begin = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(options.steps):
             step()
-        found[decode_key(context)] = steps / (time.perf_counter() - begin)
+        found[decode_key(context)] = options.steps / (time.perf_counter() - begin)
     return found
 
 
@@ -157,7 +155,7 @@ def run_moekit(path: str, options: argparse.Namespace) -> dict[str, Any]:
         runner.decode(caches[:1], tokens(1))
 
     prefill(32)
-    found: dict[str, Any] = measure(prefill, step, options.prompts, options.contexts, options.steps)
+    found: dict[str, Any] = measure(prefill, step, options)
     prefill(_SHORT)
     bandwidths, quotients = [read_bandwidth(*_SAMPLE)], []
     for _ in range(_TURNS):
@@ -204,7 +202,7 @@ def run_llama(path: str, options: argparse.Namespace) -> dict[str, Any]:
         model.eval(tokens(length))
 
     prefill(32)
-    return measure(prefill, lambda: model.eval(tokens(1)), options.prompts, options.contexts, options.steps)
+    return measure(prefill, lambda: model.eval(tokens(1)), options)
 
 
 def run_ik(path: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -250,8 +248,7 @@ def run_transformers(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         feed(torch.randint(32_000, (1, length)))
 
     prefill(32)
-    one_step = lambda: feed(torch.randint(32_000, (1, 1)))  # noqa: E731
-    return measure(prefill, one_step, options.prompts, options.contexts, options.steps)
+    return measure(prefill, lambda: feed(torch.randint(32_000, (1, 1))), options)
 
 
 RUN = {"moekit": run_moekit, "llama.cpp": run_llama, "ik_llama.cpp": run_ik, "transformers": run_transformers}

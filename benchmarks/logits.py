@@ -103,11 +103,11 @@ def compared(theirs_NTV: Any, ours_NTV: Any) -> dict[str, float]:
 
 def rows_of(name: str, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure a model in every type, a row each."""
-    context = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    tokens_NT = windows(options.positions, context)
     from moekit.convert.export.gguf_export import plan_quantization
     from moekit.kernels.packed import BLOCK_TYPES_BY_NAME
+    from moekit.models.folder import read_config
 
+    tokens_NT = windows(options.positions, read_config(folder)[1].context)
     rows: list[dict[str, Any]] = []
     exact_NTV = llama_f32_NTV = None
     with tempfile.TemporaryDirectory() as temporary:

@@ -94,8 +94,9 @@ void multiply_tokens_as(const Matrix& matrix, const float* rows, int64_t tokens,
             },
             [&](int thread, int threads) {
                 Worker worker(pool, counters, thread, threads);
-                const ManyInput<Number> x =
-                    put_many(worker, rows + first * matrix.columns, count, matrix.columns, forms, buffer);
+                const ManyInput<Number> x = put_many(worker, count, matrix.columns, forms, buffer, [&](int64_t token) {
+                    return rows + (first + token) * matrix.columns;
+                });
                 multiply_many(worker, spaces[thread], x, count,
                               {{matrix, y + first * matrix.rows, matrix.rows, nullptr}});
             });

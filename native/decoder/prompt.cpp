@@ -111,24 +111,16 @@ ManyInput<Number> Prompt<Number>::norm(Worker& worker, const Norm& post_norm, in
     const bool before_attention = kind == BlockKind::Attention;
     const Norm& norm = before_attention ? layer.attention_norm : layer.ffn_norm;
     const ManyForms forms = before_attention ? scratch_.forms[index].attention : scratch_.forms[index].ffn;
-    const int64_t blocks = tile_blocks(count_);
     if (worker.thread() == 0) {
         // While the others begin.
         blocks_.enter(index, kind);
     }
-    worker.each(blocks, [&](int64_t block) {
-        const float* rows[TILE_TOKENS];
-        const int64_t begin = block * TILE_TOKENS, count = std::min(TILE_TOKENS, count_ - begin);
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t at = (begin + i) * model_.width;
-            add_residual(post_norm, model_.width, added_ + at, residual_ + at);
-            float* normed = normed_ + at;
-            rms_norm(norm, residual_ + at, model_.width, normed);
-            rows[i] = normed;
-        }
-        scratch_.rows.put(rows, count, model_.width, forms, block, begin);
+    return put_many(worker, count_, model_.width, forms, scratch_.rows, [&](int64_t token) {
+        const int64_t at = token * model_.width;
+        add_residual(post_norm, model_.width, added_ + at, residual_ + at);
+        rms_norm(norm, residual_ + at, model_.width, normed_ + at);
+        return normed_ + at;
     });
-    return scratch_.rows.input(blocks, count_, model_.width, forms);
 }
 
 template class Prompt<float>;

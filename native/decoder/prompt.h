@@ -30,7 +30,8 @@ struct PromptScratch {
     struct Forms {
         ManyForms attention, attended, ffn;  // of their inputs
     };
-    std::vector<Forms> forms;  // of each layer
+    // Of each layer; looked up before the region, within which the pointers of streamed matrices change.
+    std::vector<Forms> forms;
     Aligned<float> residual, normed, added, projected, attended;
     ManyBuffer<Number> rows;                // that all products of a phase share
     Aligned<Number> keys;                   // of a layer, for each key head (positions, width)

@@ -59,7 +59,8 @@ void Prompt<Number>::attention(Worker& worker, int64_t index, const ManyInput<Nu
         attend(index, task % part.heads, groups - 1 - task / part.heads, worker.thread());
     });
     const ManyInput<Number> attended =
-        put_many(worker, attended_, count_, query_rows, scratch_.forms[index].attended, scratch_.rows);
+        put_many(worker, count_, query_rows, scratch_.forms[index].attended, scratch_.rows,
+                 [&](int64_t token) { return attended_ + token * query_rows; });
     multiply_many(worker, space, attended, count_, {{part.output, added_, model_.width, part.output_bias.data}});
 }
 

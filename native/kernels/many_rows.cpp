@@ -169,20 +169,6 @@ void multiply_many(Worker& worker, PieceSpace<Number>& space, const ManyInput<Nu
     });
 }
 
-template <typename Number>
-ManyInput<Number> put_many(Worker& worker, const float* x, int64_t tokens, int64_t columns, ManyForms forms,
-                           ManyBuffer<Number>& buffer) {
-    worker.each(tile_blocks(tokens), [&](int64_t block) {
-        const float* rows[TILE_TOKENS];
-        const int64_t first = block * TILE_TOKENS, count = std::min(TILE_TOKENS, tokens - first);
-        for (int64_t i = 0; i < count; ++i) {
-            rows[i] = x + (first + i) * columns;
-        }
-        buffer.put(rows, count, columns, forms, block, first);
-    });
-    return buffer.input(tile_blocks(tokens), tokens, columns, forms);
-}
-
 template class ManyBuffer<float>;
 template class ManyBuffer<uint16_t>;
 template class PieceSpace<float>;
@@ -195,7 +181,5 @@ template void multiply_many(Worker&, PieceSpace<float>&, const ManyInput<float>&
                             std::initializer_list<ManyProduct>);
 template void multiply_many(Worker&, PieceSpace<uint16_t>&, const ManyInput<uint16_t>&, int64_t,
                             std::initializer_list<ManyProduct>);
-template ManyInput<float> put_many(Worker&, const float*, int64_t, int64_t, ManyForms, ManyBuffer<float>&);
-template ManyInput<uint16_t> put_many(Worker&, const float*, int64_t, int64_t, ManyForms, ManyBuffer<uint16_t>&);
 
 }  // namespace moekit

@@ -123,9 +123,20 @@ template <typename Number>
 void multiply_many(Worker& worker, PieceSpace<Number>& space, const ManyInput<Number>& x, int64_t tokens,
                    std::initializer_list<ManyProduct> products);
 
-// Rows of fp32 numbers (tokens, columns) in those forms, by every thread, then a barrier.
-template <typename Number>
-ManyInput<Number> put_many(Worker& worker, const float* x, int64_t tokens, int64_t columns, ManyForms forms,
-                           ManyBuffer<Number>& buffer);
+// Rows of fp32 numbers, row(token) of each token, in those forms, by every thread, then a barrier.
+template <typename Number, typename Row>
+ManyInput<Number> put_many(Worker& worker, int64_t tokens, int64_t columns, ManyForms forms, ManyBuffer<Number>& buffer,
+                           Row row) {
+    const int64_t blocks = tile_blocks(tokens);
+    worker.each(blocks, [&](int64_t block) {
+        const float* rows[TILE_TOKENS];
+        const int64_t begin = block * TILE_TOKENS, count = tokens - begin < TILE_TOKENS ? tokens - begin : TILE_TOKENS;
+        for (int64_t i = 0; i < count; ++i) {
+            rows[i] = row(begin + i);
+        }
+        buffer.put(rows, count, columns, forms, block, begin);
+    });
+    return buffer.input(blocks, tokens, columns, forms);
+}
 
 }  // namespace moekit

@@ -14,6 +14,7 @@
 #include "kernels/formats.h"
 #include "kernels/matrix.h"
 #include "kernels/panel_block.h"
+#include "kernels/prefetch.h"
 #include "kernels/products.h"
 #include "kernels/some_numbers.h"
 #include "simd/isa.h"

@@ -8,6 +8,7 @@
 #include "kernels/dequantize.h"
 #include "kernels/formats.h"
 #include "kernels/matrix.h"
+#include "kernels/prefetch.h"
 #include "simd/isa.h"
 
 #include MOEKIT_VECTORS
@@ -106,17 +107,14 @@ inline Scales first_blocks(Scales scales, int count) {
 }
 
 // Asks for what follows in each of the R streams: the processor's own prefetching starts late and ends with every page.
-// What lies behind the matrix is asked for in vain, and not read. It is asked for into the second cache: the first one
-// waits for so few lines at a time that they hold up memory (1.8 times the speed of q8_0 on a core of a Zen 4).
-constexpr int AHEAD = 1024, SECOND_CACHE = 2;
-
+// What lies behind the matrix is asked for in vain, and not read.
 template <int R, int BYTES>
 inline void prefetch(const uint8_t* p, int64_t distance) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
         for (int at = 0; at < BYTES; at += 64) {
-            __builtin_prefetch(p + r * distance + AHEAD + at, 0, SECOND_CACHE);
+            __builtin_prefetch(p + r * distance + PREFETCH_AHEAD + at, 0, SECOND_CACHE);
         }
     }
 }
@@ -306,7 +304,7 @@ void multiply_range(const Matrix& matrix, const Activations& x, int64_t begin, i
     const uint8_t* matrix_end = matrix.row(matrix.rows);
     const int64_t part = (end - begin) / R;
     // All streams' beginnings at once: one by one, each would be waited for.
-    for (int at = 0; at < AHEAD; at += 64) {
+    for (int64_t at = 0; at < PREFETCH_AHEAD; at += 64) {
         for (int r = 0; r < R; ++r) {
             __builtin_prefetch(matrix.row(begin + r * part) + at, 0, SECOND_CACHE);
         }

@@ -60,7 +60,8 @@ std::vector<float> many_rows(const Matrix& matrix, const std::vector<float>& x, 
         },
         [&](int thread, int all) {
             Worker worker(pool, counters, thread, all);
-            const ManyInput<Number> input = put_many(worker, x.data(), TOKENS, matrix.columns, forms, buffer);
+            const ManyInput<Number> input = put_many(worker, TOKENS, matrix.columns, forms, buffer,
+                                                     [&](int64_t token) { return x.data() + token * matrix.columns; });
             multiply_many(worker, spaces[thread], input, TOKENS, {{matrix, y.data(), matrix.rows, nullptr}});
         });
     return y;

@@ -3,6 +3,7 @@
 T tokens, R rows, D columns.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from moekit.kernels.native.decoder import NativeCache, NativeDecoder
 from moekit.kernels.native.module import available
 from moekit.kernels.native.module import native as native_module
 from moekit.kernels.packed import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, BlockType
+from moekit.kernels.packed.quantize_blocks import quantize
 from moekit.models import Decoder
 
 pytestmark = [
@@ -157,6 +159,39 @@ def test_quantised_weights_are_multiplied_as_in_a_step(kind: BlockType, instruct
         differences.append((prefill(decoder, cache, tokens_T) - expected_V).abs().max() / expected_V.std())
     assert torch.stack(differences).median() <= 1e-5
     assert max(differences) <= 0.05
+
+
+@pytest.mark.parametrize("instructions", SETS, indirect=True)
+def test_matrices_of_several_types_in_one_layer(instructions: str) -> None:
+    """Whole numbers for some, tiles for others: no further from torch than steps, which round more activations."""
+    mixture = {"kind": "moe", "experts": 3, "expert_width": 64, "router": {"top_k": 2}, "branch": "shared"}
+    of = config(
+        layers=[{"kind": "dense", "width": 64}, mixture | {"branch_width": 64}, mixture | {"branch_width": 96}],
+        width=64,
+        context=100,
+        attention={"head_width": 16},
+        init_std=1 / 8,
+    )
+    model = make(of)
+    # Numbers that every one of the types holds, so that only the activations differ.
+    round_weights(model, as_type(Q8_0))
+    round_weights(model, as_type(BF16))
+    tokens_T, ends = text(of, 60), range(20, 60, 4)
+    expected_TV = model(tokens_T[None])[0]
+
+    def error(logits_V: Tensor, end: int) -> Tensor:
+        return (logits_V - expected_TV[end - 1]).norm() / expected_TV[end - 1].norm()
+
+    types = [F32, BF16, Q8_0, F16, Q8_0]
+    for start in range(len(types)):
+        kinds = itertools.cycle(types[start:] + types[:start])
+        decoder = native(model, lambda weight, kinds=kinds: quantize(weight, next(kinds)))
+        steps_TV = decode(decoder, tokens_T, decoder.new_cache("fp32"))
+        of_steps = torch.stack([error(steps_TV[end - 1], end) for end in ends])
+        of_prompts = torch.stack(
+            [error(prefill(decoder, decoder.new_cache("fp32"), tokens_T[:end]), end) for end in ends]
+        )
+        assert 0 < of_prompts.median() <= of_steps.median()
 
 
 @pytest.mark.parametrize("kind", [F32, BF16, *QUANTIZED], ids=lambda kind: kind.name)
